@@ -1,0 +1,1 @@
+"""The benchmark: ``python -m bench`` measures everything in one run and prints one table."""

@@ -1,0 +1,1 @@
+"""The scheduler: which node runs which job, and when."""

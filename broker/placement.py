@@ -1,0 +1,105 @@
+"""Which node gets the next job: the least loaded that may take one.
+
+Each cluster keeps a heap of the allocations that are not full, by the load of their nodes.
+An entry counts only while it is the one that its allocation is listed with; loads that have
+grown meanwhile are put right when an entry comes up. O(log n) in nodes, O(1) in jobs.
+"""
+
+from __future__ import annotations
+
+import heapq
+from fnmatch import fnmatchcase
+
+from dispy.protocol.messages import Identity, NodeSpec
+
+from .state import Allocation, Cluster, Job, Node, Stage
+
+
+def load_of(node: Node) -> float:
+    """Jobs per CPU."""
+    return node.load / node.identity.cpus
+
+
+def offer(allocation: Allocation) -> None:
+    """List an allocation (again) because it may be able to take a job."""
+    if allocation.stage is not Stage.READY or not allocation.node.online:
+        return
+    key = load_of(allocation.node)
+    if allocation.listed is None or key < allocation.listed:
+        allocation.listed = key
+        heapq.heappush(allocation.cluster.heap, (key, allocation.node.id, allocation))
+
+
+def may_take(allocation: Allocation, ahead: int, busy_clusters: int) -> bool:
+    """Whether one more job fits: its own CPUs, what it may hold ahead, and others' share."""
+    held, cpus = len(allocation.jobs), allocation.cpus
+    if held >= cpus + ahead * cpus:
+        return False
+    if busy_clusters < 2 or allocation.node.load < allocation.node.identity.cpus:
+        return True
+    share = -(-cpus // busy_clusters)
+    return held < share + ahead * share
+
+
+def least_loaded(cluster: Cluster, ahead: int, busy_clusters: int) -> Allocation | None:
+    """Return the best allocation for the cluster's next job; None when all are full."""
+    heap = cluster.heap
+    while heap:
+        key, _, allocation = heap[0]
+        if key != allocation.listed:
+            heapq.heappop(heap)  # an older entry of it
+            continue
+        usable = allocation.stage is Stage.READY and allocation.node.online
+        if not usable or not may_take(allocation, ahead, busy_clusters):
+            heapq.heappop(heap)
+            allocation.listed = None  # offered again when a job of it ends
+            continue
+        now = load_of(allocation.node)
+        if now == key:
+            return allocation
+        allocation.listed = now
+        heapq.heapreplace(heap, (now, allocation.node.id, allocation))
+    return None
+
+
+def put(job: Job, allocation: Allocation) -> None:
+    """Note that a node has the job."""
+    job.allocation = allocation
+    allocation.jobs[job.spec.seq] = job
+    allocation.node.load += 1
+    if len(allocation.jobs) > allocation.cpus:
+        allocation.cluster.surplus[allocation] = None
+
+
+def take_off(job: Job) -> None:
+    """Note that the job's node has it no longer, and offer the place to others."""
+    allocation = job.allocation
+    assert allocation is not None
+    job.allocation = None
+    del allocation.jobs[job.spec.seq]
+    node = allocation.node
+    node.load -= 1
+    if len(allocation.jobs) <= allocation.cpus:
+        allocation.cluster.surplus.pop(allocation, None)
+    for other in node.allocations.values():
+        offer(other)
+
+
+def cpus_for(specs: list[NodeSpec], identity: Identity, addresses: tuple[str, ...]) -> int:
+    """How many CPUs of a node the first matching entry of ``nodes=`` asks for; 0: none."""
+    for spec in specs:
+        if _matches(spec, identity, addresses):
+            if spec.cpus > 0:
+                return min(spec.cpus, identity.cpus)
+            return max(0, identity.cpus + spec.cpus)
+    return 0
+
+
+def _matches(spec: NodeSpec, identity: Identity, addresses: tuple[str, ...]) -> bool:
+    if not spec.port and fnmatchcase(identity.name, spec.pattern):
+        return True
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        if fnmatchcase(host.strip("[]"), spec.pattern) and spec.port in (0, int(port or 0)):
+            return True
+    return False

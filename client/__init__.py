@@ -1,0 +1,75 @@
+"""dispy: run a Python function many times, on the CPUs of many machines.
+
+The public face: what is listed in ``__all__`` is promised, the rest is not. Names are loaded
+when they are first used, so that ``import dispy`` costs nothing, and the broker and the node,
+which live below this package, pay only for what they use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from dispy.protocol.errors import DispyError
+
+    from . import config
+    from .allocate import LocalNode, NodeAllocate
+    from .cluster import JobCluster
+    from .errors import ClusterClosedError, NotSupportedError, SecretNeededError
+    from .job import DispyJob
+    from .log import logger
+    from .node import DispyNode, DispyNodeAvailInfo
+    from .pickling import PicklingError
+    from .status import ClusterStatus
+
+
+__all__ = [
+    "ClusterClosedError",
+    "ClusterStatus",
+    "DispyError",
+    "DispyJob",
+    "DispyNode",
+    "DispyNodeAvailInfo",
+    "JobCluster",
+    "LocalNode",
+    "NodeAllocate",
+    "NotSupportedError",
+    "PicklingError",
+    "SecretNeededError",
+    "__version__",
+    "config",
+    "logger",
+]
+
+_HOMES = {
+    "ClusterClosedError": ".errors",
+    "ClusterStatus": ".status",
+    "DispyError": ".protocol.errors",
+    "DispyJob": ".job",
+    "DispyNode": ".node",
+    "DispyNodeAvailInfo": ".node",
+    "JobCluster": ".cluster",
+    "LocalNode": ".allocate",
+    "NodeAllocate": ".allocate",
+    "NotSupportedError": ".errors",
+    "PicklingError": ".pickling",
+    "SecretNeededError": ".errors",
+    "logger": ".log",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "config":
+        return import_module(".config", __name__)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name], __name__), name)
+    globals()[name] = value  # the next access doesn't come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,56 @@
+"""Names of older releases, each with the one it has now. No other file knows them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .cluster import JobCluster
+    from .job import DispyJob
+
+PARAMETERS = {
+    "callback": "job_status",
+    "ext_ip_addr": "ext_host",
+    "fault_recover": "recover_file",
+    "ip_addr": "host",
+    "port": "dispy_port",
+}
+DERIVED_PORTS = {"node_port": 1, "scheduler_port": 2}  # what they were above dispy_port
+
+
+def new_names(old: dict[str, object]) -> dict[str, object]:
+    """Return parameters of `JobCluster` that were given by old names, by their new ones.
+
+    Raises `TypeError` for a name that was never one.
+    """
+    renamed: dict[str, object] = {}
+    for name, value in old.items():
+        if name in DERIVED_PORTS and isinstance(value, int):
+            new, value = "dispy_port", value - DERIVED_PORTS[name]
+        elif name in PARAMETERS:
+            new = PARAMETERS[name]
+        else:
+            raise TypeError(f"JobCluster has no parameter {name!r}")
+        warnings.warn(f"{name} is called {new} now", DeprecationWarning, stacklevel=4)
+        renamed[new] = value
+    return renamed
+
+
+class OldJobNames:
+    """What `DispyJob` offers beside its own names."""
+
+    __slots__ = ()
+
+    @property
+    def ip_addr(self: DispyJob) -> str | None:  # type: ignore[misc]
+        """The same as ``host``."""
+        return self.host
+
+
+class OldClusterNames:
+    """What `JobCluster` offers beside its own names."""
+
+    def stats(self: JobCluster, wall_time: float | None = None) -> None:  # type: ignore[misc]
+        """Do what ``print_status`` does."""
+        self.print_status(wall_time)

@@ -1,0 +1,132 @@
+"""A job as the user sees it.
+
+Plain data but for ``finish``. The session fills it in; a million of them must fit into
+memory, so there is no dictionary, and the event exists only once somebody asks for it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, ClassVar
+
+from dispy.protocol.messages import JobSpec
+
+from .aliases import OldJobNames
+
+_EVENT_LOCK = threading.Lock()  # so that a job gets only one event
+
+
+class DispyJob(OldJobNames):
+    """One call of the computation; `JobCluster.submit` returns it.
+
+    Attributes, all but ``id`` to be read only:
+
+    - ``id``: 1, 2, 3, ... in a cluster, or anything you like.
+    - ``status``: one of the constants below.
+    - ``result``: what the function returned; None until then, and if it failed.
+    - ``stdout``, ``stderr``: what the job printed, as text.
+    - ``exception``: why the job failed, as text: a traceback, or what happened to its process.
+    - ``exc``: the exception object itself, if it could be pickled.
+    - ``submit_time``, ``start_time``, ``end_time``: seconds since the epoch, the last two by
+      the clock of the node; None while they have not come.
+    - ``host``: address of the node where the job runs or ran (also ``ip_addr``).
+    - ``finish``: a `threading.Event`, set when the job has ended.
+
+    ``job()`` waits for the end and returns the result. Jobs are ordered by submission.
+    """
+
+    Created: ClassVar[int] = 5  # waits to be run
+    Running: ClassVar[int] = 6
+    ProvisionalResult: ClassVar[int] = 7
+    Cancelled: ClassVar[int] = 8  # removed before it ran
+    Terminated: ClassVar[int] = 9  # raised an exception, was killed, or its process ended
+    Abandoned: ClassVar[int] = 10  # its node was lost; it may still become Finished
+    Finished: ClassVar[int] = 11  # returned a result
+
+    __slots__ = (
+        "_args",
+        "_cluster",
+        "_finish",
+        "_kwargs",
+        "_seq",
+        "_spec",
+        "end_time",
+        "exc",
+        "exception",
+        "host",
+        "id",
+        "result",
+        "start_time",
+        "status",
+        "stderr",
+        "stdout",
+        "submit_time",
+    )
+
+    id: Any
+    result: Any
+    stdout: str | None
+    stderr: str | None
+    exception: str | None
+    exc: BaseException | None
+    submit_time: float
+    start_time: float | None
+    end_time: float | None
+    status: int
+    host: str | None
+    _finish: threading.Event | None
+    _spec: JobSpec | None  # until the job has ended
+
+    def __init__(
+        self,
+        cluster: int,
+        spec: JobSpec,
+        job_id: object,
+        args: tuple[object, ...],
+        kwargs: dict[str, object] | None,
+    ) -> None:
+        self._cluster = cluster
+        self._seq = spec.seq
+        self._spec = spec
+        self._args = args
+        self._kwargs = kwargs
+        self.id = job_id
+        self.status = 5
+        self.submit_time = time.time()
+        self.result = self.stdout = self.stderr = self.exception = self.exc = None
+        self.start_time = self.end_time = self.host = self._finish = None
+
+    @property
+    def finish(self) -> threading.Event:
+        """The event that is set when the job has ended."""
+        if self._finish is None:
+            with _EVENT_LOCK:
+                if self._finish is None:
+                    self._finish = event = threading.Event()
+                    # The end of a job sets the status and then looks for an event; here it
+                    # is the other way round, so at least one of the two sets the event.
+                    if self.status >= DispyJob.Cancelled:
+                        event.set()
+        return self._finish
+
+    def __call__(self, clear: bool = False) -> Any:
+        """Wait for the end of the job; return its result, None if it failed.
+
+        With ``clear`` the event ``finish`` is cleared afterwards.
+        """
+        self.finish.wait()
+        if clear:
+            self.finish.clear()
+        return self.result
+
+    def __lt__(self, other: DispyJob) -> bool:
+        return self._seq < other._seq
+
+    def __repr__(self) -> str:
+        return f"<DispyJob {self.id!r}: {STATUS_NAMES.get(self.status, self.status)}>"
+
+
+STATUS_NAMES = {
+    value: name for name, value in vars(DispyJob).items() if name[0].isupper()
+}  # for messages

@@ -1,0 +1,111 @@
+"""Checksums, lines and words of all files of a source tree, one job a file.
+
+The same is then computed in this process, and both are compared. The files' contents travel
+with the jobs, so the nodes need not have the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sysconfig
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import dispy
+
+NOT_SOURCES = {"__pycache__", "site-packages"}
+SHOWN = 5  # differences that are printed
+
+
+class Summary(NamedTuple):
+    """What is computed of a file."""
+
+    sha256: str
+    lines: int
+    words: int
+
+
+class Outcome(NamedTuple):
+    """Summaries by file (None: the job failed), and the seconds that it took to get them."""
+
+    summaries: dict[Path, Summary | None]
+    seconds: float
+
+
+def summarize(content: bytes) -> tuple[str, int, int]:
+    """Run as a job, on a node."""
+    return hashlib.sha256(content).hexdigest(), content.count(b"\n"), len(content.split())
+
+
+def files_below(tree: Path, limit: int) -> list[Path]:
+    """Return the regular files of the tree, in order, without what is installed or made."""
+    paths = sorted(path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())
+    sources = [path for path in paths if not NOT_SOURCES & set(path.relative_to(tree).parts)]
+    return sources[:limit]
+
+
+def by_jobs(contents: dict[Path, bytes], node: str | None) -> Outcome:
+    """Compute all summaries on nodes."""
+    began = time.perf_counter()
+    with dispy.JobCluster(summarize, nodes=[node] if node else None) as cluster:
+        jobs = {path: cluster.submit(content) for path, content in contents.items()}
+        summaries = {path: summary_of(path, job) for path, job in jobs.items()}
+        seconds = time.perf_counter() - began
+        cluster.print_status()
+    return Outcome(summaries, seconds)
+
+
+def summary_of(path: Path, job: dispy.DispyJob) -> Summary | None:
+    """Wait for the job and return its result, or None if it failed."""
+    result = job()
+    if job.status != dispy.DispyJob.Finished:
+        print(f"the job for {path} failed:\n{job.exception}")
+        return None
+    return Summary(*result)
+
+
+def by_this_process(contents: dict[Path, bytes]) -> Outcome:
+    """Compute all summaries here, one after the other."""
+    began = time.perf_counter()
+    summaries = {path: Summary(*summarize(content)) for path, content in contents.items()}
+    return Outcome(dict(summaries), time.perf_counter() - began)
+
+
+def compare(jobs: Outcome, here: Outcome, size_bytes: int) -> int:
+    """Print totals, times and what differs; return the number of differing files."""
+    known = [summary for summary in jobs.summaries.values() if summary]
+    lines, words = sum(one.lines for one in known), sum(one.words for one in known)
+    print(f"{len(known):,} files, {size_bytes:,} bytes, {lines:,} lines, {words:,} words")
+    print(f"as jobs: {jobs.seconds:.2f} s; in this process: {here.seconds:.2f} s")
+    differing = [path for path, one in here.summaries.items() if jobs.summaries[path] != one]
+    for path in differing[:SHOWN]:
+        print(f"differs: {path}: {jobs.summaries[path]} != {here.summaries[path]}")
+    print(f"DIFFERENT: {len(differing):,} files" if differing else "the results are the same")
+    return len(differing)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--node", metavar="HOST:PORT", help="use this node and no other")
+    standard_library = Path(sysconfig.get_paths()["stdlib"])
+    parser.add_argument("--tree", type=Path, default=standard_library)
+    parser.add_argument("--limit", type=int, default=1500, help="at most so many files")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    contents = {path: path.read_bytes() for path in files_below(options.tree, options.limit)}
+    if not contents:
+        print(f"no files below {options.tree}")
+        return 1
+    print(f"{len(contents):,} files of {options.tree}", flush=True)
+    size_bytes = sum(map(len, contents.values()))
+    jobs = by_jobs(contents, options.node)
+    return 1 if compare(jobs, by_this_process(contents), size_bytes) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The node: runs jobs in processes of their own on one machine."""

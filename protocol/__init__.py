@@ -1,0 +1,1 @@
+"""What goes over a wire, and nothing else: messages, framing, links, transport."""

@@ -1,0 +1,481 @@
+"""All sessions of one process: handshakes, heartbeats, reconnecting, who is alive.
+
+It turns what a transport delivers into events for a core, and a core's messages into frames.
+Pure: the transport, the time and the source of session names are passed in. After the
+handshake it makes no difference which side dialled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias
+
+from .errors import ProtocolError
+from .link import RETRY_S, SILENCE_S, Link
+from .messages import (
+    VERSION_MAJOR,
+    VERSION_MINOR,
+    Body,
+    Buffer,
+    Envelope,
+    Frame,
+    Goodbye,
+    Hello,
+    Identity,
+    Large,
+    Refused,
+    Unknown,
+    Welcome,
+)
+from .wire import Codec
+
+ROUND_S = 0.25  # how often all links are looked at
+REDIAL_S = 0.1  # the first pause before dialling again; doubles
+REDIAL_MAX_S = 2.0
+REFUSED_PAUSE_S = 5.0  # a peer that said no is asked again, but not often
+GREETING_S = 3.0  # how long a Hello may stay unanswered
+
+Route: TypeAlias = int | bytes
+
+
+class Up(NamedTuple):
+    """A dialled connection is there."""
+
+    route: Route
+
+
+class Down(NamedTuple):
+    """A connection is gone, or could not be made; its route is never used again."""
+
+    route: Route
+    reason: str
+    refused: bool = False  # nothing listens there: the peer's process is gone
+
+
+class Arrived(NamedTuple):
+    """The frames of one message."""
+
+    route: Route
+    frames: Sequence[Buffer]
+
+
+Arrival: TypeAlias = Up | Down | Arrived
+
+
+class Transport(Protocol):
+    """What carries frames: sockets, or a simulation of them."""
+
+    def dial(self, address: str) -> Route:
+        """Begin to connect; `Up` or `Down` follows."""
+
+    def drop(self, route: Route) -> None:
+        """Close a dialled connection; forget one that was accepted."""
+
+    def send(self, route: Route, frames: list[Buffer]) -> bool:
+        """Send without waiting; False when there is no room now. A vanished peer: `Down`."""
+
+
+class Joined(NamedTuple):
+    """A peer has registered.
+
+    ``undelivered``: what an earlier session with the same instance could not deliver.
+    ``address``: what was dialled to reach it; empty when the peer dialled.
+    """
+
+    peer: str
+    identity: Identity
+    undelivered: list[Body]
+    address: str = ""
+
+
+class Back(NamedTuple):
+    """A peer that was away is back, and nothing was lost."""
+
+    peer: str
+
+
+class Away(NamedTuple):
+    """A peer can't be reached; what is sent to it waits.
+
+    ``gone``: certainly for ever, since nothing listens at its door any more.
+    """
+
+    peer: str
+    reason: str
+    gone: bool = False
+
+
+class Left(NamedTuple):
+    """A peer has ended the session, or broke the protocol; nothing of it is kept."""
+
+    peer: str
+    reason: str
+
+
+class Received(NamedTuple):
+    """A message of a registered peer."""
+
+    peer: str
+    message: Body
+
+
+class DialFailed(NamedTuple):
+    """An address didn't lead to a peer this time; it is tried again."""
+
+    address: str
+    reason: str
+
+
+Event: TypeAlias = Joined | Back | Away | Left | Received | DialFailed
+
+
+@dataclass(eq=False)
+class Dial:
+    """An address that is kept connected."""
+
+    address: str
+    route: Route | None = None
+    peer: str = ""  # the instance that answered last
+    again_at: float = 0.0  # while there is no route: when to try next
+    pause_s: float = REDIAL_S
+    greeted_at: float | None = None  # waiting for the answer to a Hello since
+
+
+def admit_all(identity: Identity) -> str:
+    """Refuse nobody."""
+    return ""
+
+
+class Exchange:
+    """Every link of this process, by the peer's instance id.
+
+    ``admit`` is asked about each new peer that dials in; a text is the reason to refuse it.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        transport: Transport,
+        name_session: Callable[[], str],
+        admit: Callable[[Identity], str] = admit_all,
+    ) -> None:
+        self.identity = identity
+        self.links: dict[str, Link] = {}
+        self.malformed = 0  # messages dropped because they could not be understood
+        self._transport = transport
+        self._admit = admit
+        self._name_session = name_session
+        self._codec = Codec()
+        self._routes: dict[Route, Link] = {}
+        self._dials: dict[str, Dial] = {}
+        self._dialled: dict[Route, Dial] = {}
+        self._unflushed: dict[Link, None] = {}  # in order, so that runs can be repeated
+        self._next_round = 0.0
+
+    # -- what a shell calls --------------------------------------------------------------
+
+    def dial(self, address: str) -> None:
+        """Connect to an address, and again whenever the connection is lost."""
+        if address not in self._dials:
+            self._dials[address] = Dial(address)
+            self._next_round = 0.0
+
+    def undial(self, address: str) -> None:
+        """Don't try this address again; an established session goes on."""
+        dial = self._dials.pop(address, None)
+        if dial is not None and dial.route is not None and dial.route not in self._routes:
+            self._hang_up(dial)
+
+    def send(self, peer: str, message: Body) -> None:
+        """Queue a message for a registered peer; a peer that left meanwhile gets nothing."""
+        link = self.links.get(peer)
+        if link is not None:
+            link.send(message)
+            self._unflushed[link] = None
+
+    def flush(self, now: float) -> None:
+        """Hand all that is queued over to the transport, one batch for each peer."""
+        unflushed, self._unflushed = self._unflushed, {}
+        for link in unflushed:
+            self._flush(link, now)
+
+    def goodbye(self, peer: str, reason: str = "") -> None:
+        """End a session for good, and tell the peer if it can be reached."""
+        link = self.links.get(peer)
+        if link is not None:
+            if link.route is not None:
+                self._say(link.route, Goodbye(reason))
+            self.forget(peer)
+
+    def forget(self, peer: str) -> None:
+        """Drop a session and all that waits in it."""
+        link = self.links.pop(peer, None)
+        if link is None:
+            return
+        self._unflushed.pop(link, None)
+        route = link.route
+        link.disconnect()
+        if route is not None:
+            del self._routes[route]
+            dial = self._dialled.get(route)
+            if dial is not None:
+                self._hang_up(dial)
+            else:
+                self._transport.drop(route)
+
+    def deadline(self) -> float:
+        """When `tick` next has something to do, in seconds of the same clock as ``now``."""
+        return self._next_round
+
+    def tick(self, now: float) -> list[Event]:
+        """Dial, beat, and notice who has been silent for too long."""
+        if now < self._next_round:
+            return []
+        self._next_round = now + ROUND_S
+        events: list[Event] = []
+        for dial in list(self._dials.values()):
+            self._tick_dial(dial, now, events)
+        for link in list(self.links.values()):
+            if link.route is not None and now > link.heard + SILENCE_S:
+                reason = f"silent for {SILENCE_S} s"
+                self._broken(link, reason, False, now, events)
+            elif link.needs_flush(now):
+                self._unflushed[link] = None
+        return events
+
+    def receive(self, arrival: Arrival, now: float) -> list[Event]:
+        """Handle what the transport has delivered."""
+        if isinstance(arrival, Arrived):
+            return self._on_frames(arrival.route, arrival.frames, now)
+        if isinstance(arrival, Up):
+            return self._on_up(arrival.route, now)
+        return self._on_down(arrival, now)
+
+    # -- connections ---------------------------------------------------------------------
+
+    def _tick_dial(self, dial: Dial, now: float, events: list[Event]) -> None:
+        if dial.route is None:
+            link = self.links.get(dial.peer)
+            if link is not None and link.route is not None:
+                return  # the peer has dialled us meanwhile
+            if now >= dial.again_at:
+                dial.route = self._transport.dial(dial.address)
+                self._dialled[dial.route] = dial
+            else:
+                self._next_round = min(self._next_round, dial.again_at)
+        elif dial.greeted_at is not None and now > dial.greeted_at + GREETING_S:
+            self._hang_up(dial)
+            self._pause(dial, now)
+            reason = f"connected, but it didn't answer within {GREETING_S:g} s"
+            events.append(DialFailed(dial.address, reason))
+
+    def _hang_up(self, dial: Dial) -> None:
+        if dial.route is not None:
+            del self._dialled[dial.route]
+            self._transport.drop(dial.route)
+            dial.route = None
+        dial.greeted_at = None
+
+    def _pause(self, dial: Dial, now: float, pause_s: float = 0.0) -> None:
+        dial.again_at = now + max(dial.pause_s, pause_s)
+        dial.pause_s = min(dial.pause_s * 2, REDIAL_MAX_S)
+        self._next_round = min(self._next_round, dial.again_at)
+
+    def _on_up(self, route: Route, now: float) -> list[Event]:
+        dial = self._dialled.get(route)
+        if dial is not None:
+            link = self.links.get(dial.peer)
+            session, received = (link.session, link.received) if link else ("", 0)
+            hello = Hello(VERSION_MAJOR, VERSION_MINOR, self.identity, session, received)
+            dial.greeted_at = now
+            self._say(route, hello)
+        return []
+
+    def _on_down(self, down: Down, now: float) -> list[Event]:
+        events: list[Event] = []
+        dial = self._dialled.get(down.route)
+        link = self._routes.get(down.route)
+        if link is not None:
+            self._broken(link, down.reason, down.refused, now, events)
+        elif dial is not None:
+            self._hang_up(dial)
+            self._pause(dial, now)
+            events.append(DialFailed(dial.address, down.reason))
+            away = self.links.get(dial.peer)
+            if away is not None and away.route is None:
+                events.append(Away(dial.peer, down.reason, down.refused))
+        return events
+
+    def _broken(
+        self, link: Link, reason: str, refused: bool, now: float, events: list[Event]
+    ) -> None:
+        """The link's connection is gone: keep the session, dial again if it was us."""
+        assert link.route is not None
+        route = link.route
+        del self._routes[route]
+        link.disconnect()
+        dial = self._dialled.get(route)
+        if dial is not None:
+            self._hang_up(dial)
+            dial.pause_s = REDIAL_S
+            self._pause(dial, now)
+        else:
+            self._transport.drop(route)
+        events.append(Away(link.peer.instance, reason, refused))
+
+    # -- frames --------------------------------------------------------------------------
+
+    def _on_frames(self, route: Route, frames: Sequence[Buffer], now: float) -> list[Event]:
+        try:
+            if not frames:
+                raise ProtocolError("an empty message")
+            frame, larges = self._codec.decode(frames[0])
+            return self._on_frame(route, frame, larges, list(frames[1:]), now)
+        except ProtocolError as error:
+            self.malformed += 1
+            return self._offended(route, str(error))
+
+    def _on_frame(
+        self, route: Route, frame: Frame, larges: list[Large], chunks: list[Buffer], now: float
+    ) -> list[Event]:
+        link = self._routes.get(route)
+        if isinstance(frame, Envelope):
+            if link is None:
+                self._say(route, Unknown())
+                return []
+            messages = link.receive(frame, larges, chunks, now)
+            if link.needs_flush(now):
+                self._unflushed[link] = None
+            return [Received(link.peer.instance, message) for message in messages]
+        if isinstance(frame, Hello):
+            return self._on_hello(route, frame, now)
+        dial = self._dialled.get(route)
+        if isinstance(frame, Welcome):
+            return self._on_welcome(route, dial, frame, now)
+        if isinstance(frame, Refused):
+            return self._on_refused(dial, frame, now)
+        if link is None:
+            return []
+        if isinstance(frame, Goodbye):
+            self.forget(link.peer.instance)
+            return [Left(link.peer.instance, frame.reason)]
+        events: list[Event] = []
+        self._broken(link, "the other side didn't know this connection", False, now, events)
+        return events
+
+    def _on_hello(self, route: Route, hello: Hello, now: float) -> list[Event]:
+        reason = self._refusal(hello)
+        if reason:
+            self._say(route, Refused(reason))
+            return []
+        peer = hello.identity.instance
+        link = self.links.get(peer)
+        if link is not None and link.session == hello.session:
+            self._unroute(link)
+            link.connect(route, link.epoch + 1, hello.received, now)
+            events: list[Event] = [Back(peer)]
+        else:
+            session = self._name_session()
+            link, events = self._begin(hello.identity, session, route, 1, now)
+        self._routes[route] = link
+        self._unflushed[link] = None
+        welcome = Welcome(
+            min(VERSION_MINOR, hello.minor), self.identity, link.session, link.epoch, link.received
+        )
+        self._say(route, welcome)
+        return events
+
+    def _refusal(self, hello: Hello) -> str:
+        if hello.major != VERSION_MAJOR:
+            return (
+                f"{self.identity.name} speaks version {VERSION_MAJOR} of the protocol "
+                f"(dispy {self.identity.software}), {hello.identity.name} version {hello.major} "
+                f"(dispy {hello.identity.software}): install the same release on both"
+            )
+        return self._admit(hello.identity)
+
+    def _on_welcome(
+        self, route: Route, dial: Dial | None, welcome: Welcome, now: float
+    ) -> list[Event]:
+        if dial is None or dial.greeted_at is None:
+            raise ProtocolError("a Welcome that nobody asked for")
+        peer = welcome.identity.instance
+        link = self.links.get(peer)
+        before, dial.peer = dial.peer, peer
+        dial.greeted_at, dial.pause_s = None, REDIAL_S
+        events: list[Event] = []
+        if before and before != peer and before in self.links:
+            self.forget(before)
+            events.append(Left(before, "another process answers at its address now"))
+        if link is not None and link.session == welcome.session:
+            self._unroute(link)
+            link.connect(route, welcome.epoch, welcome.received, now)
+            events.append(Back(peer))
+        else:
+            link, begun = self._begin(
+                welcome.identity, welcome.session, route, welcome.epoch, now
+            )
+            events += begun
+        self._routes[route] = link
+        self._unflushed[link] = None
+        return events
+
+    def _begin(
+        self, identity: Identity, session: str, route: Route, epoch: int, now: float
+    ) -> tuple[Link, list[Event]]:
+        """Start a session; an earlier one with the same instance ends."""
+        old = self.links.get(identity.instance)
+        undelivered = old.undelivered() if old is not None else []
+        if old is not None:
+            self._unroute(old)
+            self._unflushed.pop(old, None)
+        link = Link(identity, session, self._codec, now)
+        link.connect(route, epoch, 0, now)
+        self.links[identity.instance] = link
+        dial = self._dialled.get(route)
+        address = dial.address if dial is not None else ""
+        return link, [Joined(identity.instance, identity, undelivered, address)]
+
+    def _unroute(self, link: Link) -> None:
+        """The newest connection wins: take the link off its older one."""
+        if link.route is None:
+            return
+        old = link.route
+        self._routes.pop(old, None)
+        link.disconnect()
+        dial = self._dialled.get(old)
+        if dial is not None:
+            self._hang_up(dial)
+        else:
+            self._transport.drop(old)
+
+    def _on_refused(self, dial: Dial | None, refused: Refused, now: float) -> list[Event]:
+        if dial is None:
+            return []
+        self._hang_up(dial)
+        self._pause(dial, now, REFUSED_PAUSE_S)
+        return [DialFailed(dial.address, f"refused: {refused.reason}")]
+
+    def _offended(self, route: Route, reason: str) -> list[Event]:
+        """The peer broke the protocol: end its session, since resending would do it again."""
+        link = self._routes.get(route)
+        if link is None:
+            return []
+        peer = link.peer.instance
+        self._say(route, Goodbye(f"protocol error: {reason}"))
+        self.forget(peer)
+        return [Left(peer, f"it broke the protocol: {reason}")]
+
+    def _say(self, route: Route, frame: Frame) -> None:
+        header, _ = self._codec.encode(frame)
+        self._transport.send(route, [header])
+
+    def _flush(self, link: Link, now: float) -> None:
+        route = link.route
+        if route is None:
+            return
+        link.flush(now, lambda frames: self._transport.send(route, frames))
+        if link.blocked:
+            self._unflushed[link] = None
+            self._next_round = min(self._next_round, now + RETRY_S)

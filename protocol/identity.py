@@ -1,0 +1,49 @@
+"""Who this process is, for the handshake."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+import uuid
+from pathlib import Path
+
+from .messages import Identity
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def describe(
+    role: str, software: str, *, name: str = "", cpus: int = 0, port: int = 0, address: str = ""
+) -> Identity:
+    """Describe this process as a peer of the given role, with a new instance id.
+
+    ``port`` is the peer's own door, if it has one: whoever opens it later on this machine
+    proves that this instance is gone.
+    """
+    host = socket.gethostname()
+    return Identity(
+        role=role,
+        instance=uuid.uuid4().hex,
+        name=name or host,
+        software=software,
+        python="{}.{}.{}".format(*sys.version_info[:3]),
+        platform=platform.platform(),
+        cpus=cpus,
+        place=f"{host}/{_boot()}/{port}" if port else "",
+        address=address,
+    )
+
+
+def _boot() -> str:
+    """What tells this machine, since its last start, from others of the same name."""
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:  # not Linux
+        return str(os.getuid()) if hasattr(os, "getuid") else ""
+
+
+def random_name() -> str:
+    """Return a name that nobody has had: for sessions."""
+    return uuid.uuid4().hex

@@ -1,0 +1,241 @@
+"""One session with one peer: numbered, acknowledged, resent after a broken connection.
+
+A socket is only a fast pipe: over a reconnect it loses and reorders messages. A link
+outlives its connections: what the peer has not acknowledged is sent again over the next one,
+what it has is never delivered twice. Pure: time and the way to send are passed in.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from .errors import ProtocolError
+from .messages import Body, Buffer, Envelope, Identity, Large
+from .wire import CHUNK_BYTES, HEADER_BYTES, Codec
+
+BEAT_S = 1.0  # a link that has nothing to say says so this often
+SILENCE_S = 3.5  # a connection without any sign of life for so long is taken for broken
+RETRY_S = 0.005  # how soon to try again when the transport takes no more
+ACK_ENVELOPES = 16  # acknowledge at least every so many envelopes
+ACK_BYTES = 4 * CHUNK_BYTES  # ... and so many bytes of chunks
+WINDOW_BYTES = 16 * CHUNK_BYTES  # unacknowledged at most; bounds what lies in the sockets' queues
+BATCH_FIELDS = ("jobs", "results")  # where a message that is too long can be cut in two
+
+Transmit = Callable[[list[Buffer]], bool]
+
+
+@dataclass(eq=False)
+class Outgoing:
+    """An envelope on its way: encoded only when sent, since epoch and ack change."""
+
+    seq: int
+    messages: list[Body]
+    chunks: list[Buffer]
+    more: bool
+    size: int  # bytes of its chunks
+
+
+class Link:
+    """The session's state on one side. ``route`` is None while there is no connection."""
+
+    def __init__(self, peer: Identity, session: str, codec: Codec, now: float) -> None:
+        self.peer = peer
+        self.session = session
+        self.epoch = 0
+        self.route: int | bytes | None = None
+        self.heard = now
+        self.received = 0  # seq of the last envelope that has arrived
+        self._codec = codec
+        self._sent_at = now
+        self._seq = 0  # of the last envelope made
+        self._outbox: list[Body] = []
+        self._waiting: deque[Outgoing] = deque()  # made, not handed to the transport
+        self._unacked: deque[Outgoing] = deque()
+        self._unacked_bytes = 0
+        self._chunks: list[Buffer] = []  # arrived ahead of their header
+        self._acked = 0  # what we last told the peer that we received
+        self._unreported_bytes = 0
+        self.blocked = False
+
+    # -- the connection under it ---------------------------------------------------------
+
+    def connect(self, route: int | bytes, epoch: int, received: int, now: float) -> None:
+        """Go on over a new connection; the peer has had the envelopes up to ``received``."""
+        if not 0 <= received <= self._seq:
+            raise ProtocolError(f"acknowledges envelope {received}, but {self._seq} were sent")
+        self._acknowledged(received)
+        self._waiting.extendleft(reversed(self._unacked))
+        self._unacked.clear()
+        self._unacked_bytes = 0
+        self.route, self.epoch, self.heard, self._sent_at = route, epoch, now, now
+        self._acked = self.received
+        self.blocked = False
+
+    def disconnect(self) -> None:
+        """The connection is gone; keep all that isn't acknowledged."""
+        self.route = None
+
+    def undelivered(self) -> list[Body]:
+        """What the peer has not acknowledged, in order, when the session itself is over."""
+        kept = [message for out in (*self._unacked, *self._waiting) for message in out.messages]
+        return kept + self._outbox
+
+    # -- sending -------------------------------------------------------------------------
+
+    def send(self, message: Body) -> None:
+        """Queue a message; `flush` sends it with all others of the same moment."""
+        self._outbox.append(message)
+
+    def flush(self, now: float, transmit: Transmit) -> None:
+        """Hand over what is queued, as far as ``transmit`` and the window take it."""
+        self.blocked = False
+        while self.route is not None and self._unacked_bytes < WINDOW_BYTES:
+            if not self._waiting:
+                if not self._outbox:
+                    break
+                self._pack()
+            if not self._transmit(self._waiting[0], now, transmit):
+                return
+            out = self._waiting.popleft()
+            self._unacked.append(out)
+            self._unacked_bytes += out.size
+        if self.route is not None and (self._ack_is_due() or now >= self._sent_at + BEAT_S):
+            self._transmit(Outgoing(0, [], [], False, 0), now, transmit)
+
+    def needs_flush(self, now: float) -> bool:
+        """Whether `flush` would have something to do; cheap, for the periodic round."""
+        return self.route is not None and (
+            bool(self._outbox or self._waiting)
+            or self._ack_is_due()
+            or now >= self._sent_at + BEAT_S
+        )
+
+    def _transmit(self, out: Outgoing, now: float, transmit: Transmit) -> bool:
+        envelope = Envelope(self.epoch, out.seq, self.received, out.messages, out.more)
+        header, _ = self._codec.encode(envelope)
+        if not transmit([header, *out.chunks]):
+            self.blocked = True
+            return False
+        self._sent_at = now
+        self._acked = self.received
+        self._unreported_bytes = 0
+        return True
+
+    def _pack(self) -> None:
+        """Turn the outbox into envelopes: long payloads first, in pieces, then the header."""
+        messages, self._outbox = self._outbox, []
+        for batch, larges in self._fitting(messages):
+            pieces = _pieces([chunk for large in larges for chunk in large.chunks])
+            for piece in pieces[:-1]:
+                self._make([], piece, more=True)
+            self._make(batch, pieces[-1] if pieces else [], more=False)
+
+    def _make(self, messages: list[Body], chunks: list[Buffer], more: bool) -> None:
+        self._seq += 1
+        size = sum(map(len, chunks))
+        self._waiting.append(Outgoing(self._seq, messages, chunks, more, size))
+
+    def _fitting(self, messages: list[Body]) -> list[tuple[list[Body], list[Large]]]:
+        """Cut a batch until each header fits into a frame."""
+        header, larges = self._codec.encode(Envelope(0, 0, 0, messages))
+        if len(header) <= HEADER_BYTES:
+            return [(messages, larges)]
+        halves = _halves(messages)
+        return [fit for half in halves for fit in self._fitting(half)] or [(messages, larges)]
+
+    def _ack_is_due(self) -> bool:
+        return (
+            self.received - self._acked >= ACK_ENVELOPES or self._unreported_bytes >= ACK_BYTES
+        )
+
+    # -- receiving -----------------------------------------------------------------------
+
+    def receive(
+        self, envelope: Envelope, larges: list[Large], chunks: list[Buffer], now: float
+    ) -> list[Body]:
+        """Take one envelope in; return its messages, complete and in order.
+
+        Raises `ProtocolError` for what the peer can't have meant.
+        """
+        if envelope.epoch != self.epoch:
+            return []  # a late one of an earlier connection: it will be or was sent again
+        self.heard = now
+        if not 0 <= envelope.ack <= self._seq:
+            raise ProtocolError(f"acknowledges envelope {envelope.ack} of {self._seq}")
+        self._acknowledged(envelope.ack)
+        if envelope.seq == 0 or envelope.seq <= self.received:
+            return []
+        if envelope.seq != self.received + 1:
+            raise ProtocolError(f"envelope {envelope.seq} came after {self.received}")
+        self.received = envelope.seq
+        self._unreported_bytes += sum(map(len, chunks))
+        self._chunks += chunks
+        if envelope.more:
+            return []
+        arrived, self._chunks = self._chunks, []
+        if larges or arrived:
+            _distribute(larges, arrived)
+        return envelope.messages
+
+    def _acknowledged(self, seq: int) -> None:
+        while self._unacked and self._unacked[0].seq <= seq:
+            self._unacked_bytes -= self._unacked.popleft().size
+        while self._waiting and self._waiting[0].seq <= seq:
+            self._waiting.popleft()
+
+    def check(self) -> None:
+        """Assert what must hold between any two calls."""
+        assert self._unacked_bytes == sum(out.size for out in self._unacked)
+        seqs = [out.seq for out in (*self._unacked, *self._waiting)]
+        assert seqs == list(range(self._seq - len(seqs) + 1, self._seq + 1))
+
+
+def _pieces(chunks: list[Buffer]) -> list[list[Buffer]]:
+    """Group chunks so that none of the groups is much longer than one chunk."""
+    pieces: list[list[Buffer]] = []
+    room = 0
+    for chunk in chunks:
+        if len(chunk) > room:
+            pieces.append([])
+            room = CHUNK_BYTES
+        pieces[-1].append(chunk)
+        room -= len(chunk)
+    return pieces
+
+
+def _halves(messages: list[Body]) -> list[list[Body]]:
+    """Cut a list of messages in two, or its only message if that is a batch."""
+    if len(messages) > 1:
+        middle = len(messages) // 2
+        return [messages[:middle], messages[middle:]]
+    for name in BATCH_FIELDS:
+        items = getattr(messages[0], name, [])
+        if len(items) > 1:
+            middle = len(items) // 2
+            cut = msgspec.structs.replace
+            return [
+                [cut(messages[0], **{name: items[:middle]})],
+                [cut(messages[0], **{name: items[middle:]})],
+            ]
+    return []
+
+
+def _distribute(larges: list[Large], chunks: list[Buffer]) -> None:
+    """Give each payload the chunks that make up its size; nothing may be left over."""
+    rest = iter(chunks)
+    for large in larges:
+        missing = large.size
+        while missing > 0:
+            chunk = next(rest, b"")
+            if not chunk:
+                raise ProtocolError("a payload is shorter than its header says")
+            large.chunks.append(chunk)
+            missing -= len(chunk)
+        if missing:
+            raise ProtocolError("a payload is longer than its header says")
+    if next(rest, None) is not None:
+        raise ProtocolError("a payload that no header mentions")

@@ -1,0 +1,375 @@
+"""The sockets of one process, and the loop that waits for them.
+
+The only module that knows ZeroMQ. A `Bus` has at most one listening ROUTER, any number of
+dialled DEALERs, and other descriptors to watch; one thread owns it. A socket is one
+connection: when that breaks, the socket is closed and never used again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from .exchange import Arrival, Arrived, Down, Route, Up
+from .messages import Buffer
+from .wire import FRAME_BYTES_MAX
+
+DRAIN_MAX = 200  # messages taken from one socket before the core gets its turn
+HANDSHAKE_MS = 3000  # silent connections are closed after this
+HEARTBEAT_MS = 1000  # ZMTP's own, which notices silent partitions
+HEARTBEAT_TIMEOUT_MS = 3000
+HIGH_WATER = 1000  # messages; links keep less than that unacknowledged
+PROBE_S = 3.0  # how long a TCP connection may take
+BACKLOG = 1024
+MIN_LIBZMQ = (4, 3, 3)  # older ones have holes that need no authentication
+
+EVENTS = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_DISCONNECTED
+)
+
+
+def open_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
+    """Make a socket with every limit set. No other place may open one."""
+    if zmq.zmq_version_info() < MIN_LIBZMQ:
+        raise RuntimeError(f"libzmq {zmq.zmq_version()} has known holes; upgrade pyzmq")
+    opened = context.socket(kind)
+    opened.setsockopt(zmq.LINGER, 0)  # an end is said by message, never left to linger
+    opened.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
+    opened.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    opened.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    opened.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    opened.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
+    opened.setsockopt(zmq.SNDHWM, HIGH_WATER)
+    opened.setsockopt(zmq.RCVHWM, HIGH_WATER)
+    opened.setsockopt(zmq.BACKLOG, BACKLOG)
+    if kind == zmq.ROUTER:
+        opened.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    else:
+        opened.setsockopt(zmq.IMMEDIATE, 1)
+        opened.setsockopt(zmq.RECONNECT_IVL, -1)  # a new connection gets a new socket
+    return opened
+
+
+class Connection:
+    """A dialled address: first a TCP probe that can tell why it fails, then a DEALER."""
+
+    def __init__(self, route: int, address: str) -> None:
+        self.route = route
+        self.address = address
+        self.probe: socket.socket | None = None
+        self.give_up_at = 0.0
+        self.dealer: zmq.Socket[bytes] | None = None
+        self.monitor: zmq.Socket[bytes] | None = None
+        self.up = False
+
+
+class Bus:
+    """Implements `exchange.Transport` with sockets, and waits for all of them at once."""
+
+    def __init__(self) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        self._selector = selectors.DefaultSelector()
+        self._router: zmq.Socket[bytes] | None = None
+        self._connections: dict[int, Connection] = {}
+        self._last_route = 0
+        self._arrivals: deque[Arrival] = deque()
+        self._undrained: dict[zmq.Socket[bytes], Route] = {}  # may have messages without a signal
+        self._probing: set[int] = set()
+        self._wake_read, self._wake_write = os.pipe()
+        for end in (self._wake_read, self._wake_write):
+            os.set_blocking(end, False)
+        self._woken = False
+        self._sleeping = False
+        self._owner: int | None = None
+        self.watch(self._wake_read, self._on_wake)
+
+    # -- opening and closing -------------------------------------------------------------
+
+    def listen(self, address: str) -> str:
+        """Listen at "host:port" (port 0: any free one) or "inproc://name"; return the address.
+
+        Raises `OSError` when that isn't possible, for example because the port is taken.
+        """
+        if self._router is None:
+            self._router = open_socket(self._context, zmq.ROUTER)
+            self._register(self._router, self._drain_router)
+        self._router.setsockopt(zmq.IPV6, int("[" in address))
+        try:
+            self._router.bind(_endpoint(address))
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, f"can't listen at {address}: {error.strerror}") from None
+        if address.startswith("inproc://"):
+            return address
+        return self._router.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://")
+
+    def close(self) -> None:
+        """Close every socket at once; what was not sent is lost."""
+        for route in list(self._connections):
+            self.drop(route)
+        if self._router is not None:
+            self._unregister(self._router)
+            self._router.close(0)
+            self._router = None
+        self._selector.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    # -- what an exchange calls ----------------------------------------------------------
+
+    def dial(self, address: str) -> Route:
+        """Begin to connect to "host:port" or "inproc://name"."""
+        self._last_route += 1
+        connection = Connection(self._last_route, address)
+        self._connections[connection.route] = connection
+        if address.startswith("inproc://"):
+            self._connect(connection)
+            self._arrivals.append(Up(connection.route))
+        else:
+            self._probe(connection)
+        return connection.route
+
+    def drop(self, route: Route) -> None:
+        """Close a dialled connection. An accepted one closes when its peer does."""
+        if isinstance(route, bytes):
+            return
+        connection = self._connections.pop(route, None)
+        if connection is None:
+            return
+        self._end_probe(connection)
+        if connection.dealer is not None:
+            if connection.monitor is not None:
+                self._unregister(connection.monitor)
+                connection.dealer.disable_monitor()
+                connection.monitor.close(0)
+            self._unregister(connection.dealer)
+            self._undrained.pop(connection.dealer, None)
+            connection.dealer.close(0)
+
+    def send(self, route: Route, frames: list[Buffer]) -> bool:
+        """Send without waiting; False when the socket takes no more now."""
+        if isinstance(route, bytes):
+            sender, message = self._router, [route, *frames]
+        else:
+            connection = self._connections.get(route)
+            sender, message = connection.dealer if connection else None, frames
+        if sender is None:
+            return True  # it is gone: its `Down` is on the way
+        try:
+            sender.send_multipart(message, zmq.NOBLOCK, copy=len(frames) == 1)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+            self._arrivals.append(Down(route, "the connection was closed"))
+        self._undrained[sender] = route
+        return True
+
+    # -- waiting -------------------------------------------------------------------------
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call ``callback`` from `poll` whenever the descriptor is readable."""
+        self._selector.register(fd, selectors.EVENT_READ, (callback, None))
+
+    def watch_write(self, fd: int, callback: Callable[[], None] | None) -> None:
+        """Call ``callback`` when a watched descriptor is writable too; None: no longer."""
+        key = self._selector.get_key(fd)
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if callback else 0)
+        self._selector.modify(fd, events, (key.data[0], callback))
+
+    def unwatch(self, fd: int) -> None:
+        """Forget a descriptor; call it before the descriptor is closed."""
+        with suppress(KeyError):
+            self._selector.unregister(fd)
+
+    def wake(self) -> None:
+        """Make `poll` return soon. The only method that other threads may call."""
+        self._woken = True
+        if self._sleeping:
+            with suppress(BlockingIOError, OSError):
+                os.write(self._wake_write, b"w")
+
+    def poll(self, timeout_s: float) -> list[Arrival]:
+        """Wait for something to arrive, at most so many seconds; return what has.
+
+        Returns earlier after `wake` and after any watched descriptor's callback.
+        """
+        assert self._owner in (None, threading.get_ident()), "a socket belongs to one thread"
+        self._owner = threading.get_ident()
+        if self._arrivals or self._has_undrained():
+            timeout_s = 0.0
+        if self._probing:
+            timeout_s = min(timeout_s, 0.1)
+        self._sleeping = True  # before looking at _woken: see wake()
+        ready = self._selector.select(0.0 if self._woken else max(0.0, timeout_s))
+        self._sleeping = False
+        self._woken = False
+        for key, events in ready:
+            on_read, on_write = key.data
+            if events & selectors.EVENT_READ:
+                on_read()
+            if events & selectors.EVENT_WRITE and on_write is not None:
+                on_write()
+        for undrained, route in list(self._undrained.items()):
+            self._drain(undrained, route)
+        if self._probing:
+            self._give_up_probes()
+        arrivals, self._arrivals = self._arrivals, deque()
+        return list(arrivals)
+
+    def _on_wake(self) -> None:
+        with suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+
+    def _register(self, source: zmq.Socket[bytes], callback: Callable[[], None]) -> None:
+        """Watch a socket. Its descriptor only tells of news after the first look at it."""
+        self.watch(source.getsockopt(zmq.FD), callback)
+        source.getsockopt(zmq.EVENTS)
+
+    def _unregister(self, source: zmq.Socket[bytes]) -> None:
+        self.unwatch(source.getsockopt(zmq.FD))
+
+    def _has_undrained(self) -> bool:
+        """Sending may have consumed the signal of a message that arrived: look again."""
+        for source in list(self._undrained):
+            if not source.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                del self._undrained[source]
+        return bool(self._undrained)
+
+    # -- receiving -----------------------------------------------------------------------
+
+    def _drain_router(self) -> None:
+        if self._router is not None:
+            self._undrained[self._router] = b""
+
+    def _drain(self, source: zmq.Socket[bytes], route: Route) -> None:
+        """Take what has arrived, up to a limit: then others get their turn first."""
+        for _ in range(DRAIN_MAX):
+            try:
+                first = source.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                self._undrained.pop(source, None)
+                return
+            if source is self._router:
+                self._arrivals.append(Arrived(first, self._rest(source, [])))
+            else:
+                self._arrivals.append(Arrived(route, self._rest(source, [first])))
+
+    def _rest(self, source: zmq.Socket[bytes], frames: list[Buffer]) -> list[Buffer]:
+        """Receive the further frames: the header as bytes, payloads without a copy."""
+        while source.getsockopt(zmq.RCVMORE):
+            if frames:
+                frames.append(source.recv(zmq.NOBLOCK, copy=False).buffer)
+            else:
+                frames.append(source.recv(zmq.NOBLOCK))
+        return frames
+
+    # -- dialling ------------------------------------------------------------------------
+
+    def _probe(self, connection: Connection) -> None:
+        """Try a bare TCP connection first: unlike ZeroMQ it says why it fails."""
+        host, _, port = connection.address.rpartition(":")
+        host = host.strip("[]")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        probe = socket.socket(family, socket.SOCK_STREAM)
+        probe.setblocking(False)
+        error = probe.connect_ex((host, int(port)))
+        connection.probe = probe
+        connection.give_up_at = time.monotonic() + PROBE_S
+        if error not in (0, errno.EINPROGRESS):
+            self._failed(connection, error)
+            return
+        self._probing.add(connection.route)
+        fd = probe.fileno()
+        self._selector.register(
+            fd, selectors.EVENT_WRITE, (None, lambda: self._on_probe(connection))
+        )
+
+    def _on_probe(self, connection: Connection) -> None:
+        assert connection.probe is not None
+        error = connection.probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        self._end_probe(connection)
+        if error:
+            self._failed(connection, error)
+        else:
+            self._connect(connection)
+
+    def _end_probe(self, connection: Connection) -> None:
+        if connection.probe is not None:
+            self._probing.discard(connection.route)
+            self.unwatch(connection.probe.fileno())
+            connection.probe.close()
+            connection.probe = None
+
+    def _give_up_probes(self) -> None:
+        now = time.monotonic()
+        for route in list(self._probing):
+            connection = self._connections[route]
+            if now > connection.give_up_at:
+                self._failed(connection, errno.ETIMEDOUT)
+
+    def _failed(self, connection: Connection, error: int) -> None:
+        host = connection.address.rpartition(":")[0].strip("[]")
+        refused = error == errno.ECONNREFUSED and host.startswith(("127.", "::1"))
+        self.drop(connection.route)
+        self._arrivals.append(Down(connection.route, _explain(error), refused))
+
+    def _connect(self, connection: Connection) -> None:
+        dealer = connection.dealer = open_socket(self._context, zmq.DEALER)
+        route = connection.route
+        self._register(dealer, lambda: self._undrained.update({dealer: route}))
+        if not connection.address.startswith("inproc://"):
+            connection.monitor = dealer.get_monitor_socket(EVENTS)
+            self._register(connection.monitor, lambda: self._on_monitor(connection))
+        dealer.setsockopt(zmq.IPV6, int("[" in connection.address))
+        dealer.connect(_endpoint(connection.address))
+        self._undrained[dealer] = route
+        self._on_monitor(connection)
+
+    def _on_monitor(self, connection: Connection) -> None:
+        while connection.monitor is not None and not connection.monitor.closed:
+            try:
+                message = connection.monitor.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            event = parse_monitor_message(message)["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                connection.up = True
+                self._arrivals.append(Up(connection.route))
+                continue
+            reason = (
+                "the connection was closed"
+                if connection.up
+                else "something listens there, but it isn't a dispy peer"
+            )
+            if connection.dealer is not None:
+                self._drain(connection.dealer, connection.route)  # what came before the end
+            self.drop(connection.route)
+            self._arrivals.append(Down(connection.route, reason))
+            return
+
+
+def _endpoint(address: str) -> str:
+    return address if "://" in address else f"tcp://{address}"
+
+
+def _explain(error: int) -> str:
+    if error == errno.ECONNREFUSED:
+        return "connection refused: nothing listens there"
+    if error in (errno.ETIMEDOUT, errno.EHOSTUNREACH):
+        return "no answer: the host is down or a firewall is in the way"
+    return os.strerror(error).lower()

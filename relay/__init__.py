@@ -1,0 +1,1 @@
+"""The bridge between subnets. Only the package's place so far."""

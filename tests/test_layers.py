@@ -1,0 +1,145 @@
+"""Which folder may import which, what a pure core may import, and who may unpickle.
+
+The rules are checked on the source text, so they hold for branches that no test runs.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT: dict[str, set[str]] = {
+    "protocol": set(),
+    "broker": {"protocol"},
+    "node": {"protocol"},
+    "relay": {"protocol"},
+    "client": {"protocol", "broker"},  # JobCluster embeds the broker
+}
+PURE = [
+    "protocol/messages.py",
+    "protocol/wire.py",
+    "protocol/link.py",
+    "protocol/exchange.py",
+    "protocol/payload.py",
+    "broker/core.py",
+    "broker/effects.py",
+    "broker/placement.py",
+    "broker/state.py",
+    "node/core.py",
+    "client/core.py",
+]
+IMPURE_MODULES = {
+    "asyncio",
+    "datetime",
+    "multiprocessing",
+    "os",
+    "random",
+    "secrets",
+    "select",
+    "selectors",
+    "signal",
+    "socket",
+    "subprocess",
+    "tempfile",
+    "threading",
+    "time",
+    "uuid",
+    "zmq",
+}
+UNPICKLING_MODULES = {"cloudpickle", "dill", "marshal", "pickle", "shelve"}
+# The job process and what it is forked from run the user's code anyway. The launcher speaks
+# only marshal, and only with processes of its own that run no user code.
+MAY_UNPICKLE = {
+    "node/runner.py": UNPICKLING_MODULES,
+    "node/template.py": UNPICKLING_MODULES,
+    "node/zygote.py": {"marshal"},
+    "node/launcher.py": {"marshal"},
+    "node/channel.py": {"marshal"},
+}
+
+
+def sources(*folders: str) -> list[str]:
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return sorted(str(path.relative_to(ROOT)) for path in paths)
+
+
+def imported(path: str) -> set[str]:
+    """Return the full names of all modules that a file imports, wherever in the file."""
+    package = "dispy" if path.startswith("client/") else f"dispy.{path.split('/')[0]}"
+    names: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= imported_from(node, package)
+    return names
+
+
+def imported_from(node: ast.ImportFrom, package: str) -> set[str]:
+    """Return what a "from" statement may import: the module, and its names as modules."""
+    assert node.level <= 1, "relative imports stay in their folder"
+    module = node.module or ""
+    if node.level:
+        module = f"{package}.{module}".rstrip(".")
+    return {module} | {f"{module}.{alias.name}" for alias in node.names}
+
+
+def is_of_this_project(name: str) -> bool:
+    """Tell whether a layer is used; all of them may know the version."""
+    return name.split(".")[0] == "dispy" and not name.startswith("dispy._version")
+
+
+def layer_of(name: str) -> str:
+    """Return the folder that a module dispy.x.y lies in."""
+    part = name.split(".")[1] if "." in name else ""
+    return part if part in MAY_IMPORT else "client"
+
+
+def layers_used(path: str) -> set[str]:
+    """Return the other folders of which a file imports something.
+
+    ``from dispy import protocol`` uses protocol; it names the client's face only in passing.
+    """
+    names = {name for name in imported(path) if is_of_this_project(name)}
+    through = {name.rpartition(".")[0] for name in names if layer_of(name) != "client"}
+    return {layer_of(name) for name in names - through} - {path.split("/")[0]}
+
+
+def test_no_module_of_the_client_hides_a_package() -> None:
+    """``client/node.py`` would be ``dispy.node``, as the folder ``node/`` is."""
+    assert not {path.stem for path in (ROOT / "client").iterdir()} & set(MAY_IMPORT)
+
+
+def tops(path: str) -> set[str]:
+    """Return the top-level packages that a file imports."""
+    return {name.split(".")[0] for name in imported(path)}
+
+
+@pytest.mark.parametrize("path", sources(*MAY_IMPORT))
+def test_imports_go_one_way(path: str) -> None:
+    for top in tops(path):
+        assert top not in MAY_IMPORT, f"say dispy.{top}, or dispy for client"
+    assert layers_used(path) <= MAY_IMPORT[path.split("/")[0]]
+
+
+@pytest.mark.parametrize("path", PURE)
+def test_pure_modules_have_no_world(path: str) -> None:
+    assert not tops(path) & IMPURE_MODULES
+
+
+def test_only_the_transport_imports_zmq() -> None:
+    users = {path for path in sources(*MAY_IMPORT) if "zmq" in tops(path)}
+    assert users == {"protocol/transport.py"}
+
+
+@pytest.mark.parametrize("path", sources("protocol", "broker", "node", "relay"))
+def test_daemons_never_unpickle(path: str) -> None:
+    assert tops(path) & UNPICKLING_MODULES <= MAY_UNPICKLE.get(path, set())
+
+
+def test_the_rules_name_existing_files() -> None:
+    named = {*PURE, *MAY_UNPICKLE}
+    assert not {path for path in named if not (ROOT / path).exists()}
