@@ -5,10 +5,13 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .usage import resident_bytes
 from .work import no_op
+
+if TYPE_CHECKING:
+    import dispy
 
 NOBODY = "127.0.0.1:1"  # a node that isn't there holds all jobs back
 PARTS = 10  # the first and the last tenth are compared
@@ -37,8 +40,8 @@ def queue(count: int) -> Queue:
     return Queue((resident_bytes() - before) / count, rates[0], rates[-1])
 
 
-def _submit(cluster: object, jobs: list[object], count: int) -> float:
-    submit = cluster.submit  # type: ignore[attr-defined]
+def _submit(cluster: dispy.JobCluster, jobs: list[dispy.DispyJob], count: int) -> float:
+    submit = cluster.submit
     began = time.perf_counter()
     jobs.extend(submit(0) for _ in range(count))
     return count / (time.perf_counter() - began)

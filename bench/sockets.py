@@ -36,7 +36,7 @@ class Line(NamedTuple):
 def line() -> Iterator[Line]:
     """Start the far end and wait until it is connected."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
-        socket.linger = 0
+        _without_limits(socket)
         socket.rcvtimeo = socket.sndtimeo = TIMEOUT_MS
         port = socket.bind_to_random_port(f"tcp://{HOST}")
         far_end = subprocess.Popen([sys.executable, "-m", "bench.sockets", str(port)])
@@ -50,10 +50,16 @@ def line() -> Iterator[Line]:
             far_end.wait()
 
 
+def _without_limits(socket: Socket) -> None:
+    """A full ROUTER drops messages, which would hang the measurement; it has a window anyway."""
+    socket.set_hwm(0)
+    socket.linger = 0
+
+
 def send_back(port: int) -> None:
     """Be the far end."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-        socket.linger = 0
+        _without_limits(socket)
         socket.connect(f"tcp://{HOST}:{port}")
         socket.send(READY)
         while True:

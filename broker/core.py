@@ -48,7 +48,7 @@ from dispy.protocol.messages import (
     Withdraw,
 )
 
-from .effects import Dial, Effect, Forget, Send, Undial
+from .effects import Dial, Effect, Forget, Goodbye, Send, Undial
 from .placement import cpus_for, least_loaded, offer, put, take_off
 from .state import Allocation, Client, Cluster, Job, Node, Stage
 
@@ -66,16 +66,17 @@ WORTH_S = 0.002  # less work than this is not taken back from a node
 class Scheduler:
     """Owns every job from its submission until its result is on the way to the client.
 
-    ``check`` asserts all invariants; tests call it after every event.
+    ``first_id`` keeps the computations of different brokers at a node apart. ``check`` asserts
+    all invariants; tests call it after every event.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first_id: int = 0) -> None:
         self.clients: dict[str, Client] = {}
         self.nodes: dict[str, Node] = {}  # by peer
         self.clusters: dict[int, Cluster] = {}
         self.late_results = 0  # of attempts that were given up; dropped
         self._node_ids = 0
-        self._cluster_ids = 0
+        self._cluster_ids = first_id
         self._turns: deque[Cluster] = deque()  # clusters with waiting jobs
         self._busy = 0  # clusters with jobs
         self._effects: list[Effect] = []
@@ -249,8 +250,6 @@ class Scheduler:
                 self._send(allocation.node.peer, Release(cluster.id))
             else:
                 self._drop(allocation)  # told when it comes back: see _on_holding
-        for address in _addresses(cluster.opened) - self._wanted(cluster):
-            self._effects.append(Undial(address))
         self._finish_closing(cluster)
 
     def _finish_closing(self, cluster: Cluster) -> None:
@@ -263,6 +262,17 @@ class Scheduler:
             results = self._results.pop(key)
             self._tell(cluster, Results(cluster.opened.cluster, key[1], results))
         self._tell(cluster, ClusterClosed(cluster.opened.cluster))
+        self._free_nodes(_addresses(cluster.opened) - self._wanted(cluster))
+
+    def _free_nodes(self, addresses: set[str]) -> None:
+        """Let nodes that no cluster asks for any more work for others."""
+        for address in sorted(addresses):
+            self._effects.append(Undial(address))
+        for node in [node for node in self.nodes.values() if node.address in addresses]:
+            if not node.allocations:
+                del self.nodes[node.peer]
+                self._idle_nodes.pop(node, None)
+                self._effects.append(Goodbye(node.peer, "no cluster needs it any more"))
 
     # -- nodes ---------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 
 from dispy.protocol.errors import ProtocolError
@@ -21,7 +22,7 @@ from dispy.protocol.messages import Identity
 from dispy.protocol.transport import Bus
 
 from .core import Scheduler
-from .effects import Dial, Effect, Forget, Send
+from .effects import Dial, Effect, Forget, Goodbye, Send
 
 log = logging.getLogger("dispy.broker")
 
@@ -31,7 +32,7 @@ class BrokerDaemon:
 
     def __init__(self, software: str, name: str = "") -> None:
         self.bus = Bus()
-        self.scheduler = Scheduler()
+        self.scheduler = Scheduler(first_id=secrets.randbits(40) << 16)
         identity = describe("broker", software, name=name)
         self.exchange = Exchange(identity, self.bus, random_name, self._admit)
         self._stopping = False
@@ -103,6 +104,8 @@ class BrokerDaemon:
             self.exchange.dial(effect.address)
         elif isinstance(effect, Forget):
             self.exchange.forget(effect.peer)
+        elif isinstance(effect, Goodbye):
+            self.exchange.goodbye(effect.peer, effect.reason)
         else:
             self.exchange.undial(effect.address)
 

@@ -32,4 +32,11 @@ class Forget(NamedTuple):
     peer: str
 
 
-Effect: TypeAlias = Send | Dial | Undial | Forget
+class Goodbye(NamedTuple):
+    """End the session with a peer, and tell it."""
+
+    peer: str
+    reason: str
+
+
+Effect: TypeAlias = Send | Dial | Undial | Forget | Goodbye

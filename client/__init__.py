@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .errors import ClusterClosedError, NotSupportedError, SecretNeededError
     from .job import DispyJob
     from .log import logger
-    from .node import DispyNode, DispyNodeAvailInfo
+    from .nodes import DispyNode, DispyNodeAvailInfo
     from .pickling import PicklingError
     from .status import ClusterStatus
 
@@ -49,8 +49,8 @@ _HOMES = {
     "ClusterStatus": ".status",
     "DispyError": ".protocol.errors",
     "DispyJob": ".job",
-    "DispyNode": ".node",
-    "DispyNodeAvailInfo": ".node",
+    "DispyNode": ".nodes",
+    "DispyNodeAvailInfo": ".nodes",
     "JobCluster": ".cluster",
     "LocalNode": ".allocate",
     "NodeAllocate": ".allocate",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .cluster import JobCluster
@@ -19,12 +19,12 @@ PARAMETERS = {
 DERIVED_PORTS = {"node_port": 1, "scheduler_port": 2}  # what they were above dispy_port
 
 
-def new_names(old: dict[str, object]) -> dict[str, object]:
+def new_names(old: dict[str, Any]) -> dict[str, Any]:
     """Return parameters of `JobCluster` that were given by old names, by their new ones.
 
     Raises `TypeError` for a name that was never one.
     """
-    renamed: dict[str, object] = {}
+    renamed: dict[str, Any] = {}
     for name, value in old.items():
         if name in DERIVED_PORTS and isinstance(value, int):
             new, value = "dispy_port", value - DERIVED_PORTS[name]

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from dispy.protocol.messages import NodeSpec
 
 from .errors import NotSupportedError, SecretNeededError
-from .node import DispyNode, DispyNodeAvailInfo
+from .local import cpu_count
+from .nodes import DispyNode, DispyNodeAvailInfo
 
 if TYPE_CHECKING:
     from .cluster import JobCluster
@@ -91,8 +92,8 @@ class LocalNode:
 
     def __init__(self, cpus: int = 0) -> None:
         _check(cpus, "cpus", int, "a number of CPUs")
-        if cpus < 0:
-            raise ValueError(f"cpus: {cpus} is negative")
+        if not 0 <= cpus <= cpu_count():
+            raise ValueError(f"cpus: {cpus}, but this machine has {cpu_count()} of them")
         self.cpus = cpus
 
 
@@ -178,7 +179,10 @@ def _read_fields(entry: object) -> NodeAllocate:
         raise ValueError(f"nodes: {entry!r} must have a host, and of {ENTRY_NAMES} nothing else")
     read = _read_text(fields.pop("host"))
     fields["port"] = fields.get("port") or read.port
-    return NodeAllocate(read.host, **fields)
+    try:
+        return NodeAllocate(read.host, **fields)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"nodes: {entry!r}: {error}") from None
 
 
 def _read_text(text: object) -> NodeAllocate:

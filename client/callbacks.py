@@ -46,7 +46,9 @@ _lock = threading.Lock()
 
 
 def check_callback(name: str, function: object, count: int) -> None:
-    """Raise `TypeError` unless ``function`` can be called with ``count`` arguments."""
+    """Raise `TypeError` unless ``function`` is None or takes ``count`` arguments."""
+    if function is None:
+        return
     what = f"{name} must be a function of {count} argument{'s' * (count > 1)}"
     if not callable(function):
         raise TypeError(f"{what}, not {function!r}")

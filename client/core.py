@@ -25,8 +25,8 @@ from dispy.protocol.messages import (
     ClusterOpened,
     Credit,
     JobResult,
-    JobsRunning,
     JobSpec,
+    JobsRunning,
     NodeGone,
     NodeInfo,
     NodeReady,
@@ -45,7 +45,7 @@ BATCH_BYTES = 1 << 20  # of payload in one message, unless a single job has more
 PATIENCE_S = 3.0  # without any node, before the user is told
 TROUBLES_MAX = 100  # of one cluster that are remembered, so that they are told only once
 
-STATUSES = (CANCELLED, TERMINATED, ABANDONED, FINISHED)
+STATUSES = {CANCELLED, TERMINATED, ABANDONED, FINISHED}
 
 
 class Send(NamedTuple):
@@ -252,11 +252,11 @@ class Core:
         self._sendable[number] = None
 
     def _on_results(self, number: int, cluster: Cluster, message: Results) -> None:
+        if not {result.status for result in message.results} <= STATUSES:
+            raise ProtocolError("a result says that a job ended as no job can end")
         ended = []
         for result in message.results:
             seq, status = result.seq, result.status
-            if status not in STATUSES:
-                raise ProtocolError(f"{status} is not how a job can end")
             job = cluster.unfinished.pop(seq, None)
             if job is not None:
                 cluster.cancelled.pop(seq, None)

@@ -99,7 +99,7 @@ def _reduced(value: object) -> Iterator[Child]:
         return
     if not isinstance(reduced, tuple):  # the name of a global
         return
-    _, args, state, items, pairs, *_ = (*reduced, None, None, None, None)
+    args, state, items, pairs = (*reduced[1:5], None, None, None, None)[:4]
     yield from _state(state)
     yield from ((f"[{i}]", item) for i, item in enumerate(items or ()))
     yield from ((f"[{_short(key)}]", item) for key, item in pairs or ())

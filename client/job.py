@@ -14,6 +14,8 @@ from dispy.protocol.messages import JobSpec
 
 from .aliases import OldJobNames
 
+NO_KWARGS: dict[str, object] = {}  # shared by all jobs that have none
+
 _EVENT_LOCK = threading.Lock()  # so that a job gets only one event
 
 
@@ -82,16 +84,16 @@ class DispyJob(OldJobNames):
         self,
         cluster: int,
         spec: JobSpec,
-        job_id: object,
+        job_id: object,  # None: its number
         args: tuple[object, ...],
-        kwargs: dict[str, object] | None,
+        kwargs: dict[str, object],
     ) -> None:
         self._cluster = cluster
         self._seq = spec.seq
         self._spec = spec
         self._args = args
-        self._kwargs = kwargs
-        self.id = job_id
+        self._kwargs = kwargs or NO_KWARGS
+        self.id = spec.seq if job_id is None else job_id
         self.status = 5
         self.submit_time = time.time()
         self.result = self.stdout = self.stderr = self.exception = self.exc = None

@@ -17,10 +17,67 @@ from .log import logger
 
 PROBE_S = 0.5  # loopback answers at once, or something is wrong with what listens there
 END_S = 5.0  # how long the node may take to end its jobs
+RESTARTS_MAX = 5  # of a node that ends by itself; then something is wrong for good
+RESTART_PAUSE_S = 0.5
+
+
+class PrivateNode:
+    """The node's process, and a thread that waits for its end."""
+
+    def __init__(self, broker_port: int) -> None:
+        self.name = f"{socket.gethostname()}-private-{os.getpid()}"  # no other node's
+        self._broker_port = broker_port
+        self._stopping = threading.Event()
+        self._process = self._spawn()
+        self._watcher = threading.Thread(target=self._watch, name="dispy-private", daemon=True)
+        self._watcher.start()
+
+    def alive(self) -> bool:
+        """Whether it runs, or will soon."""
+        return self._watcher.is_alive()
+
+    def stop(self) -> None:
+        """End the node and all that it runs."""
+        self._stopping.set()
+        self.let_go()
+        self._watcher.join(END_S)
+        if self._watcher.is_alive():
+            self._process.kill()  # its jobs end with it
+            self._watcher.join(END_S)
+
+    def let_go(self) -> None:
+        """Close our end of its standard input, which it takes for the end of its life."""
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+
+    def _watch(self) -> None:
+        """Start the node again when it ends without having been asked to, but not for ever."""
+        for _ in range(RESTARTS_MAX):
+            code = self._process.wait()
+            if self._stopping.wait(RESTART_PAUSE_S):
+                return
+            logger.warning("the private node ended by itself (%s): starting another", _why(code))
+            self._process = self._spawn()
+            if self._stopping.is_set():  # too late for `stop` to see this one
+                self.let_go()
+        code = self._process.wait()
+        if not self._stopping.is_set():
+            logger.error("the private node ended again (%s): given up", _why(code))
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        broker = f"127.0.0.1:{self._broker_port}"
+        command = [sys.executable, "-m", "dispy.node.cli", "--broker", broker, "--private"]
+        return subprocess.Popen(
+            [*command, "--name", self.name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,  # the program's output is its own; warnings go to stderr
+            start_new_session=True,  # Ctrl-C is for the program, which then decides
+        )
+
 
 _lock = threading.Lock()
-_node: subprocess.Popen[bytes] | None = None
-_node_cpus = 0
+_node: PrivateNode | None = None
 
 
 def listens(address: str, port: int) -> bool:
@@ -32,64 +89,43 @@ def listens(address: str, port: int) -> bool:
     return True
 
 
-def start(cpus: int, broker_port: int) -> None:
-    """Make sure that the private node runs, with at least ``cpus`` jobs at a time.
+def start(broker_port: int) -> str:
+    """Make sure that the private node runs, with all CPUs of this machine; return its name.
 
-    0 means as many as the machine has CPUs. It joins the broker at that port of 127.0.0.1.
+    It joins the broker at that port of 127.0.0.1.
     """
-    global _node, _node_cpus
+    global _node
     with _lock:
-        if _node is not None and _node.poll() is None:
-            if cpus > _node_cpus:
-                logger.warning(
-                    "the private node runs %d jobs at a time, not %d: it was started so earlier",
-                    _node_cpus,
-                    cpus,
-                )
-            return
-        _node_cpus = max(cpus, _cpu_count())
-        _node = _spawn(_node_cpus, broker_port)
-        logger.info("started a private node with %d CPUs on this machine", _node_cpus)
+        if _node is None or not _node.alive():
+            _node = PrivateNode(broker_port)
+            logger.info("started a private node on this machine, with %d CPUs", cpu_count())
+        return _node.name
 
 
 def stop() -> None:
-    """End the private node, if there is one, and all that it runs."""
+    """End the private node, if there is one."""
     global _node
     with _lock:
         node, _node = _node, None
-        if node is None:
-            return
-        assert node.stdin is not None
-        with suppress(OSError):
-            node.stdin.close()
-        try:
-            node.wait(END_S)
-        except subprocess.TimeoutExpired:
-            node.kill()  # its jobs end with it
-            node.wait()
+        if node is not None:
+            node.stop()
 
 
 def forget() -> None:
-    """In a forked child: the node belongs to the parent."""
+    """In a forked child: the node is the parent's, and must not outlive it because of us."""
     global _node, _lock
     _lock = threading.Lock()
-    if _node is not None and _node.stdin is not None:
-        with suppress(OSError):
-            _node.stdin.close()  # else it would outlive the parent
+    if _node is not None:
+        _node.let_go()
     _node = None
 
 
-def _spawn(cpus: int, broker_port: int) -> subprocess.Popen[bytes]:
-    broker = f"127.0.0.1:{broker_port}"
-    command = [sys.executable, "-m", "dispy.node.cli", "--broker", broker, "--private"]
-    return subprocess.Popen(
-        [*command, "-c", str(cpus)],
-        stdin=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for the program, which then decides
-    )
-
-
-def _cpu_count() -> int:
+def cpu_count() -> int:
+    """How many CPUs this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _why(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

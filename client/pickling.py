@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 
 from dispy.protocol.errors import DispyError
 from dispy.protocol.messages import Buffer, Large
-from dispy.protocol.payload import INLINE_BYTES, pack_object, unpack_object
+from dispy.protocol.payload import INLINE_BYTES, MAX_BUFFERS, pack_object, unpack_object
 from dispy.protocol.wire import chunked
 
 from .culprit import find_culprit
 
 PROTOCOL = 5  # the first with out-of-band buffers
-BUFFERS_MAX = 255  # of one object; they are counted in a byte
 NO_PARTS: list[Large] = []  # shared, so that a small job doesn't need a list of its own
 LARGE_TYPES = (bytes, bytearray)
 FIND_MAIN = b"__main__"
@@ -55,7 +54,7 @@ class OutOfBand(list[pickle.PickleBuffer]):
 
     def __call__(self, buffer: pickle.PickleBuffer) -> bool:
         """Return whether pickle shall copy the buffer into its stream."""
-        if buffer.raw().nbytes < INLINE_BYTES or len(self) >= BUFFERS_MAX:
+        if buffer.raw().nbytes < INLINE_BYTES or len(self) >= MAX_BUFFERS:
             return True
         self.append(buffer)
         return False
@@ -119,11 +118,9 @@ def _dump_arguments_by_value(
     return _dump_by_value(value, roots, program)
 
 
-def _dump_by_value(
-    value: object, roots: Sequence[tuple[str, object]], program: Program
-) -> Pickled:
+def _dump_by_value(value: object, roots: Sequence[tuple[str, object]], program: Program) -> Pickled:
     """Pickle with cloudpickle; explain a failure by the names in ``roots``."""
-    import cloudpickle  # 50 ms, and many programs' arguments don't need it
+    import cloudpickle  # type: ignore[import-untyped]  # 50 ms, and many programs' arguments don't need it
 
     buffers = OutOfBand()
     with _by_value(program.modules):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .node import DispyNode
+from .nodes import DispyNode
 
 NODE_WIDTH = 30
 HEADER = (

@@ -74,7 +74,11 @@ def run(example: str, node: str) -> bool:
     command = [sys.executable, str(HERE / example), "--node", node]
     print(f"\n$ python examples/{example} --node {node}", flush=True)
     began = time.perf_counter()
-    code = subprocess.run(command, timeout=EXAMPLE_S).returncode
+    try:
+        code = subprocess.run(command, timeout=EXAMPLE_S).returncode
+    except subprocess.TimeoutExpired:
+        print(f"(given up after {EXAMPLE_S:.0f} s)", flush=True)
+        return False
     print(f"({time.perf_counter() - began:.2f} s, exit code {code})", flush=True)
     return code == 0
 

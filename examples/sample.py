@@ -36,11 +36,9 @@ def report(job: dispy.DispyJob) -> bool:
         return False
     host, seconds = result
     began = time.strftime("%H:%M:%S", time.localtime(job.start_time))
-    took = job.end_time - job.start_time
-    print(
-        f"{host} executed job {job.id} at {began} with {seconds:.3f}, took {took:.3f} s",
-        flush=True,
-    )
+    took = (job.end_time or 0.0) - (job.start_time or 0.0)
+    line = f"{host} executed job {job.id} at {began} with {seconds:.3f}, took {took:.3f} s"
+    print(line, flush=True)  # at once, also into a pipe
     return True
 
 

@@ -9,3 +9,7 @@ class DispyError(Exception):
 
 class ProtocolError(DispyError):
     """A peer sent what this version of the protocol does not allow."""
+
+
+class Gap(ProtocolError):
+    """Something was lost on the way; a new connection will bring it again."""

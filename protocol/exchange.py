@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
-from .errors import ProtocolError
+from .errors import Gap, ProtocolError
 from .link import RETRY_S, SILENCE_S, Link
 from .messages import (
     VERSION_MAJOR,
@@ -332,6 +332,8 @@ class Exchange:
                 raise ProtocolError("an empty message")
             frame, larges = self._codec.decode(frames[0])
             return self._on_frame(route, frame, larges, list(frames[1:]), now)
+        except Gap as gap:
+            return self._incomplete(route, str(gap), now)
         except ProtocolError as error:
             self.malformed += 1
             return self._offended(route, str(error))
@@ -456,6 +458,13 @@ class Exchange:
         self._hang_up(dial)
         self._pause(dial, now, REFUSED_PAUSE_S)
         return [DialFailed(dial.address, f"refused: {refused.reason}")]
+
+    def _incomplete(self, route: Route, reason: str, now: float) -> list[Event]:
+        """Messages were lost within a connection: start a new one, which brings them."""
+        events: list[Event] = []
+        self._say(route, Unknown())
+        self._broken(self._routes[route], reason, False, now, events)
+        return events
 
     def _offended(self, route: Route, reason: str) -> list[Event]:
         """The peer broke the protocol: end its session, since resending would do it again."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from .errors import ProtocolError
+from .errors import Gap, ProtocolError
 from .messages import Body, Buffer, Envelope, Identity, Large
 from .wire import CHUNK_BYTES, HEADER_BYTES, Codec
 
@@ -159,7 +159,7 @@ class Link:
     ) -> list[Body]:
         """Take one envelope in; return its messages, complete and in order.
 
-        Raises `ProtocolError` for what the peer can't have meant.
+        Raises `ProtocolError` for what the peer can't have meant, `Gap` when one is missing.
         """
         if envelope.epoch != self.epoch:
             return []  # a late one of an earlier connection: it will be or was sent again
@@ -170,7 +170,7 @@ class Link:
         if envelope.seq == 0 or envelope.seq <= self.received:
             return []
         if envelope.seq != self.received + 1:
-            raise ProtocolError(f"envelope {envelope.seq} came after {self.received}")
+            raise Gap(f"envelope {envelope.seq} came after {self.received}")
         self.received = envelope.seq
         self._unreported_bytes += sum(map(len, chunks))
         self._chunks += chunks

@@ -225,7 +225,8 @@ class Bus:
             if events & selectors.EVENT_WRITE and on_write is not None:
                 on_write()
         for undrained, route in list(self._undrained.items()):
-            self._drain(undrained, route)
+            if undrained in self._undrained:  # else it was closed meanwhile
+                self._drain(undrained, route)
         if self._probing:
             self._give_up_probes()
         arrivals, self._arrivals = self._arrivals, deque()
@@ -237,16 +238,16 @@ class Bus:
 
     def _register(self, source: zmq.Socket[bytes], callback: Callable[[], None]) -> None:
         """Watch a socket. Its descriptor only tells of news after the first look at it."""
-        self.watch(source.getsockopt(zmq.FD), callback)
+        self.watch(_descriptor(source), callback)
         source.getsockopt(zmq.EVENTS)
 
     def _unregister(self, source: zmq.Socket[bytes]) -> None:
-        self.unwatch(source.getsockopt(zmq.FD))
+        self.unwatch(_descriptor(source))
 
     def _has_undrained(self) -> bool:
         """Sending may have consumed the signal of a message that arrived: look again."""
         for source in list(self._undrained):
-            if not source.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if not int(source.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 del self._undrained[source]
         return bool(self._undrained)
 
@@ -331,7 +332,7 @@ class Bus:
     def _connect(self, connection: Connection) -> None:
         dealer = connection.dealer = open_socket(self._context, zmq.DEALER)
         route = connection.route
-        self._register(dealer, lambda: self._undrained.update({dealer: route}))
+        self._register(dealer, lambda: self._on_dealer(connection))
         if not connection.address.startswith("inproc://"):
             connection.monitor = dealer.get_monitor_socket(EVENTS)
             self._register(connection.monitor, lambda: self._on_monitor(connection))
@@ -339,6 +340,10 @@ class Bus:
         dealer.connect(_endpoint(connection.address))
         self._undrained[dealer] = route
         self._on_monitor(connection)
+
+    def _on_dealer(self, connection: Connection) -> None:
+        if connection.dealer is not None and connection.route in self._connections:
+            self._undrained[connection.dealer] = connection.route
 
     def _on_monitor(self, connection: Connection) -> None:
         while connection.monitor is not None and not connection.monitor.closed:
@@ -361,6 +366,10 @@ class Bus:
             self.drop(connection.route)
             self._arrivals.append(Down(connection.route, reason))
             return
+
+
+def _descriptor(source: zmq.Socket[bytes]) -> int:
+    return int(source.getsockopt(zmq.FD))
 
 
 def _endpoint(address: str) -> str:

@@ -50,13 +50,12 @@ IMPURE_MODULES = {
     "zmq",
 }
 UNPICKLING_MODULES = {"cloudpickle", "dill", "marshal", "pickle", "shelve"}
-# The job process and what it is forked from run the user's code anyway. The launcher speaks
-# only marshal, and only with processes of its own that run no user code.
+# The job process and what it is forked from run the user's code anyway; the zygote imports
+# cloudpickle for them, once. Processes of one node that run no user code exchange marshal.
 MAY_UNPICKLE = {
     "node/runner.py": UNPICKLING_MODULES,
     "node/template.py": UNPICKLING_MODULES,
-    "node/zygote.py": {"marshal"},
-    "node/launcher.py": {"marshal"},
+    "node/zygote.py": {"cloudpickle"},
     "node/channel.py": {"marshal"},
 }
 

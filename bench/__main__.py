@@ -1,0 +1,116 @@
+"""Runs all measurements, one after the other, and prints the table.
+
+A measurement that fails is shown as failed, and the others go on. Missed targets are shown,
+and are no error: figures of a busy machine would make it a game of chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from . import table
+from .measure import MEASUREMENTS, Figures
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT_S = 180.0  # of one measurement
+ROWS_OF = {
+    "zmq": ("zmq.turns", "1MiB.zmq", "32MiB.zmq"),
+    "fork": ("fork.rate", "fork.served"),
+    "start": ("start.import", "start.help", "start.first"),
+    "rate": ("rate.",),
+    "turns": ("p50.", "p99."),
+    "payload": ("1MiB.", "32MiB."),
+    "efficiency": ("10ms.", "1ms."),
+    "cpu": ("cpu.", "here."),
+    "queue": ("queue.bytes", "queue.first", "queue.last"),
+    "scheduler": ("scheduler.1000", "scheduler.10000", "scheduler.cost"),
+    "peer": ("rate.", "p50."),
+}
+
+
+def keys_of(measurement: str) -> list[str]:
+    """Return the keys of the figures that a measurement gives."""
+    kind, _, system = measurement.partition("-")
+    return [f"{key}{system}" for key in ROWS_OF[kind]]
+
+
+def run(measurement: str, quick: bool) -> Figures:
+    """Make one measurement in a process of its own; `RuntimeError` says why it failed."""
+    command = [sys.executable, "-m", "bench.measure", measurement]
+    process = subprocess.Popen(
+        command + ["--quick"] * quick,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_environment(),
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise RuntimeError(f"failed: nothing after {TIMEOUT_S:.0f} s") from None
+    if process.returncode:
+        last = errors.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+        raise RuntimeError(f"failed: {last[0]}")
+    figures: Figures = json.loads(output.splitlines()[-1])
+    return figures
+
+
+def _environment() -> dict[str, str]:
+    """Other systems import the jobs' functions by name, and find their programs by PATH."""
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PATH": programs}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure dispy.")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="NAME",
+        help=f"only measurements whose name begins so: {', '.join(MEASUREMENTS)}",
+    )
+    return parser.parse_args()
+
+
+def chosen(only: list[str] | None) -> list[str]:
+    """Return the measurements to make."""
+    return [name for name in MEASUREMENTS if not only or name.startswith(tuple(only))]
+
+
+def main() -> None:
+    options = arguments()
+    figures: Figures = {}
+    missing: dict[str, str] = {}
+    began = time.perf_counter()
+    for name in chosen(options.only):
+        print(f"\r\033[K{name} ...", end="", file=sys.stderr, flush=True)
+        try:
+            made = run(name, options.quick)
+        except RuntimeError as error:
+            missing |= dict.fromkeys(keys_of(name), str(error))
+        else:
+            figures |= made
+            missing |= dict.fromkeys(set(keys_of(name)) - made.keys(), "not installed")
+    print("\r\033[K", end="", file=sys.stderr, flush=True)
+    minutes = (time.perf_counter() - began) / 60
+    print(f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs,")
+    print(f"2 workers, loopback, {'quick run, ' if options.quick else ''}{minutes:.1f} minutes")
+    print("\n".join(table.lines(figures, missing)))
+    bad = table.missed(figures)
+    print(f"\n{len(bad)} rows with a missed target" + "".join(f"\n  {row}" for row in bad))
+
+
+if __name__ == "__main__":
+    main()

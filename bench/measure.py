@@ -1,0 +1,174 @@
+"""All measurements, by name; ``python -m bench.measure NAME`` makes one and prints its figures.
+
+Each is made in a process of its own, so that none suffers from the threads, the memory or the
+children that another one left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+from . import forks, peers, pools, queue, scheduler, sockets, startup, throughput
+from .work import Scale, Start, no_op, pause
+
+MIB = 1 << 20
+MESSAGE_BYTES = 100
+WINDOW = 1000  # raw messages on their way
+LARGE_IN_FLIGHT = 4  # payloads on their way: two are worked on, two travel
+
+Figures: TypeAlias = dict[str, float]
+
+
+class System(NamedTuple):
+    """A pool, and how much it is given to do: a second or so."""
+
+    start: Start
+    jobs: int
+    turns: int
+
+
+SYSTEMS = {
+    "reused": System(pools.reused, 50_000, 2_000),
+    "fresh": System(pools.fresh, 2_000, 1_000),
+    "executor": System(pools.executor, 10_000, 2_000),
+    "pool": System(pools.pool_of_fresh, 400, 200),
+}
+PEER_JOBS, PEER_TURNS = 2_000, 300
+
+
+def rate(name: str, scale: Scale) -> Figures:
+    """No-op jobs/s."""
+    system = SYSTEMS[name]
+    with system.start(no_op) as runner:
+        return {f"rate.{name}": throughput.jobs_per_s(runner, scale.count(system.jobs))}
+
+
+def turns(name: str, scale: Scale) -> Figures:
+    """Round trips."""
+    system = SYSTEMS[name]
+    with system.start(no_op) as runner:
+        times = throughput.round_trip(runner, scale.count(system.turns))
+    return {f"p50.{name}": times.p50_ms, f"p99.{name}": times.p99_ms}
+
+
+def payloads(name: str, scale: Scale) -> Figures:
+    """Large arguments and results."""
+    with SYSTEMS[name].start(no_op) as runner:
+        small = throughput.payload_mb_per_s(runner, MIB, scale.count(200), LARGE_IN_FLIGHT)
+        large = throughput.payload_mb_per_s(runner, 32 * MIB, scale.count(20), LARGE_IN_FLIGHT)
+    return {f"1MiB.{name}": small, f"32MiB.{name}": large}
+
+
+def efficiencies(name: str, scale: Scale) -> Figures:
+    """How much of two workers is used by sleeping jobs."""
+    with SYSTEMS[name].start(pause) as runner:
+        # The counts belong to the targets, so a quick run has the same.
+        long = throughput.efficiency(runner, 0.010, 200)
+        short = throughput.efficiency(runner, 0.001, 2_000)
+    return {f"10ms.{name}": long, f"1ms.{name}": short}
+
+
+def cpu(name: str, scale: Scale) -> Figures:
+    """CPU time per no-op job."""
+    system = SYSTEMS[name]
+    with system.start(no_op) as runner:
+        times = throughput.cpu_time(runner, scale.count(4 * system.jobs))
+    return {f"cpu.{name}": times.all_us, f"here.{name}": times.here_us}
+
+
+def queued(_: Scale) -> Figures:
+    """A million jobs waiting: as many in a quick run, for the number belongs to the targets."""
+    figures = queue.queue(1_000_000)
+    return {
+        "queue.bytes": figures.bytes_per_job,
+        "queue.first": figures.first_per_s,
+        "queue.last": figures.last_per_s,
+    }
+
+
+def raw(scale: Scale) -> Figures:
+    """What ZeroMQ does with nobody in the way."""
+    return {
+        "zmq.turns": sockets.turns_per_s(scale.count(100_000), MESSAGE_BYTES, WINDOW),
+        "1MiB.zmq": sockets.payload_mb_per_s(MIB, scale.count(200), LARGE_IN_FLIGHT),
+        "32MiB.zmq": sockets.payload_mb_per_s(32 * MIB, scale.count(20), LARGE_IN_FLIGHT),
+    }
+
+
+def processes(scale: Scale) -> Figures:
+    """What fork does with nobody in the way."""
+    count = scale.count(1_000)
+    return {"fork.rate": forks.forks_per_s(count), "fork.served": forks.served_per_s(count)}
+
+
+def decisions(scale: Scale) -> Figures:
+    """The scheduler without I/O."""
+    few = scheduler.jobs_per_s(1_000, scale.count(200_000))
+    many = scheduler.jobs_per_s(10_000, scale.count(200_000))
+    return {"scheduler.1000": few, "scheduler.10000": many, "scheduler.cost": few / many}
+
+
+def start_up(_: Scale) -> Figures:
+    """What a user waits for."""
+    return {
+        "start.import": startup.import_ms(),
+        "start.help": startup.node_help_ms(),
+        "start.first": startup.first_result_s(),
+    }
+
+
+def peer(name: str, scale: Scale) -> Figures:
+    """Another system, if it is there; no figures if it isn't."""
+    module, start = peers.PEERS[name]
+    if not peers.installed(module):
+        return {}
+    with start(no_op) as runner:
+        jobs = throughput.jobs_per_s(runner, scale.count(PEER_JOBS))
+        times = throughput.round_trip(runner, scale.count(PEER_TURNS))
+    return {f"rate.{name}": jobs, f"p50.{name}": times.p50_ms, f"p99.{name}": times.p99_ms}
+
+
+def _named(kind: str, measure: Callable[[str, Scale], Figures], *names: str) -> Registry:
+    """Return one measurement for each system."""
+    return {f"{kind}-{name}": _bound(measure, name) for name in names}
+
+
+def _bound(measure: Callable[[str, Scale], Figures], name: str) -> Measurement:
+    return lambda scale: measure(name, scale)
+
+
+Measurement: TypeAlias = Callable[[Scale], Figures]
+Registry: TypeAlias = dict[str, Measurement]
+MEASUREMENTS: Registry = {
+    "zmq": raw,
+    "fork": processes,
+    "start": start_up,
+    **_named("rate", rate, "executor", "reused", "pool", "fresh"),
+    **_named("turns", turns, "executor", "reused", "fresh"),
+    **_named("payload", payloads, "executor", "reused"),
+    **_named("efficiency", efficiencies, "executor", "reused", "fresh"),
+    **_named("cpu", cpu, "executor", "reused", "fresh"),
+    "queue": queued,
+    "scheduler": decisions,
+    **_named("peer", peer, *peers.PEERS),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=MEASUREMENTS)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    figures = MEASUREMENTS[options.name](Scale(options.quick))
+    print(json.dumps(figures))
+    sys.stdout.flush()
+    os._exit(0)  # nothing is left to be cleaned up, but for a million jobs that wait
+
+
+if __name__ == "__main__":
+    main()

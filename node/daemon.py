@@ -1,0 +1,197 @@
+"""The node's shell: sockets, processes and clock around the agent. It decides nothing.
+
+The launcher starts the zygote before this module is imported, since importing it loads
+ZeroMQ: no job process may ever hold a descriptor of the node's sockets.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+from dispy.protocol.errors import ProtocolError
+from dispy.protocol.exchange import (
+    Away,
+    Back,
+    DialFailed,
+    Event,
+    Exchange,
+    Joined,
+    Left,
+    Received,
+)
+from dispy.protocol.identity import describe, random_name
+from dispy.protocol.messages import Identity
+from dispy.protocol.transport import Bus
+
+from . import launcher as processes
+from .core import Agent
+from .effects import (
+    Destroy,
+    Effect,
+    Give,
+    Goodbye,
+    Interrupt,
+    Revoke,
+    Send,
+    Spawn,
+    StartTemplate,
+    StopTemplate,
+    Terminate,
+)
+
+log = logging.getLogger("dispy.node")
+CLOSE_S = 4.0  # to end all processes when the node is stopped
+PROCESS_TICK_S = 0.1  # how often the output of running jobs is looked at
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says."""
+
+    software: str
+    name: str
+    cpus: int
+    door: str  # "host:port" to listen at; empty: no door of its own
+    broker: str  # "host:port" to dial; empty: wait to be dialled
+
+
+class NodeDaemon:
+    """Runs an `Agent` on a `Bus` and a `Launcher` until `stop` is called."""
+
+    def __init__(self, settings: Settings, launcher: processes.Launcher, bus: Bus) -> None:
+        self.bus = bus
+        self.launcher = launcher
+        self.agent = Agent(settings.cpus, time.time() - time.monotonic())
+        self.settings = settings
+        self.address = bus.listen(settings.door) if settings.door else ""
+        identity = describe(
+            "node",
+            settings.software,
+            name=settings.name,
+            cpus=settings.cpus,
+            port=int(self.address.rpartition(":")[2] or 0),
+            address=self.address,
+        )
+        self.exchange = Exchange(identity, bus, random_name, self._admit)
+        if settings.broker:
+            self.exchange.dial(settings.broker)
+        self._stopping = False
+        self._next_look = 0.0
+        self._said: dict[str, str] = {}
+
+    def stop(self) -> None:
+        """Make `run` return soon; from any thread or signal handler."""
+        self._stopping = True
+        self.bus.wake()
+
+    def run(self) -> None:
+        """Serve until stopped; then leave no process, no file and no session behind."""
+        while not self._stopping:
+            now = time.monotonic()
+            for arrival in self.bus.poll(self._deadline() - now):
+                self._handle(self.exchange.receive(arrival, time.monotonic()))
+            self._round(time.monotonic())
+        self.agent.stop()
+        self._round(time.monotonic())
+        self.launcher.close(CLOSE_S)
+        self.bus.close()
+
+    def _deadline(self) -> float:
+        deadline = min(self.exchange.deadline(), self.agent.deadline())
+        return min(deadline, self._next_look) if self.agent.workers else deadline
+
+    def _round(self, now: float) -> None:
+        self._handle(self.exchange.tick(now))
+        if now >= self._next_look:
+            self._next_look = now + PROCESS_TICK_S
+            self.launcher.tick()
+        self._report_processes(now)
+        self.agent.tick(now)
+        while effects := self.agent.flush(now):  # a revocation is answered at once
+            for effect in effects:
+                self._carry_out(effect, now)
+            self._report_processes(now)
+        self.exchange.flush(now)
+
+    # -- what comes from peers ------------------------------------------------------------
+
+    def _admit(self, identity: Identity) -> str:
+        return self.agent.admit(identity, time.monotonic())
+
+    def _handle(self, events: list[Event]) -> None:
+        for event in events:
+            try:
+                self._on_event(event, time.monotonic())
+            except ProtocolError as error:
+                self._offended(event, error)
+
+    def _on_event(self, event: Event, now: float) -> None:
+        if isinstance(event, Received):
+            self.agent.receive(event.peer, event.message, now)
+        elif isinstance(event, Joined):
+            log.info("working for %s", event.identity.name)
+            self.agent.joined(event.peer, event.identity, event.undelivered, now)
+        elif isinstance(event, Back):
+            self.agent.back(event.peer)
+        elif isinstance(event, Away):
+            log.info("the broker can't be reached: %s", event.reason)
+            self.agent.away(event.peer, now)
+        elif isinstance(event, Left):
+            log.info("the broker is gone: %s", event.reason or "it said goodbye")
+            self.agent.left(event.peer)
+        elif isinstance(event, DialFailed) and self._said.get(event.address) != event.reason:
+            self._said[event.address] = event.reason
+            log.warning("broker %s: %s; still trying", event.address, event.reason)
+
+    def _offended(self, event: Event, error: ProtocolError) -> None:
+        if isinstance(event, (Received, Joined)):
+            log.warning("the broker broke the protocol: %s", error)
+            self.exchange.goodbye(event.peer, f"protocol error: {error}")
+            self.agent.left(event.peer)
+
+    # -- what comes from processes --------------------------------------------------------
+
+    def _report_processes(self, now: float) -> None:
+        agent = self.agent
+        for event in self.launcher.take_events():
+            if isinstance(event, processes.Outcomes):
+                agent.outcomes(event.worker, event.results, now)
+            elif isinstance(event, processes.WorkerExited):
+                output = (event.stdout, event.stderr)
+                agent.worker_exited(event.worker, event.started, event.reason, output, now)
+            elif isinstance(event, processes.TemplateReady):
+                agent.template_ready(event.computation)
+            elif isinstance(event, processes.TemplateFailed):
+                agent.template_failed(event.computation, event.reason)
+            elif isinstance(event, processes.TemplateGone):
+                agent.template_gone(event.computation)
+            else:
+                log.error("the process that starts job processes died; starting it anew")
+
+    # -- what the agent wants -------------------------------------------------------------
+
+    def _carry_out(self, effect: Effect, now: float) -> None:
+        launcher = self.launcher
+        if isinstance(effect, Send):
+            self.exchange.send(effect.peer, effect.message)
+        elif isinstance(effect, Give):
+            launcher.give(effect.worker, effect.jobs)
+        elif isinstance(effect, Spawn):
+            launcher.spawn(effect.computation, effect.worker, effect.max_tasks)
+        elif isinstance(effect, Revoke):
+            self.agent.revoked(effect.worker, launcher.revoke(effect.worker), now)
+        elif isinstance(effect, Interrupt):
+            launcher.interrupt(effect.worker)
+        elif isinstance(effect, Terminate):
+            launcher.terminate(effect.worker)
+        elif isinstance(effect, Destroy):
+            launcher.kill(effect.worker)
+        elif isinstance(effect, StartTemplate):
+            prepare = effect.prepare
+            launcher.prepare(effect.computation, prepare.name, prepare.code)
+        elif isinstance(effect, StopTemplate):
+            launcher.release(effect.computation)
+        elif isinstance(effect, Goodbye):
+            self.exchange.goodbye(effect.peer, effect.reason)

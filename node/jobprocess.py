@@ -1,0 +1,313 @@
+"""The node's end of one job process: what it is given, what it sends back, what it leaves.
+
+Each fact about a job process that is alive is kept here, and only here. Nothing in this file
+waits: what the process doesn't take yet is kept, and a token that isn't there is not waited for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+
+from dispy.protocol.errors import ProtocolError
+from dispy.protocol.messages import FINISHED, TERMINATED, Buffer, JobResult, JobSpec
+
+from .runner import (
+    EMPTIED,
+    EXIT_UNREACHABLE,
+    INTERRUPTED,
+    OUTBOX_BYTES,
+    OUTBOX_HEAD,
+    OUTPUT_BYTES,
+    TOKEN,
+    USED,
+    cut_mark,
+    head_of,
+)
+from .traffic import Block, Ended, Intake, pack_blocks
+
+GIVEN_MAX = 4096  # jobs that a process may hold: their tokens must fit into a pipe
+READ_BYTES = 1 << 18
+READS = 16  # at a time, so that one process with a large result holds nobody up
+BUFFERS = 64  # in one system call
+
+
+class JobProcess:
+    """One job process, from its descriptors to its end."""
+
+    def __init__(self, worker: int, computation: int, max_tasks: int) -> None:
+        """Open everything that the process needs. Raises `OSError`, with nothing left open."""
+        self.worker = worker
+        self.computation = computation
+        self.signals: set[int] = set()  # sent by us
+        self.fault = ""  # why we gave it up
+        self.silent = False  # it has closed its end
+        self._given = 0  # jobs, and the number of the last one
+        self._revoked = 0  # of these
+        self._jobs: deque[tuple[int, int, int]] = deque()  # number, seq, attempt; no result yet
+        self._unsent: deque[Block] = deque()
+        self._intake = Intake()
+        self._tokens = (-1, -1)
+        self._outbox: memoryview | None = None
+        self._outputs: list[int] = []
+        self._passed: list[int] = []
+        try:
+            self._open(max_tasks)
+        except OSError:
+            self.close()
+            raise
+
+    def _open(self, max_tasks: int) -> None:
+        for name in ("stdout", "stderr"):
+            self._outputs.append(open_memory(name, os.O_APPEND))
+        self._passed = [os.dup(fd) for fd in self._outputs]
+        if max_tasks != 1:
+            read, write = os.pipe()
+            self._tokens = (os.dup(read), write)
+            self._passed.append(read)
+            os.set_blocking(read, False)
+            os.set_blocking(write, False)
+            outbox = open_memory("outbox", 0)
+            self._passed.append(outbox)
+            os.ftruncate(outbox, OUTBOX_BYTES)
+            self._outbox = memoryview(mmap.mmap(outbox, OUTBOX_BYTES))
+        self.socket, child = socket.socketpair()
+        self._passed.insert(0, child.detach())
+        self.socket.setblocking(False)
+
+    def take_passed(self) -> list[int]:
+        """Return the descriptors for the process, once; they are the caller's to close."""
+        passed, self._passed = self._passed, []
+        return passed
+
+    def close(self) -> None:
+        """Close all that is open."""
+        for fd in (*self._outputs, *self._passed, *self._tokens):
+            if fd >= 0:
+                os.close(fd)
+        self._outputs, self._passed, self._tokens = [], [], (-1, -1)
+        self._unsent.clear()
+        self._outbox = None
+        if hasattr(self, "socket"):
+            self.socket.close()
+
+    # -- jobs there ------------------------------------------------------------------------
+
+    @property
+    def unsent(self) -> bool:
+        """Whether something waits until the process takes it."""
+        return bool(self._unsent)
+
+    def give(self, jobs: Sequence[JobSpec]) -> None:
+        """Hand jobs over, to be run in this order after those that it has."""
+        assert len(self._jobs) + len(jobs) <= GIVEN_MAX
+        first = self._given + 1
+        self._given += len(jobs)
+        numbered = enumerate(jobs, first)
+        self._jobs.extend([(number, job.seq, job.attempt) for number, job in numbered])
+        self._unsent.extend(pack_blocks(first, jobs))
+        self.flush()  # first the jobs, then the tokens: whoever has a token finds its job
+        if self._outbox is not None:
+            tokens = [TOKEN.pack(number) for number in range(first, self._given + 1)]
+            with suppress(OSError):  # it has died
+                os.write(self._tokens[1], b"".join(tokens))
+
+    def flush(self) -> None:
+        """Write as much as the process takes."""
+        try:
+            while self._unsent:
+                first, buffers = self._unsent[0]
+                count = self.socket.sendmsg(buffers[:BUFFERS])
+                rest = _without(buffers, count)
+                self._unsent.popleft()
+                if rest:
+                    # Number 0: begun to be written, so it can't be dropped any more.
+                    self._unsent.appendleft(Block(0 if count else first, rest))
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._unsent.clear()  # it has died
+
+    def revoke(self) -> int:
+        """Take back the jobs that have not begun; return how many: the last ones given."""
+        numbers = self._take_tokens()
+        if not numbers:
+            return 0
+        self._revoked += len(numbers)
+        for _ in numbers:
+            self._jobs.pop()
+        while self._unsent and self._unsent[-1].first >= numbers[0]:
+            self._unsent.pop()
+        return len(numbers)
+
+    def mark_interrupt(self) -> None:
+        """Tell the process which job the SIGINT that follows is for: the one that it runs."""
+        if self._outbox is not None and self._jobs:
+            head_of(self._outbox)[INTERRUPTED] = self._jobs[0][0]
+
+    def _take_tokens(self) -> list[int]:
+        if self._outbox is None:
+            return []
+        data = b""
+        with suppress(BlockingIOError):
+            data = os.read(self._tokens[0], GIVEN_MAX * TOKEN.size)
+        return [number for (number,) in TOKEN.iter_unpack(data)]
+
+    # -- results back ----------------------------------------------------------------------
+
+    def receive(self) -> list[JobResult]:
+        """Return what has arrived. Raises `ProtocolError`; ``silent`` says that was all."""
+        for _ in range(READS):
+            count = self._receive_once()
+            if count <= 0:
+                break
+        return self._accept(self._intake.take())
+
+    def _receive_once(self) -> int:
+        """Read once; return how many bytes, 0: the end, -1: nothing there."""
+        target = self._intake.target
+        try:
+            if target is not None:
+                count = self.socket.recv_into(target)
+                if count:
+                    self._intake.filled(count)
+                self.silent = not count
+                return count
+            data = self.socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return -1
+        except OSError:
+            data = b""
+        self._intake.receive(memoryview(data))
+        self.silent = not data
+        # Less than asked for was all there is: no need to be told so.
+        return len(data) if len(data) == READ_BYTES or self._intake.target is not None else -1
+
+    def peek(self) -> list[JobResult]:
+        """Return results that wait for company in the outbox of a living process."""
+        if self._outbox is None or not self._jobs:
+            return []
+        head = head_of(self._outbox)
+        emptied, used = head[EMPTIED], head[USED]
+        if not 0 < used <= OUTBOX_BYTES - OUTBOX_HEAD:
+            return []
+        data = self._outbox[OUTBOX_HEAD : OUTBOX_HEAD + used].tobytes()
+        if head[EMPTIED] != emptied:
+            return []  # it has been sent meanwhile, and maybe overwritten
+        intake = Intake()
+        with suppress(ProtocolError):
+            intake.receive(memoryview(data))
+            return self._accept(intake.take())
+        return []
+
+    def _accept(self, ended: list[Ended]) -> list[JobResult]:
+        """Match results with the jobs that were given; some may have come before."""
+        results = []
+        for number, returned, start, end, payload, parts in ended:
+            if self._jobs and number == self._jobs[0][0]:
+                _, seq, attempt = self._jobs.popleft()
+                status = FINISHED if returned else TERMINATED
+                results.append(JobResult(seq, attempt, status, start, end, payload, parts))
+            elif number > (self._jobs[0][0] - 1 if self._jobs else self._given):
+                raise ProtocolError("a job process sent the result of a job that it doesn't have")
+        return results
+
+    # -- what is left ----------------------------------------------------------------------
+
+    def last_results(self) -> list[JobResult]:
+        """Return the results that a dead process has sent or left behind."""
+        results = []
+        if not self.fault:
+            try:
+                while arrived := self.receive():
+                    results += arrived
+            except ProtocolError as error:
+                self.fault = str(error)
+        return results + self.peek()
+
+    def count_started(self) -> int:
+        """How many of the jobs given to a dead process had begun, ever."""
+        self.revoke()
+        return self._given - self._revoked
+
+    @property
+    def unfinished(self) -> bool:
+        """After `count_started`: whether a job that had begun has no result."""
+        return bool(self._jobs)
+
+    def output(self) -> tuple[bytes, bytes]:
+        """Return what is in stdout and stderr: of a dead process, what its last job wrote."""
+        stdout, stderr = map(_read_output, self._outputs)
+        return stdout, stderr
+
+    def cut_output(self) -> None:
+        """Throw away what a job has written beyond the limit, before it fills the memory."""
+        for fd in self._outputs:
+            if os.fstat(fd).st_size > OUTPUT_BYTES + 1:
+                os.ftruncate(fd, OUTPUT_BYTES + 1)  # one more, so that it shows as cut
+
+    def explain(self, code: int, peak_kib: int) -> str:
+        """Say why a process that ended this way has left a job without a result."""
+        if self.fault:
+            return self.fault
+        if code == EXIT_UNREACHABLE:
+            return "the job closed the connection between its process and the node"
+        if code >= 0:
+            return f"the job's process ended before the job did, with exit code {code} (os._exit?)"
+        return f"the job's process was killed by {self._describe_signal(-code, peak_kib)}"
+
+    def _describe_signal(self, signum: int, peak_kib: int) -> str:
+        text = describe_signal(signum)
+        if signum in self.signals:
+            return f"{text}, sent by the node"
+        if signum == signal.SIGKILL:
+            return f"{text}: likely out of memory (it used {peak_kib // 1024} MiB), or by hand"
+        return text
+
+
+def describe_signal(signum: int) -> str:
+    """Return the signal's name and what it means."""
+    try:
+        name = signal.Signals(signum).name
+    except ValueError:
+        return f"signal {signum}"
+    meaning = signal.strsignal(signum) or ""
+    return f"{name} ({meaning.lower()})"
+
+
+def open_memory(name: str, flags: int) -> int:
+    """Open a file that is in memory, or at least nowhere to be found."""
+    if sys.platform == "linux":
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    else:
+        fd, path = tempfile.mkstemp()
+        os.unlink(path)
+    if flags:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+    return fd
+
+
+def _read_output(fd: int) -> bytes:
+    size = os.fstat(fd).st_size
+    data = os.pread(fd, OUTPUT_BYTES, 0) if size else b""
+    return data if size <= OUTPUT_BYTES else data + cut_mark()
+
+
+def _without(buffers: list[Buffer], count: int) -> list[Buffer]:
+    """Leave out the first ``count`` bytes."""
+    done = 0
+    while done < len(buffers) and count >= len(buffers[done]):
+        count -= len(buffers[done])
+        done += 1
+    rest = buffers[done:]
+    if count:
+        rest[0] = memoryview(rest[0])[count:]
+    return rest

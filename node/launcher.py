@@ -1,0 +1,498 @@
+"""Starts and ends the processes of the node: the zygote, a template per computation, job processes.
+
+The node's loop calls these methods and `take_events`; `receive` runs when the descriptor given
+to `attach` is readable. Nothing here waits, but `close`. Pure bookkeeping of jobs is the
+agent's business, everything about one job process is `JobProcess`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from dispy.protocol.errors import ProtocolError
+from dispy.protocol.messages import JobResult, JobSpec
+
+from . import channel
+from .channel import Channel, ChannelClosed
+from .jobprocess import JobProcess, describe_signal, open_memory
+
+_READ = selectors.EVENT_READ
+_READ_WRITE = selectors.EVENT_READ | selectors.EVENT_WRITE
+
+
+class TemplateReady(NamedTuple):
+    """The computation's function is loaded; job processes can be spawned."""
+
+    computation: int
+
+
+class TemplateFailed(NamedTuple):
+    """The function can't be loaded, or the template has died; nothing is left of it."""
+
+    computation: int
+    reason: str
+
+
+class TemplateGone(NamedTuple):
+    """After `release`: no process and no file is left of the computation."""
+
+    computation: int
+
+
+class Outcomes(NamedTuple):
+    """Jobs that have ended, in the order in which they were given to the worker."""
+
+    worker: int
+    results: list[JobResult]
+
+
+class WorkerExited(NamedTuple):
+    """A job process has ended; comes after all its results.
+
+    Of the jobs given to it ever, without those revoked, it had begun ``started``. When these
+    are more than the results that came, then the first without a result ended with the
+    process: ``reason`` says how, and it had written ``stdout`` and ``stderr``.
+    """
+
+    worker: int
+    started: int
+    reason: str
+    stdout: bytes = b""
+    stderr: bytes = b""
+
+
+class ZygoteLost(NamedTuple):
+    """The zygote has died, and with it all templates; the next `prepare` starts another."""
+
+
+Event: TypeAlias = (
+    TemplateReady | TemplateFailed | TemplateGone | Outcomes | WorkerExited | ZygoteLost
+)
+
+
+class Watcher(Protocol):
+    """A poll loop."""
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call back whenever the descriptor is readable."""
+
+    def unwatch(self, fd: int) -> None:
+        """Stop that."""
+
+
+class _Template:
+    """What the node knows of a template."""
+
+    def __init__(self, computation: int, connection: Channel, folder: Path) -> None:
+        self.computation = computation
+        self.channel = connection
+        self.folder = folder
+        self.reason = ""  # why it has failed
+        self.released = False
+        self.closed = False  # it has closed its end: it is ending
+        self.orphaned = False  # its zygote is dead, and won't tell of its end
+        self.workers: dict[int, JobProcess] = {}
+
+
+class Launcher:
+    """All processes of a node.
+
+    ``folder`` is where computations get folders of their own; ``names`` are names that jobs
+    find without an import. Workers and computations are numbered by the caller, from 1.
+    """
+
+    def __init__(self, folder: Path, names: dict[str, str]) -> None:
+        self._folder = folder
+        self._names = names
+        self._events: list[Event] = []
+        self._zygote: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._templates: dict[int, _Template] = {}
+        self._workers: dict[int, JobProcess] = {}
+        # One descriptor stands for all in the node's loop, which costs it nothing per process.
+        self._selector = selectors.DefaultSelector()
+        self._watcher: Watcher | None = None
+
+    # -- life ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the zygote. The first time before the process has opened any socket."""
+        ours, theirs = channel.pair()
+        self._channel = Channel(ours, blocking=False)
+        command = [sys.executable, "-m", "dispy.node.zygote", str(theirs.fileno())]
+        with theirs:
+            self._zygote = subprocess.Popen(
+                [*command, str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                env={name: text for name, text in os.environ.items() if not _is_secret(name)},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the node, which ends the others
+            )
+        self._selector.register(self._channel, _READ, self._on_zygote)
+
+    def attach(self, watcher: Watcher) -> None:
+        """Have `receive` called by a poll loop."""
+        self._watcher = watcher
+        watcher.watch(self.fileno(), self.receive)
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable while `receive` has something to do."""
+        selector: Any = self._selector  # those of Linux, macOS and the BSDs have one
+        return int(selector.fileno())
+
+    def close(self, timeout: float) -> None:
+        """End all processes and remove all files; takes at most ``timeout`` seconds, and a bit.
+
+        No events come after this.
+        """
+        if self._watcher is not None:
+            self._watcher.unwatch(self.fileno())
+        for template in self._templates.values():
+            template.channel.close()
+        if self._channel is not None:
+            self._channel.close()
+        if self._zygote is not None:
+            self._end_zygote(self._zygote, timeout)
+        for process in self._workers.values():
+            process.close()
+        for template in self._templates.values():
+            shutil.rmtree(template.folder, ignore_errors=True)
+        self._selector.close()
+        self._templates.clear()
+        self._workers.clear()
+        self._events.clear()
+        self._zygote = self._channel = None
+
+    @staticmethod
+    def _end_zygote(zygote: subprocess.Popen[bytes], timeout: float) -> None:
+        """Wait for the zygote, which ends when its connection is closed."""
+        try:
+            zygote.wait(timeout)
+        except subprocess.TimeoutExpired:
+            zygote.kill()
+            zygote.wait()
+
+    # -- computations ----------------------------------------------------------------------
+
+    def prepare(self, computation: int, name: str, code: JobSpec) -> None:
+        """Load a computation's function; answered by `TemplateReady` or `TemplateFailed`."""
+        assert computation not in self._templates
+        if self._channel is None:
+            self.start()
+        ours, theirs = channel.pair()
+        folder = self._folder / f"computation-{computation}"
+        template = _Template(computation, Channel(ours, blocking=False), folder)
+        self._templates[computation] = template
+        self._selector.register(template.channel, _READ, partial(self._on_template, template))
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file, sizes = _write_code(code)
+        except OSError as error:
+            template.reason = f"the computation can't be stored: {error}"
+            theirs.close()
+            template.orphaned = True  # never had a zygote
+            return
+        assert self._channel is not None
+        message = ("prepare", computation, str(folder), self._names, sizes)
+        self._send(self._channel, message, [theirs.detach(), file])
+
+    def release(self, computation: int) -> None:
+        """End all that runs of a computation, remove its files; answered by `TemplateGone`.
+
+        No other events of it and its workers come after this.
+        """
+        template = self._templates.get(computation)
+        if template is None:
+            self._events.append(TemplateGone(computation))
+            return
+        template.released = True
+        for process in list(template.workers.values()):
+            self._forget(process)
+        if not template.orphaned:
+            assert self._channel is not None
+            self._send(self._channel, ("end", computation))
+
+    # -- workers ---------------------------------------------------------------------------
+
+    def spawn(self, computation: int, worker: int, max_tasks: int) -> None:
+        """Fork a job process for ``max_tasks`` jobs (0: any number).
+
+        It can be given jobs at once. When it can't be had, `WorkerExited` tells why.
+        """
+        template = self._templates.get(computation)
+        if template is None or template.closed:
+            self._events.append(WorkerExited(worker, 0, "its computation is not running"))
+            return
+        try:
+            process = JobProcess(worker, computation, max_tasks)
+        except OSError as error:
+            self._events.append(WorkerExited(worker, 0, _unborn(str(error))))
+            return
+        self._workers[worker] = template.workers[worker] = process
+        self._selector.register(process.socket, _READ, partial(self._on_worker, process))
+        self._send(template.channel, ("spawn", worker, max_tasks), process.take_passed())
+
+    def give(self, worker: int, jobs: Sequence[JobSpec]) -> None:
+        """Hand jobs over, to be run one after the other, behind those given before.
+
+        A worker for one job gets no second one. Jobs for a worker that is dead vanish: its
+        `WorkerExited` doesn't count them.
+        """
+        process = self._workers.get(worker)
+        if process is not None:
+            process.give(jobs)
+            self._ask_for_room(process)
+
+    def revoke(self, worker: int) -> int:
+        """Take back the jobs that have not begun; return how many, the last ones given.
+
+        What a worker for one job has been given is never taken back.
+        """
+        process = self._workers.get(worker)
+        return process.revoke() if process is not None else 0
+
+    def interrupt(self, worker: int) -> None:
+        """Raise KeyboardInterrupt in the first job of the worker that has no result yet.
+
+        Also SIGINT to all other processes of its group. Call `revoke` before, so that no later
+        job has begun that these could belong to.
+        """
+        process = self._workers.get(worker)
+        if process is not None:
+            process.mark_interrupt()
+            self._signal(process, signal.SIGINT)
+
+    def terminate(self, worker: int) -> None:
+        """SIGTERM to the worker's process group."""
+        process = self._workers.get(worker)
+        if process is not None:
+            self._signal(process, signal.SIGTERM)
+
+    def kill(self, worker: int) -> None:
+        """SIGKILL to the worker's process group; what has left the group is killed after it."""
+        process = self._workers.get(worker)
+        if process is not None:
+            self._signal(process, signal.SIGKILL)
+
+    def _signal(self, process: JobProcess, signum: int) -> None:
+        """Have the template send it: only a parent knows that a process id is still the child's."""
+        process.signals.add(signum)
+        template = self._templates[process.computation]
+        self._send(template.channel, ("signal", process.worker, signum))
+
+    # -- what happens ----------------------------------------------------------------------
+
+    def take_events(self) -> list[Event]:
+        """Return what has happened since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def receive(self) -> None:
+        """Take what the processes have sent; send what they take."""
+        for key, mask in self._selector.select(0):
+            key.data(mask)
+
+    def tick(self) -> None:
+        """Look after running jobs; to be called every 0.1 s or so while there are workers.
+
+        Cuts output before it fills the memory, and fetches results that wait for company.
+        """
+        for process in self._workers.values():
+            process.cut_output()
+            if results := process.peek():
+                self._events.append(Outcomes(process.worker, results))
+
+    def _on_worker(self, process: JobProcess, mask: int) -> None:
+        if self._workers.get(process.worker) is not process or process.silent:
+            return
+        if mask & selectors.EVENT_WRITE:
+            process.flush()
+            self._ask_for_room(process)
+        if mask & selectors.EVENT_READ:
+            try:
+                results = process.receive()
+            except ProtocolError as error:
+                self._give_up(process, str(error))
+                return
+            if results:
+                self._events.append(Outcomes(process.worker, results))
+            if process.silent:
+                self._selector.unregister(process.socket)
+
+    def _ask_for_room(self, process: JobProcess) -> None:
+        if not process.silent:
+            self._watch_write(process.socket, process.unsent)
+
+    def _give_up(self, process: JobProcess, reason: str) -> None:
+        """End a process whose bytes make no sense."""
+        process.fault = reason
+        process.silent = True
+        self._selector.unregister(process.socket)
+        self._signal(process, signal.SIGKILL)
+
+    def _on_template(self, template: _Template, mask: int) -> None:
+        if self._templates.get(template.computation) is not template or template.closed:
+            return
+        if mask & selectors.EVENT_WRITE:
+            template.channel.flush()
+            self._watch_write(template.channel, template.channel.unsent)
+        if mask & selectors.EVENT_READ:
+            self._drain(template)
+        if template.closed and template.orphaned:
+            self._finish(template, "")
+
+    def _drain(self, template: _Template) -> None:
+        """Take all that the template has said."""
+        try:
+            while (received := template.channel.receive()) is not None:
+                self._on_template_message(template, received[0])
+        except ChannelClosed:
+            template.closed = True
+            self._selector.unregister(template.channel)
+
+    def _on_template_message(self, template: _Template, message: tuple[Any, ...]) -> None:
+        kind, *rest = message
+        if kind == "exited":
+            for worker, code, peak_kib in rest[0]:
+                self._on_exit(template.workers.get(worker), code, peak_kib)
+        elif kind == "unborn":
+            worker, reason = rest
+            if worker in template.workers:
+                self._forget(template.workers[worker])
+                self._events.append(WorkerExited(worker, 0, _unborn(reason)))
+        elif kind == "failed":
+            template.reason = rest[0]
+        elif not template.released:
+            self._events.append(TemplateReady(template.computation))
+
+    def _on_exit(self, process: JobProcess | None, code: int, peak_kib: int) -> None:
+        if process is None:
+            return
+        self._report_results(process)
+        started = process.count_started()
+        reason, output = "", (b"", b"")
+        if process.unfinished:
+            reason, output = process.explain(code, peak_kib), process.output()
+        elif code or process.fault:
+            reason = process.explain(code, peak_kib)
+        self._forget(process)
+        self._events.append(WorkerExited(process.worker, started, reason, *output))
+
+    def _report_results(self, process: JobProcess) -> None:
+        if results := process.last_results():
+            self._events.append(Outcomes(process.worker, results))
+
+    def _forget(self, process: JobProcess) -> None:
+        """Close our end of a process that is dead or doomed."""
+        del self._workers[process.worker]
+        del self._templates[process.computation].workers[process.worker]
+        with suppress(KeyError):  # a silent one is not watched any more
+            self._selector.unregister(process.socket)
+        process.close()
+
+    def _on_zygote(self, mask: int) -> None:
+        if self._channel is None:
+            return
+        if mask & selectors.EVENT_WRITE:
+            self._channel.flush()
+            self._watch_write(self._channel, self._channel.unsent)
+        try:
+            while (received := self._channel.receive()) is not None:
+                (kind, computation, detail), _ = received
+                reason = detail if kind == "unborn" else _describe_end(detail)
+                self._on_gone(self._templates[computation], reason)
+        except ChannelClosed:
+            self._on_zygote_lost()
+
+    def _on_gone(self, template: _Template, reason: str) -> None:
+        if not template.closed:
+            self._drain(template)
+        self._finish(template, reason)
+
+    def _finish(self, template: _Template, reason: str) -> None:
+        """Nothing lives of a template any more: report what it leaves, and remove that."""
+        reason = template.reason or f"the process that starts the jobs of the computation {reason}"
+        for process in list(template.workers.values()):
+            process.fault = process.fault or reason
+            self._on_exit(process, 0, 0)
+        if not template.closed:
+            self._selector.unregister(template.channel)
+        template.channel.close()
+        shutil.rmtree(template.folder, ignore_errors=True)
+        del self._templates[template.computation]
+        if template.released:
+            self._events.append(TemplateGone(template.computation))
+        else:
+            self._events.append(TemplateFailed(template.computation, reason))
+
+    def _on_zygote_lost(self) -> None:
+        """The templates get a signal when their parent dies, and end by themselves."""
+        assert self._channel is not None and self._zygote is not None
+        self._selector.unregister(self._channel)
+        self._channel.close()
+        self._zygote.kill()
+        self._zygote.wait()
+        self._channel = self._zygote = None
+        self._events.append(ZygoteLost())
+        for template in list(self._templates.values()):
+            template.orphaned = True
+            template.reason = template.reason or "the process that forks all others has died"
+            if template.closed:
+                self._finish(template, "")
+
+    # -- sending ---------------------------------------------------------------------------
+
+    def _send(
+        self, connection: Channel, message: tuple[Any, ...], descriptors: Sequence[int] = ()
+    ) -> None:
+        """Send a message to the zygote or a template, or keep it until that is possible."""
+        if connection.fileno() < 0:
+            return
+        connection.send(message, descriptors)
+        self._watch_write(connection, connection.unsent)
+
+    def _watch_write(self, connection: Channel | socket.socket, wanted: bool) -> None:
+        with suppress(KeyError):  # it has closed its end
+            key = self._selector.get_key(connection)
+            events = _READ_WRITE if wanted else _READ
+            if key.events != events:
+                self._selector.modify(connection, events, key.data)
+
+
+def _is_secret(name: str) -> bool:
+    """Whether a variable of the environment is none of the jobs' business."""
+    return name.endswith("_SECRET")
+
+
+def _unborn(reason: str) -> str:
+    return f"a job process could not be started: {reason}"
+
+
+def _describe_end(code: int) -> str:
+    if code < 0:
+        return f"was killed by {describe_signal(-code)}"
+    return f"ended with exit code {code}"
+
+
+def _write_code(code: JobSpec) -> tuple[int, list[int]]:
+    """Write a pickled object and its buffers into memory; return a descriptor and the sizes."""
+    whole = code.parts if not code.payload else [code.payload, *code.parts]
+    fd = open_memory("code", 0)
+    sizes = []
+    with open(os.dup(fd), "wb") as file:
+        for each in whole:
+            chunks = [each] if isinstance(each, bytes) else each.chunks
+            sizes.append(sum([file.write(chunk) for chunk in chunks]))
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd, sizes

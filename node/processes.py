@@ -1,0 +1,126 @@
+"""What a process of the node owes its parent and its descendants.
+
+Nothing that a job starts may outlive the node, so each process of the tree dies with its
+parent, adopts what its dead children leave behind, and ends that too. Linux has means for all
+of it (prctl, /proc); elsewhere only the children that we know of are ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+
+LINUX = sys.platform == "linux"
+EXIT_ORPHANED = 71  # the parent was gone before the child could ask to die with it
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_RETRY_S = 0.001  # between two rounds of killing; a killed process takes about so long to go
+
+if LINUX:
+    import ctypes
+
+    _prctl = ctypes.CDLL(None).prctl
+
+
+def die_with_parent(parent: int, signum: int) -> None:
+    """Get this signal when the parent (its process id) dies; exit now if it already has.
+
+    Holds until the next fork: a child has to ask for itself.
+    """
+    if LINUX:
+        _prctl(_PR_SET_PDEATHSIG, signum, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(EXIT_ORPHANED)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of any descendant whose own parent dies."""
+    if LINUX:
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+class Children:
+    """The children of this process as the kernel lists them, adopted ones included.
+
+    For a process without threads, and only for the process that made the object.
+    """
+
+    def __init__(self) -> None:
+        self._fd = -1
+        with suppress(OSError):
+            path = f"/proc/self/task/{os.getpid()}/children"
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Close the descriptor, in a child that has no use for it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def pids(self) -> set[int]:
+        """Return the process ids, those of zombies too; empty where no system tells."""
+        if self._fd < 0:
+            return _children_by_scan() if LINUX else set()
+        text = b""
+        while piece := os.pread(self._fd, 65536, len(text)):
+            text += piece
+        return {int(word) for word in text.split()}
+
+
+def _children_by_scan() -> set[int]:
+    """Find the children on a kernel that doesn't list them, by looking at all processes."""
+    mine = os.getpid()
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                # The name of a program may hold anything, so begin behind its last bracket.
+                fields = file.read().rpartition(b")")[2].split()
+                if int(fields[1]) == mine:
+                    found.add(int(name))
+    return found
+
+
+def signal_all(pids: Iterable[int], signum: int) -> None:
+    """Send a signal to each, gone or not."""
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signum)
+
+
+def signal_group(leader: int, signum: int) -> None:
+    """Send a signal to the group of an unreaped child that leads one, or soon will."""
+    try:
+        os.killpg(leader, signum)
+    except ProcessLookupError:
+        signal_all([leader], signum)  # forked, but its setsid is still to come
+    except PermissionError:
+        pass
+
+
+def end_descendants(children: Children, groups: Iterable[int], timeout_s: float) -> None:
+    """Kill these groups, all children and all that they leave; return when none is left.
+
+    Returns after ``timeout_s`` in any case: a process in an uninterruptible wait may need
+    longer to die, and it will.
+    """
+    deadline = time.monotonic() + timeout_s
+    for leader in groups:
+        signal_group(leader, signal.SIGKILL)
+    while _reap() and time.monotonic() < deadline:
+        signal_all(children.pids(), signal.SIGKILL)
+        time.sleep(_RETRY_S)
+
+
+def _reap() -> bool:
+    """Reap all that has ended; return whether there are children left."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True

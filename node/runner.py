@@ -1,0 +1,457 @@
+"""The job process: takes jobs from its socket, runs them, and sends back how they ended.
+
+The only code of the project that runs beside a user's: it trusts the node, the node trusts
+none of its bytes. Its own part in a job is kept to a few microseconds.
+
+Jobs arrive in *blocks*: `BLOCK` (length of the rest, number of the first job, how many jobs),
+then for each job `JOB` (length of its body, how many parts), the sizes of the parts of the last
+one, the bodies; behind the block the parts. Only the last job of a block can have parts. Each
+job that a process is given has a number, counted from 1, and results carry it: `RESULT`, the
+sizes of its parts, its body, its parts.
+
+A process for many jobs takes a *token* from a pipe before each job: the job's number. The node
+puts a token in for each job that it gives, and takes back jobs by taking their tokens out
+again, from the last to be run: tokens are only ever read as a whole, so a job belongs to who
+has read its token, and to nobody else. Numbers are never used twice. The process that reads
+token i drops all jobs before i that it holds: their tokens were taken by the node.
+
+Results wait in the *outbox*, memory shared with the node, until a millisecond has passed, or
+nothing is left to do. Its head holds how many bytes are in it and how many times it has been
+emptied. Bytes are written before they are counted, and never change until it is emptied; the
+node takes what it finds there when the process has died (or has been quiet for a while), and
+drops by number what it has already. The third word of the head is the node's: the number of
+the job that the next SIGINT is meant for.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn, TypeAlias
+
+from dispy.protocol.payload import (
+    INLINE_BYTES,
+    MAX_BUFFERS,
+    pack_object,
+    pack_result,
+    unpack_object,
+)
+
+BLOCK = struct.Struct("<QQI")
+JOB = struct.Struct("<QH")
+RESULT = struct.Struct("<QBddQH")  # number, returned, start, end, length of the body, parts
+SIZE = struct.Struct("<Q")
+TOKEN = struct.Struct("<Q")
+
+OUTBOX_BYTES = 1 << 17
+OUTBOX_HEAD = 24  # bytes: three words, written whole, so that nobody ever sees half of one
+USED, EMPTIED, INTERRUPTED = range(3)  # the words
+OUTPUT_BYTES = 1 << 20  # of stdout and of stderr of one job; the rest is cut
+FLUSH_S = 0.001  # a result waits at most so long for company, while jobs follow each other
+SKIP_BYTES = 1 << 20  # parts of dropped jobs are read away in such pieces
+
+EXIT_UNREACHABLE = 72  # the connection to the node is closed
+
+Job: TypeAlias = "tuple[int, memoryview, list[int]]"  # number, body, sizes of its parts
+
+
+class NodeGone(Exception):
+    """The node has closed the connection, or the job has."""
+
+
+class Inbox:
+    """Reads the blocks; hands jobs out by number."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._jobs: deque[Job] = deque()
+
+    def take(self, number: int) -> Job:
+        """Return the job of this number (0: the next), whose parts are still to be read."""
+        while True:
+            if not self._jobs:
+                self._read_block()
+            job = self._jobs.popleft()
+            if number in (0, job[0]):
+                return job
+            for size in job[2]:
+                self._skip(size)
+
+    def read_parts(self, readonly: list[bool], sizes: list[int]) -> list[bytes | bytearray]:
+        """Read the out-of-band buffers of a job, each straight into its final place."""
+        return [
+            self._read(size) if constant else self._read_writable(size)
+            for constant, size in zip(readonly, sizes, strict=True)
+        ]
+
+    def _read_block(self) -> None:
+        length, first, count = BLOCK.unpack(self._read(BLOCK.size))
+        view = memoryview(self._read(length))
+        heads = list(JOB.iter_unpack(view[: count * JOB.size]))
+        position = count * JOB.size + heads[-1][1] * SIZE.size
+        sizes = [size for (size,) in SIZE.iter_unpack(view[count * JOB.size : position])]
+        for number, (body, parts) in enumerate(heads, first):
+            self._jobs.append((number, view[position : position + body], sizes if parts else []))
+            position += body
+
+    def _read(self, size: int) -> bytes:
+        data = self._socket.recv(size, socket.MSG_WAITALL) if size else b""
+        if len(data) == size:
+            return data
+        pieces = [data]  # a signal came in between
+        missing = size - len(data)
+        while missing:
+            pieces.append(self._socket.recv(missing, socket.MSG_WAITALL))
+            if not pieces[-1]:
+                raise NodeGone
+            missing -= len(pieces[-1])
+        return b"".join(pieces)
+
+    def _read_writable(self, size: int) -> bytearray:
+        data = bytearray(size)
+        view = memoryview(data)
+        while view:
+            count = self._socket.recv_into(view, len(view), socket.MSG_WAITALL)
+            if not count:
+                raise NodeGone
+            view = view[count:]
+        return data
+
+    def _skip(self, size: int) -> None:
+        while size:
+            size -= len(self._read(min(size, SKIP_BYTES)))
+
+
+class Outbox:
+    """Collects results and sends them together; without memory to share, sends each at once."""
+
+    def __init__(self, sock: socket.socket, memory: memoryview | None) -> None:
+        self._socket = sock
+        self._memory = memory
+        self._words = head_of(memory) if memory else None
+        self._end = OUTBOX_HEAD
+        self._flushed_at = 0.0
+
+    def put(self, head: bytes, body: bytes, buffers: list[memoryview]) -> None:
+        """Take the result of a job; it's out of this process's hands when `put` returns."""
+        middle = self._end + len(head)
+        end = middle + len(body)
+        if self._memory is None or self._words is None or buffers or end > OUTBOX_BYTES:
+            self.flush()
+            self._send([memoryview(head), memoryview(body), *buffers])
+            return
+        self._memory[self._end : middle] = head
+        self._memory[middle:end] = body
+        self._words[USED] = end - OUTBOX_HEAD
+        self._end = end
+
+    def flush_if_due(self) -> None:
+        """Send what is there when the last sending was a while ago."""
+        if time.monotonic() - self._flushed_at >= FLUSH_S:
+            self.flush()
+            self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Begin the time in which results wait for company."""
+        self._flushed_at = time.monotonic()
+
+    def flush(self) -> None:
+        """Send what is there."""
+        if self._memory is None or self._words is None or self._end == OUTBOX_HEAD:
+            return
+        self._send([self._memory[OUTBOX_HEAD : self._end]])
+        self._end = OUTBOX_HEAD
+        self._words[USED] = 0
+        self._words[EMPTIED] += 1
+
+    def _send(self, buffers: list[memoryview]) -> None:
+        try:
+            for buffer in buffers:
+                self._socket.sendall(buffer)
+        except OSError:
+            raise NodeGone from None
+
+
+def head_of(memory: memoryview) -> memoryview:
+    """Return the three words at the beginning of an outbox."""
+    return memory[:OUTBOX_HEAD].cast("Q")
+
+
+class Interrupts:
+    """Turns SIGINT into KeyboardInterrupt, in the job that it's meant for and nowhere else.
+
+    A process for many jobs is told the number of that job in the outbox. So an interrupt that
+    arrives before the job begins is not lost, and one that arrives after its end hits no other.
+    """
+
+    def __init__(self, words: memoryview | None) -> None:
+        self._words = words
+        self._arrived = False
+        self.number = 0  # of the present job
+        self.running = False  # its function runs
+
+    def install(self) -> None:
+        """Answer SIGINT from now on, and one that was held back."""
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+
+    @property
+    def meant(self) -> bool:
+        """Whether the present job is to be interrupted, or was."""
+        if self._words is None:
+            return self._arrived
+        return self._words[INTERRUPTED] == self.number
+
+    def _on_signal(self, signum: int, frame: object) -> None:
+        self._arrived = True
+        if self.running and self.meant:
+            self.running = False  # once per job: nothing may be raised outside of it
+            raise KeyboardInterrupt
+
+
+class Runner:
+    """Runs jobs one after the other."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        sock: socket.socket,
+        tokens: int,
+        memory: memoryview | None,
+    ) -> None:
+        self._function = function
+        self._tokens = tokens  # the pipe to take them from; -1: the process is for one job
+        self._inbox = Inbox(sock)
+        self._outbox = Outbox(sock, memory)
+        self._interrupts = Interrupts(head_of(memory) if memory else None)
+        self._in_step = True  # whether the next byte to be read is that of a block or part
+        self._pid = os.getpid()
+
+    def serve(self, max_tasks: int) -> None:
+        """Run so many jobs (0: no limit); returns early when the node is gone.
+
+        Also returns when the parts of a job could not be read: jobs that have not begun are
+        given to another process.
+        """
+        self._interrupts.install()
+        done = 0
+        while self._in_step and (not max_tasks or done < max_tasks):
+            number = self._take_token()
+            if number is None:
+                return
+            self._run(*self._inbox.take(number))
+            done += 1
+        self._outbox.flush()
+
+    def _take_token(self) -> int | None:
+        """Wait until a job may begin; return its number, 0 for "the next", None at the end."""
+        if self._tokens < 0:
+            return 0
+        self._outbox.flush_if_due()
+        while True:
+            try:
+                token = os.read(self._tokens, TOKEN.size)
+            except BlockingIOError:
+                self._wait()
+            else:
+                return int.from_bytes(token, "little") if token else None
+
+    def _wait(self) -> None:
+        self._outbox.flush()
+        poll = select.poll()
+        poll.register(self._tokens, select.POLLIN)
+        poll.poll()
+        self._outbox.restart_clock()
+
+    def _run(self, number: int, body: memoryview, sizes: list[int]) -> None:
+        start = time.time()
+        self._interrupts.number = number
+        value, buffers, text = self._perform(body, sizes)
+        if os.getpid() != self._pid:
+            _leave_copy()
+        _flush_streams()
+        end = time.time()
+        written = os.lseek(1, 0, os.SEEK_END), os.lseek(2, 0, os.SEEK_END)
+        stdout, stderr = (_read_output(fd, size) for fd, size in zip((1, 2), written, strict=True))
+        content = pack_result(value, stdout, stderr, text)
+        head = RESULT.pack(number, not text, start, end, len(content), len(buffers))
+        head += b"".join([SIZE.pack(len(buffer)) for buffer in buffers])
+        self._outbox.put(head, content, buffers)
+        for fd, size in zip((1, 2), written, strict=True):
+            if size:
+                os.ftruncate(fd, 0)
+
+    def _perform(self, body: memoryview, sizes: list[int]) -> Packed:
+        """Do the job; return its value and no text, or a text that says how it failed."""
+        self._in_step = False
+        try:
+            readonly, stream = unpack_object(body)
+            parts = self._inbox.read_parts(readonly, sizes)
+            self._in_step = True
+            args, kwargs = pickle.loads(stream, buffers=parts)
+        except NodeGone:
+            raise
+        except BaseException as error:
+            return failure("the arguments of the job could not be unpickled", error, own_frames=1)
+        try:
+            value = self._call(args, kwargs)
+        except SystemExit as error:
+            code = "" if error.code is None else repr(error.code)
+            return b"", [], f"the job called sys.exit({code})"
+        except KeyboardInterrupt as error:
+            if self._interrupts.meant:
+                return b"", [], failure("the job was cancelled", error, own_frames=2)[2]
+            return failure("", error, own_frames=2)
+        except BaseException as error:
+            return failure("", error, own_frames=2)
+        return pack_value(value)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._interrupts.running = True
+        if self._interrupts.meant:
+            self._interrupts.running = False
+            raise KeyboardInterrupt
+        try:
+            return self._function(*args, **kwargs)
+        finally:
+            self._interrupts.running = False
+
+
+# -- values ---------------------------------------------------------------------------------
+
+Packed: TypeAlias = "tuple[bytes, list[memoryview], str]"  # pickled object, its buffers, text
+
+
+class Buffers:
+    """Collects the buffers that a pickler meets and that are worth a part of their own."""
+
+    def __init__(self) -> None:
+        self.views: list[memoryview] = []
+
+    def offer(self, buffer: pickle.PickleBuffer) -> bool:
+        """Tell the pickler whether to keep the buffer in its stream."""
+        try:
+            view = buffer.raw()
+        except BufferError:  # not contiguous: has to be copied
+            return True
+        if len(view) < INLINE_BYTES or len(self.views) == MAX_BUFFERS:
+            return True
+        self.views.append(view)
+        return False
+
+
+def pack_value(value: object) -> Packed:
+    """Pickle what a job returned; the text says why not."""
+    if value is None:
+        return _NONE, [], ""
+    try:
+        stream, views = dump(value)
+    except BaseException as error:
+        kind = type(value).__name__
+        text = f"the result of the job (of type {kind}) can't be pickled"
+        return b"", [], f"TypeError: {text}: {type(error).__name__}: {error}"
+    return pack_object([view.readonly for view in views], stream), views, ""
+
+
+def dump(value: object) -> tuple[bytes, list[memoryview]]:
+    """Pickle, by value what can't be found by its name, with large buffers left out."""
+    if type(value) in (bytes, bytearray) and len(value) >= INLINE_BYTES:  # type: ignore[arg-type]
+        value = pickle.PickleBuffer(value)  # type: ignore[arg-type]
+    buffers = Buffers()
+    try:
+        stream = pickle.dumps(value, 5, buffer_callback=buffers.offer)
+        if b"__main__" not in stream:
+            return stream, buffers.views
+    except Exception:  # cloudpickle will say what is wrong, if it can't do better
+        pass
+    import cloudpickle
+
+    buffers = Buffers()
+    stream = cloudpickle.dumps(value, 5, buffer_callback=buffers.offer)
+    return stream, buffers.views
+
+
+_NONE = pack_object([], pickle.dumps(None, 5))
+
+
+def failure(reason: str, error: BaseException, own_frames: int) -> Packed:
+    """Describe an exception: itself if it can be pickled, and its traceback without ours."""
+    import traceback
+
+    trace = error.__traceback__
+    for _ in range(own_frames):
+        trace = trace.tb_next if trace else None
+    try:
+        text = "".join(traceback.format_exception(type(error), error, trace))
+    except Exception as second:  # its own __str__ raises
+        text = f"{type(error).__name__} (which can't be shown: {type(second).__name__})\n"
+    value, views, _ = pack_value(error)
+    if not _comes_back(value, views):
+        value, views = b"", []
+    return value, views, f"{reason}:\n{text}" if reason else text
+
+
+def _comes_back(value: bytes, views: list[memoryview]) -> bool:
+    """Whether a pickled exception can be unpickled: many with an __init__ of their own can't."""
+    try:
+        pickle.loads(unpack_object(value)[1], buffers=views)
+    except BaseException:
+        return False
+    return True
+
+
+# -- output ---------------------------------------------------------------------------------
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        # When the job has closed or replaced it, what's in its hands is its business.
+        with suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+
+
+def _read_output(fd: int, size: int) -> bytes:
+    """Return what a job wrote, of ``size`` bytes by its end, up to the limit."""
+    if not size:
+        return b""
+    data = os.pread(fd, min(size, OUTPUT_BYTES), 0)
+    return data if size <= OUTPUT_BYTES else data + cut_mark()
+
+
+def cut_mark() -> bytes:
+    """Return the line that ends an output of which the rest was thrown away."""
+    return b"\n[output cut: more than %d bytes]\n" % OUTPUT_BYTES
+
+
+# -- process --------------------------------------------------------------------------------
+
+
+def _leave_copy() -> NoReturn:
+    """End a process that the user's function forked and let return here."""
+    _flush_streams()
+    os._exit(0)
+
+
+def run(
+    function: Callable[..., Any], connection: int, tokens: int, outbox: int, max_tasks: int
+) -> NoReturn:
+    """Be a job process, over these descriptors (-1: not for this kind of process)."""
+    sock = socket.socket(fileno=connection)
+    memory = memoryview(mmap.mmap(outbox, OUTBOX_BYTES)) if outbox >= 0 else None
+    code = 0
+    try:
+        Runner(function, sock, tokens, memory).serve(max_tasks)
+    except (NodeGone, OSError):
+        print("dispy: the connection to the node is closed", file=sys.stderr, flush=True)
+        code = EXIT_UNREACHABLE
+    os._exit(code)

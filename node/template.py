@@ -1,0 +1,266 @@
+"""The template: one process per computation, with its function loaded, that forks the jobs.
+
+It is forked from the zygote, runs the user's code once, to load it, and from then on nothing but
+its own loop: fork on demand, reap, and end whatever a dead job process has left. It has no
+threads of its own. Whatever ends it ends all its job processes.
+"""
+
+from __future__ import annotations
+
+import builtins
+import gc
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from dispy.protocol.payload import unpack_object
+
+from . import runner
+from .channel import TEXT_CHARS, Channel, ChannelClosed
+from .processes import (
+    Children,
+    adopt_orphans,
+    die_with_parent,
+    end_descendants,
+    signal_all,
+    signal_group,
+)
+
+END_S = 5.0  # how long the end of all job processes may take
+_HELD_BACK = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)  # while forking
+
+
+def listen_for_signals() -> int:
+    """Make a descriptor that becomes readable when a child ends."""
+    read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, _ignore)
+    return read
+
+
+def drain(wakeup: int) -> None:
+    """Forget the signals so far; call it before looking at the children."""
+    with suppress(BlockingIOError):
+        while os.read(wakeup, 4096):
+            pass
+
+
+def _ignore(signum: int, frame: object) -> None:
+    """Let a signal do nothing but wake the loop."""
+
+
+class Template:
+    """Forks the job processes of one computation."""
+
+    def __init__(self, channel: Channel, folder: str) -> None:
+        self._channel = channel
+        self._folder = folder
+        self._pid = os.getpid()
+        self._workers: dict[int, int] = {}  # worker to process id
+        self._pids: dict[int, int] = {}  # and back
+        self._function: Any = None
+        self._own: set[int] = set()  # children that loading the function has left running
+        self._children = Children()
+        self._wakeup = listen_for_signals()
+        signal.signal(signal.SIGTERM, self._on_terminate)
+
+    def load(self, names: dict[str, str], code: int, sizes: Sequence[int]) -> bool:
+        """Unpickle the function, tell the node how that went, and return whether it did."""
+        os.chdir(self._folder)
+        sys.path.insert(0, self._folder)
+        sys.modules["__main__"] = type(sys)("__main__")  # ours is no business of the user's
+        given = {"os": os, "sys": sys, "time": time, "dispy_job_path": self._folder, **names}
+        for name, value in given.items():
+            setattr(builtins, name, value)
+        try:
+            self._function = _unpickle(code, sizes)
+        except BaseException as error:
+            reason = "the function of the computation could not be loaded"
+            text = runner.failure(reason, error, own_frames=2)[2]
+            self._channel.send(("failed", text[:TEXT_CHARS]))
+            return False
+        self._settle()
+        self._channel.send(("ready",))
+        return True
+
+    def _settle(self) -> None:
+        """Make what every fork copies final, and the copying cheap."""
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        self._own = self._children.pids()
+        gc.collect()
+        gc.disable()
+        gc.freeze()  # a collection in a child would touch, and so copy, every page
+
+    def run(self) -> None:
+        """Serve the node until it's gone."""
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLIN)
+        poll.register(self._wakeup, select.POLLIN)
+        while True:
+            ready = [fd for fd, _ in poll.poll()]
+            if self._wakeup in ready:
+                self._on_wakeup()
+            if self._channel.fileno() in ready:
+                try:
+                    self._on_message()
+                except ChannelClosed:
+                    return
+
+    def end(self) -> None:
+        """Kill all job processes and what they left; remove the computation's folder."""
+        end_descendants(self._children, list(self._pids), END_S)
+        import shutil
+
+        os.chdir("/")
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _on_terminate(self, signum: int, frame: object) -> None:
+        if os.getpid() == self._pid:
+            self.end()
+        os._exit(0)
+
+    # -- messages ------------------------------------------------------------------------
+
+    def _on_message(self) -> None:
+        received = self._channel.receive()
+        if received is None:
+            return
+        (kind, worker, number), descriptors = received
+        if kind == "spawn":
+            self._spawn(worker, number, descriptors)
+        elif worker in self._workers:
+            signal_group(self._workers[worker], number)
+
+    def _spawn(self, worker: int, max_tasks: int, descriptors: list[int]) -> None:
+        """Fork a job process; its ends are passed as connection, output, error, [...]."""
+        pid = -1
+        reason = "too many open files"
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+        try:
+            if descriptors:
+                pid = os.fork()
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if pid == 0:
+            self._be_worker(max_tasks, *descriptors)
+        if pid > 0:
+            self._workers[worker] = pid
+            self._pids[pid] = worker
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
+        for fd in descriptors:
+            os.close(fd)
+        if pid < 0:
+            self._channel.send(("unborn", worker, reason))
+
+    def _be_worker(
+        self,
+        max_tasks: int,
+        connection: int,
+        output: int,
+        error: int,
+        tokens: int = -1,
+        outbox: int = -1,
+    ) -> NoReturn:
+        """Turn a forked copy of the template into a job process."""
+        try:
+            os.setsid()
+            die_with_parent(self._pid, signal.SIGKILL)
+            adopt_orphans()
+            os.dup2(output, 1)
+            os.dup2(error, 2)
+            self._shed((output, error))
+            gc.enable()
+            runner.run(self._function, connection, tokens, outbox, max_tasks)
+        except BaseException as problem:
+            print(f"dispy: a job process could not start: {problem!r}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    def _shed(self, passed: Sequence[int]) -> None:
+        """Drop, in a job process, what belongs to the template: descriptors and signals.
+
+        What the user's own code has opened while it was loaded stays.
+        """
+        write = signal.set_wakeup_fd(-1)
+        for fd in (*passed, self._wakeup, write):
+            os.close(fd)
+        self._channel.close()
+        self._children.close()
+        for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_DFL)
+        # SIGINT stays blocked until the runner has its own handler: it may be for its job.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGCHLD, signal.SIGTERM))
+
+    # -- children ------------------------------------------------------------------------
+
+    def _on_wakeup(self) -> None:
+        drain(self._wakeup)
+        ended: list[tuple[int, int, int]] = []
+        while found := _next_ended():
+            ended.append(self._bury(found))
+        leftovers = self._children.pids() - self._pids.keys() - self._own
+        signal_all(leftovers, signal.SIGKILL)
+        ended = [exit for exit in ended if exit[0]]
+        if ended:
+            self._channel.send(("exited", ended))
+
+    def _bury(self, pid: int) -> tuple[int, int, int]:
+        """Kill the group of an ended child, reap it; return worker (0: none), status, KiB used.
+
+        While the child is a zombie its number, which is also that of its group, can't be
+        anybody else's.
+        """
+        if pid in self._pids:
+            signal_group(pid, signal.SIGKILL)
+        _, status, usage = os.wait4(pid, 0)
+        worker = self._pids.pop(pid, 0)
+        self._workers.pop(worker, None)
+        self._own.discard(pid)
+        return worker, os.waitstatus_to_exitcode(status), usage.ru_maxrss
+
+
+def _next_ended() -> int:
+    """Return the process id of a child that has ended and is not reaped yet; 0: there's none."""
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return 0
+    return found.si_pid if found else 0
+
+
+def _unpickle(code: int, sizes: Sequence[int]) -> Any:
+    """Read a pickled object and its buffers, one after the other, from a file."""
+    with open(code, "rb") as file:
+        readonly, stream = unpack_object(file.read(sizes[0]))
+        parts: list[bytes | bytearray] = []
+        for constant, size in zip(readonly, sizes[1:], strict=True):
+            data = file.read(size)
+            parts.append(data if constant else bytearray(data))
+    return pickle.loads(stream, buffers=parts)
+
+
+def run(
+    connection: socket.socket,
+    zygote: int,
+    folder: str,
+    names: dict[str, str],
+    code: int,
+    sizes: Sequence[int],
+) -> NoReturn:
+    """Be a template, in a fresh fork of the zygote (its process id)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    template = Template(Channel(connection, blocking=True), folder)
+    die_with_parent(zygote, signal.SIGTERM)
+    adopt_orphans()
+    if template.load(names, code, sizes):
+        template.run()
+    template.end()
+    os._exit(0)

@@ -1,0 +1,308 @@
+"""What ``import dispy`` offers: names, signatures, and what wrong parameters say."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+import dispy
+from dispy import allocate, config, parameters
+from dispy.aliases import PARAMETERS, new_names
+from dispy.callbacks import check_callback
+from dispy.job import STATUS_NAMES
+from dispy.protocol.messages import JobSpec, NodeSpec
+from dispy.status import table
+
+HEAVY = ("asyncio", "cloudpickle", "logging", "msgspec", "threading", "zmq")
+
+# The documented order of the parameters, and their defaults.
+JOB_CLUSTER = {
+    "computation": inspect.Parameter.empty,
+    "nodes": None,
+    "depends": (),
+    "job_status": None,
+    "cluster_status": None,
+    "host": None,
+    "ext_host": None,
+    "dispy_port": None,
+    "ipv4_udp_multicast": False,
+    "dest_path": None,
+    "loglevel": None,
+    "setup": None,
+    "cleanup": True,
+    "ping_interval": None,
+    "pulse_interval": None,
+    "reentrant": False,
+    "secret": "",
+    "keyfile": None,
+    "certfile": None,
+    "recover_file": None,
+}
+
+
+def nothing() -> None:
+    """Do nothing."""
+
+
+def new_cluster(**parameters: Any) -> dispy.JobCluster:
+    return dispy.JobCluster(nothing, **parameters)
+
+
+# -- names ---------------------------------------------------------------------------------------
+
+
+def test_all_is_sorted_and_complete() -> None:
+    assert list(dispy.__all__) == sorted(dispy.__all__)
+    for name in dispy.__all__:
+        assert getattr(dispy, name) is not None
+        assert name in dir(dispy)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        dispy.no_such_name  # noqa: B018
+
+
+def test_every_public_thing_is_documented() -> None:
+    for name in dispy.__all__:
+        thing = getattr(dispy, name)
+        if not isinstance(thing, type):
+            continue
+        assert thing.__doc__, name
+        for method, function in inspect.getmembers(thing, inspect.isfunction):
+            if not method.startswith("_") and function.__module__.startswith("dispy"):
+                assert function.__doc__, f"{name}.{method}"
+
+
+def test_importing_dispy_loads_nothing_heavy() -> None:
+    code = "import dispy, sys; print([name for name in sys.argv[1:] if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *HEAVY], capture_output=True, text=True, check=True
+    )
+    bare = subprocess.run(
+        [sys.executable, "-c", code.replace("dispy, ", ""), *HEAVY],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == bare.stdout  # what the interpreter's own start-up loads doesn't count
+
+
+def test_the_parameters_are_those_of_the_documentation_in_its_order() -> None:
+    signature = inspect.signature(dispy.JobCluster).parameters
+    positional = [p for p in signature.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert {p.name: p.default for p in positional} == JOB_CLUSTER
+    assert [p.name for p in positional] == list(JOB_CLUSTER)
+
+
+def test_status_numbers() -> None:
+    assert STATUS_NAMES == {
+        5: "Created",
+        6: "Running",
+        7: "ProvisionalResult",
+        8: "Cancelled",
+        9: "Terminated",
+        10: "Abandoned",
+        11: "Finished",
+    }
+    assert dispy.DispyNode.Initialized == 4
+    assert dispy.DispyNode.Closed == 16
+    assert dispy.DispyNode.AvailInfo == 17
+
+
+def test_the_ports_follow_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (config.DispyPort, config.NodePort, config.SharedSchedulerPort) == (9700, 9701, 9702)
+    monkeypatch.setattr(config, "DispyPort", 5000)
+    assert (config.ClientPort, config.NodePort, config.SharedSchedulerPort) == (5000, 5001, 5002)
+    monkeypatch.setattr(config, "NodePort", 6000, raising=False)
+    assert config.NodePort == 6000
+    with pytest.raises(AttributeError):
+        config.NoSuchPort  # noqa: B018
+
+
+def test_the_logger_is_a_standard_one_with_levels() -> None:
+    assert dispy.logger is logging.getLogger("dispy")
+    assert (dispy.logger.DEBUG, dispy.logger.INFO, dispy.logger.WARN) == (10, 20, 30)
+    assert (dispy.logger.WARNING, dispy.logger.ERROR) == (30, 40)
+    assert (dispy.logger.CRITICAL, dispy.logger.FATAL) == (50, 50)
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_the_log_speaks_unless_the_program_has_set_up_logging(configured: bool) -> None:
+    setup = "import logging; logging.basicConfig(format='mine %(message)s');" * configured
+    code = f"{setup} import dispy; dispy.logger.info('hello'); dispy.logger.debug('quiet')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("mine hello") == configured
+    assert "hello" in done.stderr and done.stdout == ""
+
+
+# -- parameters ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "error"),
+    [
+        ("nodes", 3, TypeError),
+        ("nodes", [], ValueError),
+        ("nodes", [3], TypeError),
+        ("nodes", [("127.0.0.1", "9701")], TypeError),
+        ("nodes", ["127.0.0.1:port"], ValueError),
+        ("nodes", [{"port": 3}], ValueError),
+        ("nodes", ["no-such-host.invalid"], OSError),
+        ("nodes", ["10.1.2.3"], dispy.SecretNeededError),
+        ("nodes", ["10.*"], dispy.SecretNeededError),
+        ("depends", [nothing], dispy.NotSupportedError),
+        ("job_status", 3, TypeError),
+        ("job_status", nothing, TypeError),
+        ("cluster_status", lambda job: None, TypeError),
+        ("host", 3, TypeError),
+        ("host", "10.1.2.3", dispy.SecretNeededError),
+        ("ext_host", "router", dispy.NotSupportedError),
+        ("dispy_port", "9700", TypeError),
+        ("dispy_port", 65535, ValueError),
+        ("ipv4_udp_multicast", True, dispy.NotSupportedError),
+        ("dest_path", "x", dispy.NotSupportedError),
+        ("setup", nothing, dispy.NotSupportedError),
+        ("cleanup", nothing, dispy.NotSupportedError),
+        ("cleanup", False, dispy.NotSupportedError),
+        ("ping_interval", 5, dispy.NotSupportedError),
+        ("pulse_interval", "5", TypeError),
+        ("pulse_interval", 0.05, ValueError),
+        ("pulse_interval", 1001, ValueError),
+        ("reentrant", 1, TypeError),
+        ("secret", "x", dispy.NotSupportedError),
+        ("keyfile", "x", dispy.NotSupportedError),
+        ("certfile", "x", dispy.NotSupportedError),
+        ("recover_file", "x", dispy.NotSupportedError),
+        ("poll_interval", 5, dispy.NotSupportedError),
+        ("max_tasks_per_child", 0, ValueError),
+        ("max_tasks_per_child", "all", TypeError),
+        ("cancel_grace", -1, ValueError),
+        ("no_such_parameter", 1, TypeError),
+    ],
+)
+def test_a_wrong_parameter_raises_and_is_named(
+    parameter: str, value: object, error: type[Exception]
+) -> None:
+    before = threading.active_count()
+    with pytest.raises(error, match=parameter):
+        new_cluster(**{parameter: value})
+    assert threading.active_count() == before  # nothing was started
+
+
+def test_submit_refuses_what_it_cannot_do_yet() -> None:
+    with pytest.raises(dispy.NotSupportedError, match="dispy_job_depends"):
+        parameters.refuse_unsupported(dispy_job_depends=[nothing])
+
+
+def test_errors_are_also_of_builtin_types() -> None:
+    assert issubclass(dispy.NotSupportedError, ValueError)
+    assert issubclass(dispy.SecretNeededError, ConnectionError)
+    assert issubclass(dispy.ClusterClosedError, RuntimeError)
+
+
+def test_harmless_parameters_are_accepted() -> None:
+    parameters.refuse_unsupported(depends=[], secret="", recover_file=None, cleanup=False)
+    parameters.check_host(["127.0.0.1", "localhost"])
+    assert parameters.read_pulse(None) == 5.0
+    assert parameters.read_max_tasks(None) == 0
+
+
+def test_old_names() -> None:
+    for old, new in PARAMETERS.items():
+        with pytest.deprecated_call():
+            assert new_names({old: "x"}) == {new: "x"}
+    with pytest.deprecated_call():
+        assert new_names({"node_port": 9701}) == {"dispy_port": 9700}
+    job = dispy.DispyJob(1, JobSpec(1, 0, b""), None, (), {})
+    job.host = "127.0.0.1"
+    assert job.ip_addr == "127.0.0.1"
+
+
+def test_callbacks_may_be_anything_that_takes_the_arguments() -> None:
+    class Receiver:
+        def status(self, job: dispy.DispyJob) -> None: ...
+
+    for function in (Receiver().status, lambda job: None, lambda job, other=1: None, print, None):
+        check_callback("job_status", function, 1)
+    with pytest.raises(TypeError, match="job_status must be a function of 1 argument"):
+        check_callback("job_status", Receiver.status, 1)
+
+
+# -- nodes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("127.0.0.1", NodeSpec("127.0.0.1", 9701)),
+        ("127.0.0.1:9800", NodeSpec("127.0.0.1", 9800)),
+        ("localhost", NodeSpec("127.0.0.1", 9701)),
+        ("[::1]:9800", NodeSpec("::1", 9800)),
+        ("::1", NodeSpec("::1", 9701)),
+        ("[::1]", NodeSpec("::1", 9701)),
+        (("127.0.0.1", 9800), NodeSpec("127.0.0.1", 9800)),
+        (("127.0.0.1", None, -1), NodeSpec("127.0.0.1", 9701, -1)),
+        (("127.0.0.1:9800", None, 2, [], ()), NodeSpec("127.0.0.1", 9800, 2)),
+        ({"host": "127.0.0.1", "cpus": 2}, NodeSpec("127.0.0.1", 9701, 2)),
+        (dispy.NodeAllocate("127.0.0.1", 9800, 1), NodeSpec("127.0.0.1", 9800, 1)),
+        (dispy.DispyNode("127.0.0.1", "here", 2), NodeSpec("127.0.0.1", 9701)),
+    ],
+)
+def test_a_node_may_be_written_in_many_ways(entry: Any, expected: NodeSpec) -> None:
+    (read,) = allocate.read_nodes([entry])
+    assert isinstance(read, dispy.NodeAllocate)
+    assert allocate.resolve(read, 9701) == expected
+
+
+def test_named_nodes_come_before_patterns() -> None:
+    entries = allocate.read_nodes(["*", "127.0.0.1", dispy.LocalNode(1), "127.*"])
+    assert [allocate.is_pattern(entry) for entry in entries] == [False, False, True, True]
+
+
+def test_allocate_does_what_the_documentation_says() -> None:
+    def cpus(host: str, wanted: int) -> int:
+        node = dispy.NodeAllocate(host, cpus=wanted)
+        return node.allocate(None, "10.0.0.7", "seven", 8)  # type: ignore[arg-type]
+
+    assert [cpus("*", n) for n in (0, 2, 20, -3, -20)] == [8, 2, 8, 5, 0]
+    assert [cpus(host, 0) for host in ("10.0.0.*", "10.0.0.7", "seven", "10.0.1.*")] == [8, 8, 8, 0]
+
+
+def test_an_allocate_of_ones_own_is_refused() -> None:
+    class Mine(dispy.NodeAllocate):
+        def allocate(self, *args: Any, **kwargs: Any) -> int:
+            return 1
+
+    with pytest.raises(dispy.NotSupportedError, match="Mine"):
+        allocate.read_nodes([Mine("*")])
+    with pytest.raises(dispy.NotSupportedError, match="depends"):
+        dispy.NodeAllocate("*", depends=["file"])
+    with pytest.raises(ValueError, match="of them"):
+        dispy.LocalNode(cpus=100_000)
+
+
+# -- the table -----------------------------------------------------------------------------------
+
+
+def test_print_status() -> None:
+    node = dispy.DispyNode("127.0.0.1", "here", 2)
+    node.jobs_done, node.cpu_time, node.tx, node.rx = 4, 10.0, 999, 5 * 1024 * 1024
+    text = table(dispy.ClusterStatus([node], 3), wall_time=5.0)
+    row = next(line for line in text.splitlines() if "here" in line)
+    assert [cell.strip() for cell in row.split("|")] == [
+        "127.0.0.1 (here)",
+        "2",
+        "4",
+        "2.500",
+        "10.000",
+        "999 B",
+        "5.0 M",
+    ]
+    assert "Jobs pending: 3" in text
+    assert "Total job time: 10.000 sec, wall time: 5.000 sec, speedup: 2.000" in text
+    assert len({len(line) for line in text.splitlines() if "|" in line}) == 1

@@ -1,0 +1,158 @@
+"""Real sockets on loopback: connecting, sending, breaking, and saying why not."""
+
+from __future__ import annotations
+
+import ast
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from dispy.protocol.exchange import (
+    Away,
+    DialFailed,
+    Event,
+    Exchange,
+    Joined,
+    Left,
+    Received,
+)
+from dispy.protocol.identity import describe, random_name
+from dispy.protocol.messages import Done, Identity, JobResult, JobSpec, Run
+from dispy.protocol.transport import Bus
+from dispy.protocol.wire import chunked
+
+DEADLINE_S = 10.0
+
+
+class Peer:
+    """One end: a bus, an exchange, and all events that have come."""
+
+    def __init__(self, role: str, admit: Callable[[Identity], str] = lambda _: "") -> None:
+        self.bus = Bus()
+        self.exchange = Exchange(describe(role, "1"), self.bus, random_name, admit)
+        self.events: list[Event] = []
+
+    def turn(self) -> None:
+        """Do what is to be done now, without waiting."""
+        now = time.monotonic()
+        self.exchange.flush(now)
+        for arrival in self.bus.poll(0.002):
+            self.events += self.exchange.receive(arrival, time.monotonic())
+        self.events += self.exchange.tick(time.monotonic())
+
+    def of(self, kind: type) -> list[Event]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+@pytest.fixture
+def peers() -> Iterator[list[Peer]]:
+    made: list[Peer] = []
+    yield made
+    for peer in made:
+        peer.bus.close()
+
+
+def until(condition: Callable[[], object], *peers: Peer) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, [peer.events for peer in peers]
+        for peer in peers:
+            peer.turn()
+
+
+def pair(peers: list[Peer], address: str) -> tuple[Peer, Peer]:
+    node, broker = Peer("node"), Peer("broker")
+    peers += [node, broker]
+    broker.exchange.dial(node.bus.listen(address))
+    until(lambda: node.of(Joined) and broker.of(Joined), node, broker)
+    return node, broker
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:0", "inproc://test-transport"])
+def test_messages_and_large_payloads_go_both_ways(peers: list[Peer], address: str) -> None:
+    node, broker = pair(peers, address)
+    content = bytes(range(256)) * 40_000  # ten chunks
+    spec = JobSpec(1, 1, b"", [chunked(content)])
+    broker.exchange.send(node.exchange.identity.instance, Run(7, [spec]))
+    until(lambda: node.of(Received), node, broker)
+    (event,) = node.of(Received)
+    assert isinstance(event, Received) and isinstance(event.message, Run)
+    part = event.message.jobs[0].parts[0]
+    assert part.size == len(content) and part.tobytes() == content
+    back = Done(7, [JobResult(1, 1, 11, 0.0, 1.0, b"", [part])])
+    node.exchange.send(event.peer, back)
+    until(lambda: broker.of(Received), node, broker)
+    (event,) = broker.of(Received)
+    assert isinstance(event, Received) and event.message == back
+
+
+def test_a_refused_connection_says_so(peers: list[Peer]) -> None:
+    broker = Peer("broker")
+    peers.append(broker)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    broker.exchange.dial(f"127.0.0.1:{port}")
+    until(lambda: broker.of(DialFailed), broker)
+    (event,) = broker.of(DialFailed)
+    assert isinstance(event, DialFailed) and "nothing listens there" in event.reason
+
+
+def test_a_server_of_another_kind_is_told_from_a_peer(peers: list[Peer]) -> None:
+    broker = Peer("broker")
+    peers.append(broker)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        broker.exchange.dial(f"127.0.0.1:{other.getsockname()[1]}")
+        until(lambda: broker.of(DialFailed), broker)
+    (event,) = broker.of(DialFailed)[:1]
+    assert isinstance(event, DialFailed) and "isn't a dispy peer" in event.reason
+
+
+def test_a_refusal_reaches_the_user(peers: list[Peer]) -> None:
+    node, broker = Peer("node", lambda identity: "no brokers today"), Peer("broker")
+    peers += [node, broker]
+    broker.exchange.dial(node.bus.listen("127.0.0.1:0"))
+    until(lambda: broker.of(DialFailed), node, broker)
+    (event,) = broker.of(DialFailed)
+    assert isinstance(event, DialFailed) and "no brokers today" in event.reason
+
+
+def test_a_closed_connection_is_noticed_at_once(peers: list[Peer]) -> None:
+    node, broker = pair(peers, "127.0.0.1:0")
+    peers.remove(node)
+    before = time.monotonic()
+    node.bus.close()
+    until(lambda: broker.of(Away), broker)
+    assert time.monotonic() - before < 1.0
+
+
+def test_garbage_is_dropped_and_counted(peers: list[Peer]) -> None:
+    node, broker = pair(peers, "127.0.0.1:0")
+    route = broker.exchange.links[node.exchange.identity.instance].route
+    assert route is not None
+    broker.bus.send(route, [b"\xc1 no msgpack"])
+    until(lambda: node.exchange.malformed, node, broker)
+    until(lambda: broker.of(Left), node, broker)  # and it is told why
+
+
+def test_a_taken_port_is_an_error_with_the_address(peers: list[Peer]) -> None:
+    node, other = Peer("node"), Peer("node")
+    peers += [node, other]
+    address = node.bus.listen("127.0.0.1:0")
+    with pytest.raises(OSError, match=address):
+        other.bus.listen(address)
+
+
+def test_nobody_else_opens_a_socket() -> None:
+    root = Path(__file__).parents[1]
+    for folder in ("client", "node", "broker", "relay", "protocol"):
+        for path in (root / folder).rglob("*.py"):
+            calls = [
+                node
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Attribute) and node.attr in ("socket", "Context")
+                if isinstance(node.value, ast.Name) and node.value.id in ("context", "zmq", "ctx")
+            ]
+            assert not calls or path.name == "transport.py", path
