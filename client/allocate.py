@@ -97,6 +97,7 @@ class LocalNode:
         self.cpus = cpus
 
 
+# What an entry of ``nodes=`` may be.
 Entry: TypeAlias = "str | Sequence[Any] | Mapping[str, Any] | NodeAllocate | LocalNode | DispyNode"
 
 

@@ -7,7 +7,7 @@ knows of its jobs it reads from its ledger.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +18,7 @@ from . import config, local, parameters, process
 from .aliases import OldClusterNames, new_names
 from .allocate import (
     LOOPBACK,
+    Entry,
     LocalNode,
     beyond_loopback,
     is_pattern,
@@ -79,8 +80,8 @@ class JobCluster(OldClusterNames):
 
     def __init__(
         self,
-        computation: object,
-        nodes: object = None,
+        computation: Callable[..., Any],
+        nodes: Entry | Iterable[Entry] | None = None,
         depends: Sequence[object] = (),
         job_status: JobStatus | None = None,
         cluster_status: ClusterStatusCallback | None = None,
@@ -152,6 +153,7 @@ class JobCluster(OldClusterNames):
             cancel_grace=float(cancel_grace),
         )
         self._session = process.open_cluster(broker, Open(opening, self._ledger))
+        self._put = self._session.orders.append
 
     @property
     def name(self) -> str:
@@ -272,11 +274,13 @@ class JobCluster(OldClusterNames):
             if not ledger.accepting:
                 raise ClusterClosedError(f"cluster {self._name!r} is closed: it takes no jobs")
             seq = ledger.last_seq = ledger.last_seq + 1
-            ledger.pending += 1
             spec = JobSpec(seq, 0, payload, parts)
             job = DispyJob(self._number, spec, job_id, args, kwargs)
             ledger.created(job)
-            self._session.hand_over(job)
+            # Ctrl-C can't come between these two, since nothing of Python is called there.
+            ledger.pending += 1
+            self._put(job)
+            self._session.wake()
         return job
 
 

@@ -288,8 +288,8 @@ class Core:
             return
         self._effects.append(NodeDown(number, node.id, message.reason))
         if not cluster.closing:
-            where = f"{node.address} ({node.name})"
-            text = f"cluster {cluster.opening.name!r} has lost node {where}: {message.reason}"
+            name = cluster.opening.name
+            text = f"cluster {name!r} has lost node {node.name} {node.address}: {message.reason}"
             self._effects.append(Warned(text))
 
     def _on_node_trouble(self, number: int, cluster: Cluster, message: NodeTrouble) -> None:

@@ -105,7 +105,10 @@ class DispyJob(OldJobNames):
         if self._finish is None:
             with _EVENT_LOCK:
                 if self._finish is None:
-                    self._finish = event = threading.Event()
+                    event = threading.Event()
+                    if self.status >= DispyJob.Cancelled:
+                        event.set()
+                    self._finish = event
                     # The end of a job sets the status and then looks for an event; here it
                     # is the other way round, so at least one of the two sets the event.
                     if self.status >= DispyJob.Cancelled:

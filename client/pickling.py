@@ -93,6 +93,8 @@ def dump_function(function: object, name: str, program: Program) -> Pickled:
 def load(packed: Buffer, parts: Sequence[Large]) -> Any:
     """Unpickle what a job process has pickled. Raises whatever unpickling raises."""
     flags, stream = unpack_object(packed)
+    if not flags and not parts:
+        return pickle.loads(stream)
     if len(flags) != len(parts):
         raise ValueError(f"{len(flags)} buffers belong to the result, {len(parts)} came with it")
     buffers = [

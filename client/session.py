@@ -86,7 +86,7 @@ class Session:
         self._exchange = exchange
         self._core = Core()
         self._ledgers: dict[int, Ledger] = {}
-        self._orders: deque[Order] = deque()
+        self.orders: deque[Order] = deque()
         self._sleeping = False
         self._stopping = False
         self._broker = ""  # the instance id of the broker, once joined
@@ -102,7 +102,11 @@ class Session:
 
     def hand_over(self, order: Order) -> None:
         """Have something done soon."""
-        self._orders.append(order)
+        self.orders.append(order)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the session look at its orders; to be called after one was appended."""
         if self._sleeping:  # it looks at the orders after it has said so
             self._sleeping = False
             self._bus.wake()
@@ -150,7 +154,7 @@ class Session:
         """Leave nobody waiting: end every job, close every cluster, then the sockets."""
         self._stopping = True
         self._exchange.goodbye(self._broker, reason)
-        while self._orders or self._core.clusters:
+        while self.orders or self._core.clusters:
             self._take_orders()
             self._core.give_up(reason)
             self._carry_out(self._core.take())
@@ -163,7 +167,7 @@ class Session:
         now = time.monotonic()
         self._exchange.flush(now)
         self._sleeping = True
-        pause = 0.0 if self._orders or self._stopping else self._pause(now)
+        pause = 0.0 if self.orders or self._stopping else self._pause(now)
         arrivals = self._bus.poll(pause)
         self._sleeping = False
         now = time.monotonic()
@@ -178,7 +182,7 @@ class Session:
         return max(0.0, until - now)
 
     def _take_orders(self) -> None:
-        orders, core = self._orders, self._core
+        orders, core = self.orders, self._core
         for _ in range(min(len(orders), ORDERS_MAX)):
             order = orders.popleft()
             if type(order) is DispyJob:
@@ -231,7 +235,7 @@ class Session:
                 logger.warning(effect.text)
             elif type(effect) is Closed:
                 self._ledgers[effect.cluster].close()  # after that, no job comes any more
-                self._orders.append(Forget(effect.cluster))
+                self.orders.append(Forget(effect.cluster))
             elif type(effect) is Ended:
                 self._ledgers[effect.cluster].end(effect.node, effect.jobs)
             elif type(effect) is Begun:

@@ -89,21 +89,24 @@ class Channel:
     def receive(self) -> tuple[tuple[Any, ...], list[int]] | None:
         """Return the next message and its descriptors (now the caller's); None: not yet.
 
-        Raises `ChannelClosed` when the other end is gone.
+        There are no descriptors when this process can't have so many more. Raises `ChannelClosed` when the other end is gone.
         """
         space = socket.CMSG_SPACE(DESCRIPTORS * array.array("i").itemsize)
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(MESSAGE_BYTES, space, _CLOSE_ON_EXEC)
+            data, ancillary, flags, _ = self._socket.recvmsg(MESSAGE_BYTES, space, _CLOSE_ON_EXEC)
         except BlockingIOError:
             return None
         except OSError:
-            data, ancillary = b"", []
+            raise ChannelClosed from None
         if not data:
             raise ChannelClosed
         descriptors = array.array("i")
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 descriptors.frombytes(content[: len(content) - len(content) % 4])
+        if flags & socket.MSG_CTRUNC:
+            _close_all(descriptors)
+            del descriptors[:]
         return marshal.loads(data), descriptors.tolist()
 
 

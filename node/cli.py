@@ -134,9 +134,7 @@ def _made(prefix: Path | None) -> Path | None:
     return prefix
 
 
-def _serve(
-    folder: Path, name: str, cpus: int, door: str, broker: str, private: bool
-) -> None:
+def _serve(folder: Path, name: str, cpus: int, door: str, broker: str, private: bool) -> None:
     """Start the zygote first, then all that it must not inherit."""
     from .launcher import Launcher
 

@@ -7,6 +7,7 @@ ZeroMQ: no job process may ever hold a descriptor of the node's sockets.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ class NodeDaemon:
             settings.software,
             name=settings.name,
             cpus=settings.cpus,
-            port=int(self.address.rpartition(":")[2] or 0),
+            door=self.address or f"private to {os.getppid()}",
             address=self.address,
         )
         self.exchange = Exchange(identity, bus, random_name, self._admit)
@@ -173,25 +174,28 @@ class NodeDaemon:
     # -- what the agent wants -------------------------------------------------------------
 
     def _carry_out(self, effect: Effect, now: float) -> None:
-        launcher = self.launcher
         if isinstance(effect, Send):
             self.exchange.send(effect.peer, effect.message)
-        elif isinstance(effect, Give):
+        elif isinstance(effect, Goodbye):
+            self.exchange.goodbye(effect.peer, effect.reason)
+        elif isinstance(effect, Revoke):
+            self.agent.revoked(effect.worker, self.launcher.revoke(effect.worker), now)
+        else:
+            self._launch(effect)
+
+    def _launch(self, effect: Effect) -> None:
+        launcher = self.launcher
+        if isinstance(effect, Give):
             launcher.give(effect.worker, effect.jobs)
         elif isinstance(effect, Spawn):
             launcher.spawn(effect.computation, effect.worker, effect.max_tasks)
-        elif isinstance(effect, Revoke):
-            self.agent.revoked(effect.worker, launcher.revoke(effect.worker), now)
+        elif isinstance(effect, StartTemplate):
+            launcher.prepare(effect.computation, effect.prepare.name, effect.prepare.code)
+        elif isinstance(effect, StopTemplate):
+            launcher.release(effect.computation)
         elif isinstance(effect, Interrupt):
             launcher.interrupt(effect.worker)
         elif isinstance(effect, Terminate):
             launcher.terminate(effect.worker)
         elif isinstance(effect, Destroy):
             launcher.kill(effect.worker)
-        elif isinstance(effect, StartTemplate):
-            prepare = effect.prepare
-            launcher.prepare(effect.computation, prepare.name, prepare.code)
-        elif isinstance(effect, StopTemplate):
-            launcher.release(effect.computation)
-        elif isinstance(effect, Goodbye):
-            self.exchange.goodbye(effect.peer, effect.reason)

@@ -289,7 +289,7 @@ class Launcher:
         """Have the template send it: only a parent knows that a process id is still the child's."""
         process.signals.add(signum)
         template = self._templates[process.computation]
-        self._send(template.channel, ("signal", process.worker, signum))
+        self._send(template.channel, ("signal", process.worker, int(signum)))
 
     # -- what happens ----------------------------------------------------------------------
 

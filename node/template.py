@@ -150,7 +150,7 @@ class Template:
         except OSError as error:
             reason = error.strerror or str(error)
         if pid == 0:
-            self._be_worker(max_tasks, *descriptors)
+            self._be_worker(max_tasks, descriptors)
         if pid > 0:
             self._workers[worker] = pid
             self._pids[pid] = worker
@@ -160,23 +160,17 @@ class Template:
         if pid < 0:
             self._channel.send(("unborn", worker, reason))
 
-    def _be_worker(
-        self,
-        max_tasks: int,
-        connection: int,
-        output: int,
-        error: int,
-        tokens: int = -1,
-        outbox: int = -1,
-    ) -> NoReturn:
+    def _be_worker(self, max_tasks: int, descriptors: list[int]) -> NoReturn:
         """Turn a forked copy of the template into a job process."""
         try:
             os.setsid()
             die_with_parent(self._pid, signal.SIGKILL)
             adopt_orphans()
+            connection, output, error, *shared = descriptors
             os.dup2(output, 1)
             os.dup2(error, 2)
             self._shed((output, error))
+            tokens, outbox = shared or (-1, -1)
             gc.enable()
             runner.run(self._function, connection, tokens, outbox, max_tasks)
         except BaseException as problem:
@@ -249,9 +243,9 @@ def _unpickle(code: int, sizes: Sequence[int]) -> Any:
 def run(
     connection: socket.socket,
     zygote: int,
+    code: int,
     folder: str,
     names: dict[str, str],
-    code: int,
     sizes: Sequence[int],
 ) -> NoReturn:
     """Be a template, in a fresh fork of the zygote (its process id)."""

@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from . import template
 from .channel import TEXT_CHARS, Channel, ChannelClosed
@@ -25,38 +25,56 @@ from .processes import Children, adopt_orphans, die_with_parent, end_descendants
 GRACE_S = 8.0  # from SIGTERM to SIGKILL of a template, which ends its jobs in the meantime
 
 
-class ForkHooks:
-    """Keeps the after-fork hooks of `threading` and `logging` from running without need.
+class ForkHook:
+    """After-fork hooks of one module, which run only when the fork had more than one thread.
 
-    They replace locks that another thread may have held during the fork. A process with one
-    thread has no such locks, and running the hooks would double the price of a fork by the
-    pages that they touch. So they are run only when there were other threads.
+    Those of `threading` and `logging` replace locks that another thread may have held. A
+    process with one thread has no such locks, and the hooks would double the price of a fork
+    by the pages that they touch.
     """
 
-    def __init__(self) -> None:
-        self._register = os.register_at_fork
-        self._threaded = False
-        self._register(before=self._look)
+    def __init__(self, hooks: dict[str, Callable[[], object]]) -> None:
+        self._hooks = hooks
+        self._needed = False
 
-    def install(self) -> None:
-        """Stand between the two modules and the system; call it before they are imported."""
-        os.register_at_fork = self._on_register  # type: ignore[assignment]
+    def before(self) -> None:
+        """Look whether there are other threads: what holds for one hook holds for all."""
+        self._needed = len(sys._current_frames()) > 1
+        self._run("before")
 
-    def remove(self) -> None:
-        """Step back; what was registered stays guarded."""
-        os.register_at_fork = self._register
+    def after_in_parent(self) -> None:
+        """Run in the process that has forked."""
+        self._run("after_in_parent")
 
-    def _look(self) -> None:
-        self._threaded = len(sys._current_frames()) > 1
+    def after_in_child(self) -> None:
+        """Run in its new child."""
+        self._run("after_in_child")
 
-    def _on_register(self, **hooks: Callable[[], Any]) -> None:
-        owner = getattr(hooks.get("after_in_child"), "__module__", "")
-        if owner in ("threading", "logging"):
-            hooks = {when: self._guarded(hook) for when, hook in hooks.items()}
-        self._register(**hooks)  # type: ignore[call-overload]
+    def _run(self, when: str) -> None:
+        if self._needed and when in self._hooks:
+            self._hooks[when]()
 
-    def _guarded(self, hook: Callable[[], Any]) -> Callable[[], None]:
-        return lambda: hook() if self._threaded else None
+
+_register_at_fork = os.register_at_fork
+
+
+def _register_hook(**hooks: Any) -> None:
+    """Stand in for `os.register_at_fork` while modules are imported."""
+    if getattr(hooks.get("after_in_child"), "__module__", "") in ("threading", "logging"):
+        hook = ForkHook(hooks)
+        hooks = {each: getattr(hook, each) for each in ("before", "after_in_parent")}
+        hooks["after_in_child"] = hook.after_in_child
+    _register_at_fork(**hooks)
+
+
+def import_for_jobs() -> None:
+    """Import what every job process needs, without making each fork dearer than it must be."""
+    os.register_at_fork = _register_hook
+    import traceback  # noqa: F401
+
+    import cloudpickle  # noqa: F401
+
+    os.register_at_fork = _register_at_fork
 
 
 class Zygote:
@@ -122,9 +140,7 @@ class Zygote:
         except OSError as error:
             reason = error.strerror or str(error)
         if pid == 0:
-            self._shed()
-            connection = socket.socket(fileno=descriptors[0])
-            template.run(connection, zygote, folder, names, descriptors[1], sizes)
+            self._be_template(zygote, descriptors, folder, names, sizes)
         for fd in descriptors:
             os.close(fd)
         if pid > 0:
@@ -132,13 +148,18 @@ class Zygote:
         else:
             self._channel.send(("unborn", computation, reason[:TEXT_CHARS]))
 
-    def _shed(self) -> None:
-        """Drop, in a template, what belongs to the zygote."""
-        write = signal.set_wakeup_fd(-1)
-        os.close(write)
-        os.close(self._wakeup)
-        self._channel.close()
-        self._children.close()
+    def _be_template(self, zygote: int, descriptors: list[int], *rest: Any) -> NoReturn:
+        """Turn a forked copy of the zygote into a template, dropping what's not for it."""
+        try:
+            os.close(signal.set_wakeup_fd(-1))
+            os.close(self._wakeup)
+            self._channel.close()
+            self._children.close()
+            connection, code = descriptors
+            template.run(socket.socket(fileno=connection), zygote, code, *rest)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        os._exit(1)
 
     def _end_template(self, computation: int) -> None:
         for pid, known in self._computations.items():
@@ -174,13 +195,7 @@ def main(connection: int, node: int) -> None:
     """Be the zygote of the node with this process id, over this descriptor."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    hooks = ForkHooks()
-    hooks.install()
-    import traceback  # noqa: F401
-
-    import cloudpickle  # noqa: F401
-
-    hooks.remove()
+    import_for_jobs()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

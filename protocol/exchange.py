@@ -34,6 +34,7 @@ ROUND_S = 0.25  # how often all links are looked at
 REDIAL_S = 0.1  # the first pause before dialling again; doubles
 REDIAL_MAX_S = 2.0
 REFUSED_PAUSE_S = 5.0  # a peer that said no is asked again, but not often
+DOUBTFUL_ROUNDS = 3  # in which all accepted connections are tried, after one was closed
 GREETING_S = 3.0  # how long a Hello may stay unanswered
 
 Route: TypeAlias = int | bytes
@@ -53,6 +54,10 @@ class Down(NamedTuple):
     refused: bool = False  # nothing listens there: the peer's process is gone
 
 
+class HungUp(NamedTuple):
+    """One of the accepted connections was closed; a ROUTER can't tell which."""
+
+
 class Arrived(NamedTuple):
     """The frames of one message."""
 
@@ -60,7 +65,7 @@ class Arrived(NamedTuple):
     frames: Sequence[Buffer]
 
 
-Arrival: TypeAlias = Up | Down | Arrived
+Arrival: TypeAlias = Up | Down | HungUp | Arrived
 
 
 class Transport(Protocol):
@@ -172,6 +177,7 @@ class Exchange:
         self._dialled: dict[Route, Dial] = {}
         self._unflushed: dict[Link, None] = {}  # in order, so that runs can be repeated
         self._next_round = 0.0
+        self._doubtful_rounds = 0
 
     # -- what a shell calls --------------------------------------------------------------
 
@@ -242,7 +248,16 @@ class Exchange:
                 self._broken(link, reason, False, now, events)
             elif link.needs_flush(now):
                 self._unflushed[link] = None
+        if self._doubtful_rounds:
+            self._try_accepted(now)
         return events
+
+    def _try_accepted(self, now: float) -> None:
+        """Say something to each peer that dialled in: the transport notices who is gone."""
+        self._doubtful_rounds -= 1
+        for route, link in list(self._routes.items()):
+            if isinstance(route, bytes):
+                link.beat(now, lambda frames, to=route: self._transport.send(to, frames))
 
     def receive(self, arrival: Arrival, now: float) -> list[Event]:
         """Handle what the transport has delivered."""
@@ -250,7 +265,11 @@ class Exchange:
             return self._on_frames(arrival.route, arrival.frames, now)
         if isinstance(arrival, Up):
             return self._on_up(arrival.route, now)
-        return self._on_down(arrival, now)
+        if isinstance(arrival, Down):
+            return self._on_down(arrival, now)
+        self._doubtful_rounds = DOUBTFUL_ROUNDS
+        self._next_round = now
+        return []
 
     # -- connections ---------------------------------------------------------------------
 
@@ -415,9 +434,7 @@ class Exchange:
             link.connect(route, welcome.epoch, welcome.received, now)
             events.append(Back(peer))
         else:
-            link, begun = self._begin(
-                welcome.identity, welcome.session, route, welcome.epoch, now
-            )
+            link, begun = self._begin(welcome.identity, welcome.session, route, welcome.epoch, now)
             events += begun
         self._routes[route] = link
         self._unflushed[link] = None

@@ -15,12 +15,12 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def describe(
-    role: str, software: str, *, name: str = "", cpus: int = 0, port: int = 0, address: str = ""
+    role: str, software: str, *, name: str = "", cpus: int = 0, door: str = "", address: str = ""
 ) -> Identity:
     """Describe this process as a peer of the given role, with a new instance id.
 
-    ``port`` is the peer's own door, if it has one: whoever opens it later on this machine
-    proves that this instance is gone.
+    ``door`` is something that only one process of this machine can have at a time, such as a
+    port that it listens at: whoever has it later proves that this instance is gone.
     """
     host = socket.gethostname()
     return Identity(
@@ -31,7 +31,7 @@ def describe(
         python="{}.{}.{}".format(*sys.version_info[:3]),
         platform=platform.platform(),
         cpus=cpus,
-        place=f"{host}/{_boot()}/{port}" if port else "",
+        place=f"{host}/{_boot()}/{door}" if door else "",
         address=address,
     )
 

@@ -104,7 +104,11 @@ class Link:
             self._unacked.append(out)
             self._unacked_bytes += out.size
         if self.route is not None and (self._ack_is_due() or now >= self._sent_at + BEAT_S):
-            self._transmit(Outgoing(0, [], [], False, 0), now, transmit)
+            self.beat(now, transmit)
+
+    def beat(self, now: float, transmit: Transmit) -> None:
+        """Give a bare sign of life, which carries an acknowledgement too."""
+        self._transmit(Outgoing(0, [], [], False, 0), now, transmit)
 
     def needs_flush(self, now: float) -> bool:
         """Whether `flush` would have something to do; cheap, for the periodic round."""
@@ -148,9 +152,7 @@ class Link:
         return [fit for half in halves for fit in self._fitting(half)] or [(messages, larges)]
 
     def _ack_is_due(self) -> bool:
-        return (
-            self.received - self._acked >= ACK_ENVELOPES or self._unreported_bytes >= ACK_BYTES
-        )
+        return self.received - self._acked >= ACK_ENVELOPES or self._unreported_bytes >= ACK_BYTES
 
     # -- receiving -----------------------------------------------------------------------
 

@@ -50,10 +50,14 @@ class Large:
 
 
 class Struct(msgspec.Struct, array_like=True, gc=False):
-    """Base of the values inside messages."""
+    """Base of the values inside messages that change on their way."""
 
 
-class Identity(Struct, frozen=True):
+class Frozen(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """Base of the values inside messages that never change."""
+
+
+class Identity(Frozen, frozen=True):
     """Who a peer is; it comes with the handshake and never changes while the peer lives."""
 
     role: str  # "client", "node", "broker" or "relay"
@@ -92,7 +96,7 @@ class JobResult(Struct):
     parts: list[Large] = []
 
 
-class NodeSpec(Struct, frozen=True):
+class NodeSpec(Frozen, frozen=True):
     """One entry of ``nodes=``: where to find a node, and how much of it to use."""
 
     pattern: str  # IP address, host name, or wildcard over addresses
@@ -100,7 +104,7 @@ class NodeSpec(Struct, frozen=True):
     cpus: int = 0  # 0: all; negative: all but so many
 
 
-class NodeInfo(Struct, frozen=True):
+class NodeInfo(Frozen, frozen=True):
     """A node as a client sees it."""
 
     id: int  # of this broker

@@ -20,7 +20,7 @@ from contextlib import suppress
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from .exchange import Arrival, Arrived, Down, Route, Up
+from .exchange import Arrival, Arrived, Down, HungUp, Route, Up
 from .messages import Buffer
 from .wire import FRAME_BYTES_MAX
 
@@ -29,6 +29,7 @@ HANDSHAKE_MS = 3000  # silent connections are closed after this
 HEARTBEAT_MS = 1000  # ZMTP's own, which notices silent partitions
 HEARTBEAT_TIMEOUT_MS = 3000
 HIGH_WATER = 1000  # messages; links keep less than that unacknowledged
+FAREWELL_MS = 300  # for what was said last, in the background, when a socket is closed
 PROBE_S = 3.0  # how long a TCP connection may take
 BACKLOG = 1024
 MIN_LIBZMQ = (4, 3, 3)  # older ones have holes that need no authentication
@@ -84,6 +85,7 @@ class Bus:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._selector = selectors.DefaultSelector()
         self._router: zmq.Socket[bytes] | None = None
+        self._hangups: zmq.Socket[bytes] | None = None  # tells of connections that were closed
         self._connections: dict[int, Connection] = {}
         self._last_route = 0
         self._arrivals: deque[Arrival] = deque()
@@ -92,6 +94,7 @@ class Bus:
         self._wake_read, self._wake_write = os.pipe()
         for end in (self._wake_read, self._wake_write):
             os.set_blocking(end, False)
+        self._hung_up = False
         self._woken = False
         self._sleeping = False
         self._owner: int | None = None
@@ -107,6 +110,8 @@ class Bus:
         if self._router is None:
             self._router = open_socket(self._context, zmq.ROUTER)
             self._register(self._router, self._drain_router)
+            self._hangups = self._router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            self._register(self._hangups, self._on_hangup)
         self._router.setsockopt(zmq.IPV6, int("[" in address))
         try:
             self._router.bind(_endpoint(address))
@@ -120,9 +125,12 @@ class Bus:
         """Close every socket at once; what was not sent is lost."""
         for route in list(self._connections):
             self.drop(route)
-        if self._router is not None:
+        if self._router is not None and self._hangups is not None:
+            self._unregister(self._hangups)
+            self._router.disable_monitor()
+            self._hangups.close(0)
             self._unregister(self._router)
-            self._router.close(0)
+            self._router.close(FAREWELL_MS)
             self._router = None
         self._selector.close()
         os.close(self._wake_read)
@@ -157,7 +165,7 @@ class Bus:
                 connection.monitor.close(0)
             self._unregister(connection.dealer)
             self._undrained.pop(connection.dealer, None)
-            connection.dealer.close(0)
+            connection.dealer.close(FAREWELL_MS)
 
     def send(self, route: Route, frames: list[Buffer]) -> bool:
         """Send without waiting; False when the socket takes no more now."""
@@ -229,6 +237,9 @@ class Bus:
                 self._drain(undrained, route)
         if self._probing:
             self._give_up_probes()
+        if self._hung_up:
+            self._hung_up = False
+            self._arrivals.append(HungUp())
         arrivals, self._arrivals = self._arrivals, deque()
         return list(arrivals)
 
@@ -250,6 +261,13 @@ class Bus:
             if not int(source.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 del self._undrained[source]
         return bool(self._undrained)
+
+    def _on_hangup(self) -> None:
+        assert self._hangups is not None
+        with suppress(zmq.Again):
+            while True:
+                self._hangups.recv_multipart(zmq.NOBLOCK)
+                self._hung_up = True
 
     # -- receiving -----------------------------------------------------------------------
 

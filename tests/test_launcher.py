@@ -47,6 +47,7 @@ class Node:
     """A launcher and the loop around it."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.launcher = Launcher(folder, {"dispy_node_name": "testnode"})
         self.launcher.start()
         self.workers = 0
@@ -186,14 +187,21 @@ def is_alive(pid: int) -> bool:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
-    node = Node(tmp_path)
-    pids = node.pids_below()
+    folder = tmp_path / "node"
+    folder.mkdir()
+    node = Node(folder)
     yield node
-    if node.launcher._zygote is not None:
-        pids = node.pids_below()
+    pids = node.pids_below()
     node.launcher.close(10.0)
     wait_until_gone(pids)
-    assert not list(tmp_path.iterdir())
+    assert not list(folder.iterdir())
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Path:
+    """A pipe by name: opening one end waits until the other is opened."""
+    os.mkfifo(tmp_path / "fifo")
+    return tmp_path / "fifo"
 
 
 # -- ends of a job --------------------------------------------------------------------------
@@ -337,13 +345,19 @@ def test_prints_without_end(node: Node) -> None:
 # -- what a job finds -----------------------------------------------------------------------
 
 
-def test_surroundings(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_surroundings(node: Node) -> None:
+    def link_of(fd: int) -> str:
+        try:
+            return os.readlink(f"/proc/self/fd/{fd}").partition(":")[0]
+        except OSError:
+            return ""
+
     def function() -> dict[str, Any]:
         return {
             "names": (dispy_job_path, dispy_node_name),  # type: ignore[name-defined] # noqa: F821
             "folder": os.getcwd(),
             "leader": os.getpid() == os.getsid(0) == os.getpgrp(),
-            "open": sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")),
+            "open": [link_of(fd) for fd in range(20)],
             "stdin": sys.stdin.read(),
             "main": vars(sys.modules["__main__"]).keys() - {"__builtins__"},
             "modules": {"zmq", "msgspec", "dispy.node.launcher"} & sys.modules.keys(),
@@ -355,8 +369,7 @@ def test_surroundings(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["names"] == (folder, "testnode") and folder.endswith("computation-1")
     assert found["leader"] and found["stdin"] == "" and not found["modules"]
     assert not {name for name in found["main"] if not name.startswith("__")}
-    kinds = [name.partition(":")[0] for name in found["open"] if "/proc/" not in name]
-    assert kinds == ["/dev/null", "/memfd", "/memfd", "socket"]
+    assert sorted(filter(None, found["open"])) == ["/dev/null", "/memfd", "/memfd", "socket"]
 
 
 def test_secrets_stay_at_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,8 +385,7 @@ def test_secrets_stay_at_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_random_numbers_differ(node: Node) -> None:
     import random
 
-    random_number = random.random
-    node.prepare(lambda: random_number())
+    node.prepare(lambda: random.random())
     workers = [node.spawn() for _ in range(3)]
     for worker in workers:
         node.give(worker, ())
@@ -429,9 +441,7 @@ def test_large_values_that_are_no_buffers(node: Node) -> None:
     assert [value_of(result) for result in results] == [numbers[::-1], [1], numbers[::-1]]
 
 
-def test_large_payloads_of_revoked_jobs_are_skipped(node: Node, tmp_path: Path) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
+def test_large_payloads_of_revoked_jobs_are_skipped(node: Node, fifo: Path) -> None:
     node.prepare(lambda data: open(data).read() if isinstance(data, Path) else len(data))
     worker = node.spawn(0)
     node.give(worker, (fifo,), (bytes(1 << 20),), (bytes(3 << 20),))
@@ -439,7 +449,6 @@ def test_large_payloads_of_revoked_jobs_are_skipped(node: Node, tmp_path: Path) 
         assert node.launcher.revoke(worker) == 2
     node.give(worker, (bytes(5 << 20),))
     assert [value_of(result) for result in node.results(worker, 2)] == ["", 5 << 20]
-    fifo.unlink()
 
 
 # -- processes for many jobs ----------------------------------------------------------------
@@ -483,21 +492,16 @@ def test_killed_in_a_batch(node: Node) -> None:
     assert exited.started == 58 and exited.stdout == b"fatal\n"
 
 
-def test_results_do_not_wait_for_a_long_job(node: Node, tmp_path: Path) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
+def test_results_do_not_wait_for_a_long_job(node: Node, fifo: Path) -> None:
     node.prepare(lambda name: open(name).read() if name else "quick")
     worker = node.spawn(0)
     node.give(worker, (None,), (None,), (str(fifo),))
     assert [value_of(result) for result in node.results(worker, 2)] == ["quick"] * 2
     fifo.write_text("done")
     assert value_of(node.results(worker, 1)[0]) == "done"
-    fifo.unlink()
 
 
-def test_revoke_and_give_again(node: Node, tmp_path: Path) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
+def test_revoke_and_give_again(node: Node, fifo: Path) -> None:
     node.prepare(lambda name: open(name).read() if isinstance(name, str) else name)
     worker = node.spawn(0)
     for round in range(5):
@@ -511,17 +515,19 @@ def test_revoke_and_give_again(node: Node, tmp_path: Path) -> None:
     node.launcher.kill(worker)
     exited = node.exit(worker)
     assert exited.started == 55 and "sent by the node" in exited.reason
-    fifo.unlink()
 
 
 # -- cancelling -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("max_tasks", [0, 1])
-def test_interrupt(node: Node, tmp_path: Path, max_tasks: int) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    node.prepare(lambda: open(fifo).read(1) and time.sleep(1000))
+def test_interrupt(node: Node, fifo: Path, max_tasks: int) -> None:
+    def function() -> None:
+        with open(fifo) as file:
+            file.read(1)
+            time.sleep(1000)
+
+    node.prepare(function)
     worker = node.spawn(max_tasks)
     node.give(worker, ())
     with fifo.open("w") as file:
@@ -530,7 +536,6 @@ def test_interrupt(node: Node, tmp_path: Path, max_tasks: int) -> None:
     (result,) = node.results(worker, 1)
     assert result.status == TERMINATED
     assert body_of(result).exception.startswith("the job was cancelled")
-    fifo.unlink()
 
 
 @pytest.mark.parametrize("max_tasks", [0, 1])
@@ -554,9 +559,7 @@ def test_interrupt_hits_no_later_job(node: Node) -> None:
         assert value_of(node.results(worker, 1)[0]) == -number
 
 
-def test_cancelled_job_may_finish(node: Node, tmp_path: Path) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
+def test_cancelled_job_may_finish(node: Node, fifo: Path) -> None:
 
     def function() -> str:
         try:
@@ -575,7 +578,6 @@ def test_cancelled_job_may_finish(node: Node, tmp_path: Path) -> None:
     node.launcher.interrupt(worker)
     (result,) = node.results(worker, 1)
     assert (result.status, value_of(result)) == (FINISHED, "saved")
-    fifo.unlink()
 
 
 def test_terminate_and_kill(node: Node) -> None:
@@ -618,7 +620,7 @@ def test_function_with_much_data(node: Node) -> None:
     assert value_of(node.results(worker, 1)[0]) == 0
 
 
-def test_release_leaves_nothing(node: Node, tmp_path: Path) -> None:
+def test_release_leaves_nothing(node: Node) -> None:
     def function() -> None:
         if os.fork() == 0:
             os.setsid()
@@ -636,7 +638,7 @@ def test_release_leaves_nothing(node: Node, tmp_path: Path) -> None:
     node.expect(TemplateGone)
     assert len(node.pids_below()) == 1
     wait_until_gone(pids - node.pids_below())
-    assert not list(tmp_path.iterdir())
+    assert not list(node.folder.iterdir())
     node.prepare(abs)  # the number can be used again
 
 
@@ -703,19 +705,29 @@ def test_spawn_that_is_not_possible(node: Node) -> None:
 
 
 def test_fork_that_is_not_possible(node: Node) -> None:
-    def function() -> None:
-        pass
-
-    class Loader:
-        def __reduce__(self) -> Any:
-            text = "__import__('resource').setrlimit(7, (40, 40))"  # RLIMIT_NOFILE: see below
-            return eval, (f"({text}, [open('/dev/null') for _ in range(28)], lambda: None)[2]",)
-
-    # With descriptors used up those of a new process can't be passed on; that is reported.
-    node.launcher.prepare(
-        COMPUTATION, "test", JobSpec(0, 0, pack_object([], pickle.dumps(Loader())))
+    """The template has no descriptors left, so those of a new process don't get there."""
+    text = (
+        "[__import__('resource').setrlimit(7, (30, 30)),"
+        "[os.dup(0) for _ in range(30 - len(os.listdir('/proc/self/fd')))], abs][-1]"
     )
+    code = pack_object([], pickle.dumps(Loader(text)))
+    node.launcher.prepare(COMPUTATION, "test", JobSpec(0, 0, code))
     node.expect(TemplateReady)
+    worker = node.spawn()
+    node.give(worker, (1,))
+    exited = node.exit(worker)
+    assert exited.started == 0
+    assert "could not be started: too many open files" in exited.reason
+
+
+class Loader:
+    """Evaluates a text where it's unpickled."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __reduce__(self) -> Any:
+        return eval, (self.text,)
 
 
 def test_nonsense_from_a_job_process(node: Node) -> None:
@@ -723,7 +735,7 @@ def test_nonsense_from_a_job_process(node: Node) -> None:
         import socket
 
         for name in os.listdir("/proc/self/fd"):
-            if int(name) > 2 and "socket" in os.readlink(f"/proc/self/fd/{name}"):
+            if int(name) > 2 and "socket" in os.path.realpath(f"/proc/self/fd/{name}"):
                 socket.socket(fileno=int(name)).sendall(b"\xff" * 10000)
         time.sleep(1000)
 

@@ -133,7 +133,7 @@ def test_the_logger_is_a_standard_one_with_levels() -> None:
 @pytest.mark.parametrize("configured", [False, True])
 def test_the_log_speaks_unless_the_program_has_set_up_logging(configured: bool) -> None:
     setup = "import logging; logging.basicConfig(format='mine %(message)s');" * configured
-    code = f"{setup} import dispy; dispy.logger.info('hello'); dispy.logger.debug('quiet')"
+    code = setup + "import dispy; dispy.logger.info('hello'); dispy.logger.debug('quiet')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("mine hello") == configured
