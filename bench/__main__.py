@@ -14,13 +14,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from . import table
 from .measure import MEASUREMENTS, Figures
 
 ROOT = Path(__file__).parents[1]
-TIMEOUT_S = 180.0  # of one measurement
+TIMEOUT_S = 120.0  # of one measurement; most take 5 s or less
 ROWS_OF = {
     "zmq": ("zmq.turns", "1MiB.zmq", "32MiB.zmq"),
     "fork": ("fork.rate", "fork.served"),
@@ -56,14 +57,21 @@ def run(measurement: str, quick: bool) -> Figures:
     try:
         output, errors = process.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
         raise RuntimeError(f"failed: nothing after {TIMEOUT_S:.0f} s") from None
+    finally:  # also when this program is stopped: nothing of it may stay
+        _end_group(process)
     if process.returncode:
         last = errors.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
         raise RuntimeError(f"failed: {last[0]}")
     figures: Figures = json.loads(output.splitlines()[-1])
     return figures
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    """End the measurement and the node or the far end that it may have left behind."""
+    with suppress(ProcessLookupError, PermissionError):  # macOS: a group of zombies
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _environment() -> dict[str, str]:
@@ -91,6 +99,7 @@ def chosen(only: list[str] | None) -> list[str]:
 
 def main() -> None:
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     figures: Figures = {}
     missing: dict[str, str] = {}
     began = time.perf_counter()

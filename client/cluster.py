@@ -35,8 +35,6 @@ from .pickling import dump_arguments
 from .session import Cancel, Close, Open
 from .status import ClusterStatus, table
 
-CANCEL_GRACE_S = 5.0  # from the interrupt of a cancelled job to the end of its process
-CANCEL_GRACE_MAX_S = 3600.0
 CLOSED_S = 60.0  # how long nodes may take to end jobs and clean up before close() returns
 
 
@@ -103,7 +101,7 @@ class JobCluster(OldClusterNames):
         *,
         poll_interval: float | None = None,
         max_tasks_per_child: int | None = 1,
-        cancel_grace: float = CANCEL_GRACE_S,
+        cancel_grace: float = parameters.GRACE_S,
         **old: Any,
     ) -> None:
         renamed = new_names(old)
@@ -129,30 +127,35 @@ class JobCluster(OldClusterNames):
         check_callback("cluster_status", cluster_status, 3)
         parameters.check_host(host)
         parameters.check_port("dispy_port", dispy_port)
-        parameters.check_bool("reentrant", reentrant)
-        pulse_s = parameters.read_pulse(pulse_interval)
-        parameters.check_seconds("cancel_grace", cancel_grace, 0, CANCEL_GRACE_MAX_S)
-        max_tasks = parameters.read_max_tasks(max_tasks_per_child)
+        options = parameters.read_options(
+            reentrant, max_tasks_per_child, pulse_interval, cancel_grace
+        )
         if loglevel is not None:
             logger.setLevel(loglevel)
-        broker, specs = find_nodes(nodes, dispy_port)
-        packed = computations.pack(computation)  # the longest part, while a private node starts
+        self._created = time.time()
+        self._ledger = Ledger(job_status, cluster_status)
+        self._open(computation, nodes, dispy_port, options)
+
+    def _open(
+        self, function: object, nodes: object, dispy_port: int | None, options: parameters.Options
+    ) -> None:
+        """Find the nodes, pack the function, and give both to the session."""
+        address, specs = find_nodes(nodes, dispy_port)
+        packed = computations.pack(function)  # meanwhile a private node starts
         self._number = next(process.numbers)
         self._name = packed.name
         self._program = packed.program
-        self._ledger = Ledger(job_status, cluster_status)
-        self._created = time.time()
         opening = OpenCluster(
             self._number,
             packed.name,
             packed.code,
             specs,
-            reentrant=reentrant,
-            max_tasks_per_child=max_tasks,
-            pulse_interval=pulse_s,
-            cancel_grace=float(cancel_grace),
+            reentrant=options.reentrant,
+            max_tasks_per_child=options.max_tasks,
+            pulse_interval=options.pulse_s,
+            cancel_grace=options.grace_s,
         )
-        self._session = process.open_cluster(broker, Open(opening, self._ledger))
+        self._session = process.open_cluster(address, Open(opening, self._ledger))
         self._put = self._session.orders.append
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from .allocate import PORT_MAX, beyond_loopback
 from .errors import NotSupportedError
@@ -17,6 +17,8 @@ from .errors import NotSupportedError
 PULSE_MIN_S = 0.1
 PULSE_MAX_S = 1000.0
 PULSE_S = 5.0  # the default
+GRACE_S = 5.0  # from the interrupt of a cancelled job to the end of its process
+GRACE_MAX_S = 3600.0
 
 INSTEAD = {  # of what isn't supported yet
     "certfile": "leave it out: there is no traffic beyond this machine yet",
@@ -33,6 +35,15 @@ INSTEAD = {  # of what isn't supported yet
     "secret": "leave it out: there is no traffic beyond this machine yet",
     "setup": "set things up in the function itself, when it is first called",
 }
+
+
+class Options(NamedTuple):
+    """What a computation says about its jobs: see `messages.OpenCluster`."""
+
+    reentrant: bool
+    max_tasks: int  # 0: no limit
+    pulse_s: float
+    grace_s: float
 
 
 def refuse_unsupported(**given: object) -> None:
@@ -68,30 +79,20 @@ def check_port(name: str, port: Any) -> None:
         raise ValueError(f"{name} must be a port number from 1 to {PORT_MAX - 2}, not {port}")
 
 
-def check_bool(name: str, value: object) -> None:
-    """Allow True and False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, not {value!r}")
+def read_options(
+    reentrant: Any, max_tasks_per_child: Any, pulse_interval: Any, cancel_grace: Any
+) -> Options:
+    """Check what a computation says about its jobs, and put defaults in place."""
+    if not isinstance(reentrant, bool):
+        raise TypeError(f"reentrant must be True or False, not {reentrant!r}")
+    pulse_s = PULSE_S
+    if pulse_interval is not None:
+        pulse_s = _seconds("pulse_interval", pulse_interval, PULSE_MIN_S, PULSE_MAX_S)
+    grace_s = _seconds("cancel_grace", cancel_grace, 0.0, GRACE_MAX_S)
+    return Options(reentrant, _max_tasks(max_tasks_per_child), pulse_s, grace_s)
 
 
-def check_seconds(name: str, value: Any, least: float, most: float) -> float:
-    """Return a number of seconds within the limits."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    if not least <= value <= most:
-        raise ValueError(f"{name} must be from {least:g} to {most:g} seconds, not {value}")
-    return float(value)
-
-
-def read_pulse(value: Any) -> float:
-    """Return the seconds between two signs of life; None is the default."""
-    if value is None:
-        return PULSE_S
-    return check_seconds("pulse_interval", value, PULSE_MIN_S, PULSE_MAX_S)
-
-
-def read_max_tasks(value: Any) -> int:
-    """Return what `OpenCluster.max_tasks_per_child` is to be: 0 for no limit."""
+def _max_tasks(value: Any) -> int:
     if value is None:
         return 0
     if not isinstance(value, int) or isinstance(value, bool):
@@ -99,6 +100,14 @@ def read_max_tasks(value: Any) -> int:
     if value < 1:
         raise ValueError(f"max_tasks_per_child must be 1 or more, or None, not {value}")
     return value
+
+
+def _seconds(name: str, value: Any, least: float, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be from {least:g} to {most:g} seconds, not {value}")
+    return float(value)
 
 
 def _is_loopback(host: str) -> bool:

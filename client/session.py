@@ -135,7 +135,8 @@ class Session:
 
     def orphan(self) -> None:
         """In a forked child, where the thread doesn't exist: nothing can be submitted."""
-        for ledger in self._ledgers.values():
+        opening = [order.ledger for order in self.orders if type(order) is Open]
+        for ledger in [*self._ledgers.values(), *opening]:
             ledger.orphan()
 
     # -- the thread ----------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import dispy
 
 NOT_SOURCES = {"__pycache__", "site-packages"}
-SHOWN = 5  # differences that are printed
+SHOWN = 5  # differences and failures that are printed
 
 
 class Summary(NamedTuple):
@@ -51,19 +51,26 @@ def by_jobs(contents: dict[Path, bytes], node: str | None) -> Outcome:
     began = time.perf_counter()
     with dispy.JobCluster(summarize, nodes=[node] if node else None) as cluster:
         jobs = {path: cluster.submit(content) for path, content in contents.items()}
-        summaries = {path: summary_of(path, job) for path, job in jobs.items()}
+        summaries = {path: summary_of(job) for path, job in jobs.items()}
         seconds = time.perf_counter() - began
         cluster.print_status()
+    report_failures(jobs)
     return Outcome(summaries, seconds)
 
 
-def summary_of(path: Path, job: dispy.DispyJob) -> Summary | None:
+def summary_of(job: dispy.DispyJob) -> Summary | None:
     """Wait for the job and return its result, or None if it failed."""
     result = job()
-    if job.status != dispy.DispyJob.Finished:
-        print(f"the job for {path} failed:\n{job.exception}")
-        return None
-    return Summary(*result)
+    return Summary(*result) if job.status == dispy.DispyJob.Finished else None
+
+
+def report_failures(jobs: dict[Path, dispy.DispyJob]) -> None:
+    """Print how many jobs failed, and why the first of them did."""
+    failed = {path: job for path, job in jobs.items() if job.status != dispy.DispyJob.Finished}
+    if failed:
+        print(f"{len(failed):,} jobs failed, for example:")
+    for path, job in list(failed.items())[:SHOWN]:
+        print(f"{path}: {job.exception}")
 
 
 def by_this_process(contents: dict[Path, bytes]) -> Outcome:

@@ -18,7 +18,7 @@ HOST = "127.0.0.1"
 CPUS = 2
 START_S = 20.0  # a node is ready in a fraction of a second; slow machines get more
 STOP_S = 10.0
-EXAMPLE_S = 300.0
+EXAMPLE_S = 120.0
 
 
 def free_port() -> int:

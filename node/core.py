@@ -50,10 +50,12 @@ from .state import Cancelling, Computation, Stage, Task, Worker
 
 HAND_OVER_S = 0.004  # a job process is given so many seconds of work at once
 HAND_OVER_MAX = 256  # ... and so many jobs
+HOLD_S = 0.003  # how long a result may wait for others while there is more to do
 LONG_S = 0.05  # jobs that have run so long are reported as running
 BLOCKED_S = 0.03  # a job that runs so long loses what was handed over behind it
 STEP_S = 2.0  # from SIGTERM to SIGKILL
 TICK_S = 0.02  # how often running jobs are looked at
+SPARES_PER_CPU = 3  # fresh processes ahead of need while many jobs wait
 FALSE_STARTS_MAX = 3  # job processes that may die in a row before they begin a job
 SPAWN_PAUSE_S = 0.1  # after a job process could not be started; doubles
 SPAWN_PAUSE_MAX_S = 2.0
@@ -82,6 +84,7 @@ class Agent:
         self._turns: deque[Computation] = deque()  # computations with a queue
         self._effects: list[Effect] = []
         self._results: dict[Computation, list[JobResult]] = {}
+        self._held_since: float | None = None  # the oldest of these results
         self._next_tick = float("inf")
 
     # -- the broker ----------------------------------------------------------------------
@@ -385,7 +388,8 @@ class Agent:
         self._assign(now)
         for computation in self.computations.values():
             self._keep_spares(computation, now)
-        self._send_results()
+        if now >= self._hold_until(now):
+            self._send_results()
         if self._busy:
             self._next_tick = min(self._next_tick, now + TICK_S)
         effects, self._effects = self._effects, []
@@ -469,9 +473,14 @@ class Agent:
         return True
 
     def _keep_spares(self, computation: Computation, now: float) -> None:
-        """Fork ahead of need, so that no job waits for a fork."""
+        """Fork ahead of need, so that no job waits for a fork; several at once under load."""
         if computation.prepare.max_tasks_per_child == 1:
-            missing = self.cpus - len(computation.spares)
+            wanted = self.cpus
+            if len(computation.queue) > SPARES_PER_CPU * self.cpus:
+                wanted *= SPARES_PER_CPU
+            missing = wanted - len(computation.spares)
+            if missing < wanted // 2:
+                return
         else:
             missing = self.cpus - len(computation.workers)
         while missing > 0 and self._spawn(computation, now):
@@ -607,12 +616,25 @@ class Agent:
 
     # -- saying ---------------------------------------------------------------------------
 
+    def _hold_until(self, now: float) -> float:
+        """Results of short jobs wait a moment for others, unless CPUs could run out of work."""
+        if not self._results:
+            return float("inf")
+        if self._held_since is None:
+            self._held_since = now
+        until = self._held_since + HOLD_S
+        if any(len(computation.queue) < self.cpus for computation in self._results):
+            return now
+        self._next_tick = min(self._next_tick, until)
+        return until
+
     def _send_results(self) -> None:
         """While there is no broker the results stay here."""
         if self.broker:
             for computation, results in self._results.items():
                 self._send(Done(computation.id, results))
             self._results = {}
+            self._held_since = None
 
     def _send(self, message: Body) -> None:
         if self.broker:

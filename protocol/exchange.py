@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol, TypeAlias
 
 from .errors import Gap, ProtocolError
@@ -257,7 +258,7 @@ class Exchange:
         self._doubtful_rounds -= 1
         for route, link in list(self._routes.items()):
             if isinstance(route, bytes):
-                link.beat(now, lambda frames, to=route: self._transport.send(to, frames))
+                link.beat(now, partial(self._transport.send, route))
 
     def receive(self, arrival: Arrival, now: float) -> list[Event]:
         """Handle what the transport has delivered."""
@@ -501,7 +502,7 @@ class Exchange:
         route = link.route
         if route is None:
             return
-        link.flush(now, lambda frames: self._transport.send(route, frames))
+        link.flush(now, partial(self._transport.send, route))
         if link.blocked:
             self._unflushed[link] = None
             self._next_round = min(self._next_round, now + RETRY_S)

@@ -208,8 +208,8 @@ def test_errors_are_also_of_builtin_types() -> None:
 def test_harmless_parameters_are_accepted() -> None:
     parameters.refuse_unsupported(depends=[], secret="", recover_file=None, cleanup=False)
     parameters.check_host(["127.0.0.1", "localhost"])
-    assert parameters.read_pulse(None) == 5.0
-    assert parameters.read_max_tasks(None) == 0
+    assert parameters.read_options(False, None, None, 0) == (False, 0, 5.0, 0.0)
+    assert parameters.read_options(True, 3, 1, 2.5) == (True, 3, 1.0, 2.5)
 
 
 def test_old_names() -> None:

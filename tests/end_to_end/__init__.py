@@ -1,0 +1,1 @@
+"""Tests from the outside: real nodes, real sockets, and the public face only."""

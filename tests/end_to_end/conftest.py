@@ -1,0 +1,88 @@
+"""What all tests from the outside start with: nodes and clusters, ended and looked after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+import dispy
+
+from .processes import NodeProcess, Program
+
+
+class StartNode(Protocol):
+    """Start a node that ends with the test and has to leave nothing."""
+
+    def __call__(self, *options: str, cpus: int = 2, port: int = 0) -> NodeProcess:
+        """Return it when it's ready."""
+
+
+NewCluster = Callable[..., dispy.JobCluster]
+RunProgram = Callable[..., Program]
+
+
+@pytest.fixture
+def start_node(tmp_path: Path) -> Iterator[StartNode]:
+    """Start nodes."""
+    nodes: list[NodeProcess] = []
+
+    def start(*options: str, cpus: int = 2, port: int = 0) -> NodeProcess:
+        nodes.append(NodeProcess(tmp_path, *options, cpus=cpus, port=port))
+        return nodes[-1]
+
+    yield start
+    try:
+        for node in nodes:
+            if node.process.poll() is None:
+                node.stop()
+            node.assert_nothing_left()
+    finally:
+        for node in nodes:
+            node.clear_away()
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+    """A node of two CPUs that the tests of a module share."""
+    shared = NodeProcess(tmp_path_factory.mktemp("node"))
+    yield shared
+    try:
+        shared.stop()
+    finally:
+        shared.clear_away()
+
+
+@pytest.fixture
+def new_cluster() -> Iterator[NewCluster]:
+    """Make clusters that are closed at the end of the test, whatever their jobs do."""
+    clusters: list[dispy.JobCluster] = []
+
+    def new(computation: Callable[..., Any], *nodes: NodeProcess, **more: Any) -> dispy.JobCluster:
+        addresses = [node.address for node in nodes]
+        clusters.append(dispy.JobCluster(computation, nodes=addresses, **more))
+        return clusters[-1]
+
+    yield new
+    for cluster in clusters:
+        assert cluster.close(timeout=0, terminate=True)
+
+
+@pytest.fixture
+def start_program(tmp_path: Path) -> Iterator[RunProgram]:
+    """Start users' programs, which have to leave nothing."""
+    programs: list[Program] = []
+
+    def start(source: str, *arguments: str) -> Program:
+        programs.append(Program(tmp_path, source, *arguments))
+        return programs[-1]
+
+    yield start
+    try:
+        for program in programs:
+            program.assert_nothing_left()
+    finally:
+        for program in programs:
+            program.clear_away()

@@ -1,0 +1,145 @@
+"""Processes that the tests start: nodes and users' programs, and what they leave behind.
+
+All of them, and whatever they start, inherit a mark in their environment. So also a process
+that has left its session and its parents is found, and no test takes another's for its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from .waiting import until
+
+MARK = "DISPY_TEST_MARK"
+STOP_S = 5.0  # a node may take so long to end
+_ADDRESS = re.compile(r"CPUs at (\S+), pid")
+
+
+class Marked:
+    """A process with a mark and a folder for its temporary files."""
+
+    def __init__(self, command: Sequence[str], folder: Path, stdin: int | None = None) -> None:
+        self.mark = uuid.uuid4().hex
+        self.folder = folder / self.mark[:8]
+        self.temporary = self.folder / "tmp"
+        self.temporary.mkdir(parents=True)
+        self.out = self.folder / "out"
+        self.err = self.folder / "err"
+        with self.out.open("wb") as out, self.err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [*command],
+                cwd=self.folder,
+                env={**os.environ, MARK: self.mark, "TMPDIR": str(self.temporary)},
+                stdin=subprocess.DEVNULL if stdin is None else stdin,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        self.pid = self.process.pid
+
+    def log(self) -> str:
+        """Return what it has written to stderr."""
+        return self.err.read_text(errors="replace")
+
+    def output(self) -> str:
+        """Return what it has written to stdout."""
+        return self.out.read_text(errors="replace")
+
+    def relatives(self) -> list[psutil.Process]:
+        """Return all processes with its mark, without itself, dead ones left out."""
+        return [process for process in marked(self.mark) if process.pid != self.pid]
+
+    def wait(self, seconds: float) -> int:
+        """Return its exit code; fail if it doesn't end."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still runs after {seconds} s: {self.log()[-2000:]}") from None
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+    def assert_nothing_left(self, seconds: float = STOP_S) -> None:
+        """Of it and its relatives no process and no temporary file remains."""
+        until(lambda: not marked(self.mark), f"the end of {marked(self.mark)}", seconds)
+        until(lambda: not any(self.temporary.iterdir()), "an empty temporary folder", seconds)
+
+    def clear_away(self) -> None:
+        """End it and its relatives by force, after a test that failed."""
+        for process in marked(self.mark):
+            process.kill()
+        self.process.wait()
+
+
+class NodeProcess(Marked):
+    """A ``dispy-node``; ready when its constructor returns."""
+
+    def __init__(self, folder: Path, *options: str, cpus: int = 2, port: int = 0) -> None:
+        self.options = options
+        self.cpus = cpus
+        command = [sys.executable, "-m", "dispy.node.cli", "-c", str(cpus), *options]
+        # It listens at the port after the one that is given, unless it may choose.
+        super().__init__([*command, "-p", str(port and port - 1)], folder)
+        self.address = ""
+        until(self._find_address, "the node's address")
+        self.port = int(self.address.rpartition(":")[2])
+
+    def _find_address(self) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(f"the node ended: {self.log()}")
+        found = _ADDRESS.search(self.log())
+        self.address = found[1] if found else ""
+        return bool(found)
+
+    def again(self) -> NodeProcess:
+        """Start another node at the same address."""
+        folder = self.folder.parent
+        return NodeProcess(folder, *self.options, cpus=self.cpus, port=self.port)
+
+    def stop(self, signum: int = signal.SIGTERM) -> None:
+        """Stop it as a user does: it must end well and soon, and leave nothing."""
+        self.process.send_signal(signum)
+        assert self.wait(STOP_S) == 0, self.log()[-2000:]
+        self.assert_nothing_left()
+
+    def job_processes(self) -> list[psutil.Process]:
+        """Return the processes below its zygote and templates."""
+        own = psutil.Process(self.pid)
+        return [
+            process
+            for zygote in own.children()
+            for template in zygote.children()
+            for process in template.children(recursive=True)
+        ]
+
+
+class Program(Marked):
+    """A user's program, as a file of its own."""
+
+    def __init__(self, folder: Path, source: str, *arguments: str) -> None:
+        path = folder / "program.py"
+        path.write_text(source)
+        super().__init__([sys.executable, str(path), *arguments], folder)
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Return the living processes with this mark."""
+    return [process for process in psutil.process_iter() if _has(process, mark)]
+
+
+def _has(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.environ().get(MARK) == mark
+    except (psutil.Error, OSError):
+        return False
