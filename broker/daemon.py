@@ -28,33 +28,26 @@ log = logging.getLogger("dispy.broker")
 
 
 class BrokerDaemon:
-    """Runs a `Scheduler` on a `Bus` until `stop` is called (from any thread)."""
+    """Runs a `Scheduler` on a `Bus`, step by step."""
 
-    def __init__(self, software: str, name: str = "") -> None:
-        self.bus = Bus()
+    def __init__(self, bus: Bus, software: str, name: str = "") -> None:
+        self.bus = bus
         self.scheduler = Scheduler(first_id=secrets.randbits(40) << 16)
         identity = describe("broker", software, name=name)
         self.exchange = Exchange(identity, self.bus, random_name, self._admit)
-        self._stopping = False
 
-    def listen(self, address: str) -> str:
-        """Listen at "host:port" or "inproc://name"; return the address with the real port."""
-        return self.bus.listen(address)
+    def step(self, timeout_s: float) -> None:
+        """Wait for something to do, at most so many seconds, and do it."""
+        deadline = min(self.exchange.deadline(), self.scheduler.deadline())
+        for arrival in self.bus.poll(min(timeout_s, deadline - time.monotonic())):
+            self._handle(self.exchange.receive(arrival, time.monotonic()))
+        self._round(time.monotonic())
 
-    def stop(self) -> None:
-        """Make `run` return soon."""
-        self._stopping = True
-        self.bus.wake()
-
-    def run(self) -> None:
-        """Serve until stopped; then say goodbye to all peers and close the sockets."""
-        while not self._stopping:
-            now = time.monotonic()
-            deadline = min(self.exchange.deadline(), self.scheduler.deadline())
-            for arrival in self.bus.poll(deadline - now):
-                self._handle(self.exchange.receive(arrival, time.monotonic()))
-            self._round(time.monotonic())
-        self._close()
+    def close(self) -> None:
+        """Say goodbye to all peers and close the sockets."""
+        for peer in list(self.exchange.links):
+            self.exchange.goodbye(peer, "the broker was stopped")
+        self.bus.close()
 
     def _round(self, now: float) -> None:
         self._handle(self.exchange.tick(now))
@@ -108,11 +101,6 @@ class BrokerDaemon:
             self.exchange.goodbye(effect.peer, effect.reason)
         else:
             self.exchange.undial(effect.address)
-
-    def _close(self) -> None:
-        for peer in list(self.exchange.links):
-            self.exchange.goodbye(peer, "the broker was stopped")
-        self.bus.close()
 
     @staticmethod
     def _admit(identity: Identity) -> str:

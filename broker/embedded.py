@@ -1,60 +1,100 @@
 """A broker in the client's own process, so that a single client needs no daemon.
 
-One for each process, started at first use and shared by all its clusters.
+One for each process, shared by all its clusters. It has no thread of its own: the client's
+session waits on it, and each wait is a step of the broker. The two speak the protocol all the
+same, frames and all, over a connection in memory; that saves two changes of thread per job.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
-from dataclasses import dataclass
+from collections import deque
+
+from dispy.protocol.exchange import Arrival, Arrived, Down, Route, Up
+from dispy.protocol.messages import Buffer
+from dispy.protocol.transport import Bus
 
 from .daemon import BrokerDaemon
 
-STOP_S = 2.0
+OUTSIDE = 1  # the route to the broker, as the client names it
+INSIDE = b"inside"  # the route to the client, as the broker names it
+GONE = "the other side closed the connection"
 log = logging.getLogger("dispy.broker")
 
 
-@dataclass
+class BusWithInside(Bus):
+    """A broker's bus that has one connection more: the one to the client in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_broker: deque[Arrival] = deque()
+        self.to_client: deque[Arrival] = deque()
+
+    def send(self, route: Route, frames: list[Buffer]) -> bool:
+        """Send to a socket or to the client; the latter always has room."""
+        if route != INSIDE:
+            return super().send(route, frames)
+        self.to_client.append(Arrived(OUTSIDE, frames))
+        return True
+
+    def drop(self, route: Route) -> None:
+        """Close a connection."""
+        if route != INSIDE:
+            super().drop(route)
+        else:
+            self.to_client.append(Down(OUTSIDE, GONE))
+
+    def poll(self, timeout_s: float) -> list[Arrival]:
+        """Wait for sockets, unless the client has said something."""
+        arrivals = super().poll(0.0 if self.to_broker else timeout_s)
+        arrivals += self.to_broker
+        self.to_broker.clear()
+        return arrivals
+
+
 class Broker:
-    """Where the embedded broker can be reached."""
+    """The broker of this process, as its client sees it: a transport, and a thing to wait on.
 
-    address: str  # for clients of this process
-    port: int  # on 127.0.0.1, for nodes that dial in
-    daemon: BrokerDaemon
-    thread: threading.Thread
-    pid: int
+    All methods but `wake` are for the one thread that drives it.
+    """
 
+    def __init__(self, software: str, port: int) -> None:
+        self._bus = BusWithInside()
+        self._daemon = BrokerDaemon(self._bus, software)
+        try:
+            door = self._bus.listen(f"127.0.0.1:{port}")
+        except OSError:
+            log.debug("port %d is taken; nodes dial in at another one", port)
+            door = self._bus.listen("127.0.0.1:0")
+        self.port = int(door.rpartition(":")[2])  # where nodes may dial in
+        self.address = f"inside:{os.getpid()}:{self.port}"
 
-_lock = threading.Lock()
-_broker: Broker | None = None
+    def dial(self, address: str) -> Route:
+        """Connect: that always works, and at once."""
+        self._bus.to_client.append(Up(OUTSIDE))
+        return OUTSIDE
 
+    def drop(self, route: Route) -> None:
+        """Close the connection."""
+        self._bus.to_broker.append(Down(INSIDE, GONE))
 
-def start(software: str, port: int = 0) -> Broker:
-    """Start the process's broker unless it runs; nodes dial in at ``port`` or a free one."""
-    global _broker
-    with _lock:
-        if _broker is None or _broker.pid != os.getpid() or not _broker.thread.is_alive():
-            daemon = BrokerDaemon(software)
-            address = daemon.listen(f"inproc://dispy-broker-{os.getpid()}-{id(daemon)}")
-            try:
-                door = daemon.listen(f"127.0.0.1:{port}")
-            except OSError:
-                log.debug("port %d is taken; nodes dial in at another one", port)
-                door = daemon.listen("127.0.0.1:0")
-            thread = threading.Thread(target=daemon.run, name="dispy-broker", daemon=True)
-            thread.start()
-            real_port = int(door.rpartition(":")[2])
-            _broker = Broker(address, real_port, daemon, thread, os.getpid())
-        return _broker
+    def send(self, route: Route, frames: list[Buffer]) -> bool:
+        """Hand a message to the broker, which sees it in the next `poll`."""
+        self._bus.to_broker.append(Arrived(INSIDE, frames))
+        return True
 
+    def poll(self, timeout_s: float) -> list[Arrival]:
+        """Let the broker wait and work; return what it says to the client."""
+        self._daemon.step(0.0 if self._bus.to_client else timeout_s)
+        arrivals = list(self._bus.to_client)
+        self._bus.to_client.clear()
+        return arrivals
 
-def stop() -> None:
-    """End the broker; nodes are told, and what runs there for it is ended."""
-    global _broker
-    with _lock:
-        broker, _broker = _broker, None
-    if broker is not None and broker.pid == os.getpid():
-        broker.daemon.stop()
-        broker.thread.join(STOP_S)
+    def wake(self) -> None:
+        """Make `poll` return soon, from any thread."""
+        self._bus.wake()
+
+    def close(self) -> None:
+        """End the broker; nodes are told, and what runs there for it is ended."""
+        self._daemon.close()

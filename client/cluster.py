@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
+from dispy.broker.embedded import Broker
 from dispy.protocol.messages import JobSpec, NodeSpec, OpenCluster
 
 from . import computation as computations
@@ -140,7 +141,7 @@ class JobCluster(OldClusterNames):
         self, function: object, nodes: object, dispy_port: int | None, options: parameters.Options
     ) -> None:
         """Find the nodes, pack the function, and give both to the session."""
-        address, specs = find_nodes(nodes, dispy_port)
+        broker, specs = find_nodes(nodes, dispy_port)
         packed = computations.pack(function)  # meanwhile a private node starts
         self._number = next(process.numbers)
         self._name = packed.name
@@ -155,7 +156,7 @@ class JobCluster(OldClusterNames):
             pulse_interval=options.pulse_s,
             cancel_grace=options.grace_s,
         )
-        self._session = process.open_cluster(address, Open(opening, self._ledger))
+        self._session = process.open_cluster(broker, Open(opening, self._ledger))
         self._put = self._session.orders.append
 
     @property
@@ -287,10 +288,10 @@ class JobCluster(OldClusterNames):
         return job
 
 
-def find_nodes(nodes: object, dispy_port: int | None) -> tuple[str, list[NodeSpec]]:
+def find_nodes(nodes: object, dispy_port: int | None) -> tuple[Broker, list[NodeSpec]]:
     """Find out where a cluster's nodes are, starting what is missing in this process.
 
-    Returns the broker's address and what to tell it about the nodes.
+    Returns the broker and what to tell it about the nodes.
     """
     entries = read_nodes(nodes)
     port = config.NodePort if dispy_port is None else dispy_port + 1
@@ -310,4 +311,4 @@ def find_nodes(nodes: object, dispy_port: int | None) -> tuple[str, list[NodeSpe
 
     broker = process.start_broker(config.ClientPort if dispy_port is None else dispy_port)
     specs += [NodeSpec(local.start(broker.port), 0, cpus) for cpus in private]
-    return broker.address, specs
+    return broker, specs

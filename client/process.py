@@ -13,7 +13,6 @@ import threading
 from dispy.broker import embedded
 from dispy.protocol import identity
 from dispy.protocol.exchange import Exchange
-from dispy.protocol.transport import Bus
 
 from . import callbacks, local
 from ._version import __version__
@@ -24,7 +23,8 @@ EXIT_S = 3.0  # how long unclosed clusters may take to close when the program en
 numbers = itertools.count(1)  # of clusters
 
 _lock = threading.RLock()
-_sessions: dict[str, Session] = {}
+_sessions: dict[str, Session] = {}  # by the address of the broker
+_broker: embedded.Broker | None = None
 _owner = 0  # the process that registered `end` to be called when it exits
 
 
@@ -33,36 +33,39 @@ def start_broker(port: int) -> embedded.Broker:
 
     Nodes may dial in at ``port``, or at another one if that is taken.
     """
-    global _owner
+    global _broker, _owner
     with _lock:
-        broker = embedded.start(__version__, port)
+        session = _sessions.get(_broker.address) if _broker is not None else None
+        if _broker is None or (session is not None and not session.alive()):
+            _broker = embedded.Broker(__version__, port)
         if _owner != os.getpid():
             _owner = os.getpid()
-            atexit.register(_exit, _owner)  # after the broker's own: so it is called before
-        return broker
+            atexit.register(_exit, _owner)
+        return _broker
 
 
-def open_cluster(address: str, order: Open) -> Session:
-    """Give a new cluster to the session with the broker at ``address``; return the session."""
+def open_cluster(broker: embedded.Broker, order: Open) -> Session:
+    """Give a new cluster to the session with a broker; return the session."""
     with _lock:
-        session = _sessions.get(address)
+        session = _sessions.get(broker.address)
         if session is None or not session.alive():
-            bus = Bus()
             me = identity.describe("client", __version__)
-            session = Session(address, bus, Exchange(me, bus, identity.random_name))
+            exchange = Exchange(me, broker, identity.random_name)
+            session = Session(broker.address, broker, exchange)
             session.start()
-            _sessions[address] = session
+            _sessions[broker.address] = session
         session.hand_over(order)
         return session
 
 
 def end(timeout_s: float = EXIT_S) -> None:
-    """Close what is open, and end the session, the broker and the private node."""
+    """Close what is open, and end the session, its broker and the private node."""
+    global _broker
     with _lock:
         for session in _sessions.values():
             session.stop(timeout_s)
         _sessions.clear()
-        embedded.stop()
+        _broker = None
         local.stop()
 
 
@@ -79,8 +82,9 @@ def _exit(owner: int) -> None:
 
 
 def _forget() -> None:
-    global _lock
+    global _broker, _lock
     _lock = threading.RLock()
+    _broker = None  # its sockets are the parent's
     for session in _sessions.values():
         session.orphan()
     _sessions.clear()

@@ -235,6 +235,7 @@ class Runner:
         self._outbox = Outbox(sock, memory)
         self._interrupts = Interrupts(head_of(memory) if memory else None)
         self._in_step = True  # whether the next byte to be read is that of a block or part
+        self._outputs = (os.dup(1), os.dup(2))  # a job may close or redirect its own
         self._pid = os.getpid()
 
     def serve(self, max_tasks: int) -> None:
@@ -281,13 +282,13 @@ class Runner:
             _leave_copy()
         _flush_streams()
         end = time.time()
-        written = os.lseek(1, 0, os.SEEK_END), os.lseek(2, 0, os.SEEK_END)
-        stdout, stderr = (_read_output(fd, size) for fd, size in zip((1, 2), written, strict=True))
+        written = [os.lseek(fd, 0, os.SEEK_END) for fd in self._outputs]
+        stdout, stderr = map(_read_output, self._outputs, written)
         content = pack_result(value, stdout, stderr, text)
         head = RESULT.pack(number, not text, start, end, len(content), len(buffers))
         head += b"".join([SIZE.pack(len(buffer)) for buffer in buffers])
         self._outbox.put(head, content, buffers)
-        for fd, size in zip((1, 2), written, strict=True):
+        for fd, size in zip(self._outputs, written, strict=True):
             if size:
                 os.ftruncate(fd, 0)
 
@@ -452,6 +453,7 @@ def run(
     try:
         Runner(function, sock, tokens, memory).serve(max_tasks)
     except (NodeGone, OSError):
-        print("dispy: the connection to the node is closed", file=sys.stderr, flush=True)
+        with suppress(OSError):  # the job has closed it, too
+            os.write(2, b"dispy: the connection to the node is closed\n")
         code = EXIT_UNREACHABLE
     os._exit(code)

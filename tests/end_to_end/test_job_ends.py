@@ -196,7 +196,7 @@ def close_everything() -> str:
 
 
 def test_a_job_that_closes_all_descriptors_ends(cluster: dispy.JobCluster) -> None:
-    failed(cluster, close_everything)
+    assert "closed the connection" in str(failed(cluster, close_everything).exception)
 
 
 # -- what remains of a job -----------------------------------------------------------------------
@@ -351,6 +351,20 @@ def close_outputs() -> str:
 
 def test_a_job_may_close_its_outputs(cluster: dispy.JobCluster) -> None:
     assert finished(cluster.submit(close_outputs)).result == "done"
+
+
+def redirect_output(path: Path) -> None:
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY)
+    os.dup2(fd, 1)
+    os.write(1, b"mine\n")
+
+
+def test_a_file_that_a_job_redirects_its_output_to_is_the_jobs_own(
+    cluster: dispy.JobCluster, tmp_path: Path
+) -> None:
+    job = finished(cluster.submit(redirect_output, tmp_path / "mine"))
+    assert (tmp_path / "mine").read_text() == "mine\n"
+    assert job.stdout == ""
 
 
 def flood() -> str:
