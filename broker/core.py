@@ -73,6 +73,7 @@ class Scheduler:
     def __init__(self, first_id: int = 0) -> None:
         self.clients: dict[str, Client] = {}
         self.nodes: dict[str, Node] = {}  # by peer
+        self._places: dict[str, Node] = {}  # by the place that only one process can have
         self.clusters: dict[int, Cluster] = {}
         self.late_results = 0  # of attempts that were given up; dropped
         self._node_ids = 0
@@ -245,7 +246,7 @@ class Scheduler:
             self._end(cluster, job, CANCELLED, "the cluster was closed")
         for allocation in list(cluster.allocations.values()):
             self._runs.pop(allocation, None)
-            allocation.stage = Stage.RELEASING
+            allocation.enter(Stage.RELEASING)
             if allocation.node.online:
                 self._send(allocation.node.peer, Release(cluster.id))
             else:
@@ -270,22 +271,23 @@ class Scheduler:
             self._effects.append(Undial(address))
         for node in [node for node in self.nodes.values() if node.address in addresses]:
             if not node.allocations:
-                del self.nodes[node.peer]
-                self._idle_nodes.pop(node, None)
+                self._forget_node(node)
                 self._effects.append(Goodbye(node.peer, "no cluster needs it any more"))
 
     # -- nodes ---------------------------------------------------------------------------
 
     def _node_joined(self, peer: str, identity: Identity, address: str) -> None:
-        for other in list(self.nodes.values()):
-            if identity.place and other.identity.place == identity.place and other.peer != peer:
-                self._lose(other, "it was started anew")
-                self._effects.append(Forget(other.peer))
+        other = self._places.get(identity.place)
+        if other is not None and other.peer != peer:
+            self._lose(other, "it was started anew")
+            self._effects.append(Forget(other.peer))
         node = self.nodes.get(peer)
         if node is None:
             self._node_ids += 1
             node = Node(self._node_ids, peer, identity, address or identity.address)
             self.nodes[peer] = node
+            if identity.place:
+                self._places[identity.place] = node
         node.online, node.lost_at, node.counted = True, float("inf"), False
 
     def _on_holding(self, peer: str, message: Holding, now: float) -> None:
@@ -359,8 +361,7 @@ class Scheduler:
                 self._drop(allocation)
                 self._finish_closing(cluster)
         elif not known:
-            allocation.stage = Stage.PREPARING
-            cluster.capacity = self._capacity(cluster)
+            allocation.enter(Stage.PREPARING)
             self._send(allocation.node.peer, self._prepare(cluster))
         else:
             offer(allocation)
@@ -403,25 +404,19 @@ class Scheduler:
         if not message.error:
             self._ready(allocation)
             return
-        allocation.stage = Stage.FAILED
+        allocation.enter(Stage.FAILED)
         node = allocation.node
         self._trouble(allocation.cluster, node.address or node.identity.name, message.error)
         self._end_hopeless(allocation.cluster)
 
     def _ready(self, allocation: Allocation) -> None:
         cluster = allocation.cluster
-        allocation.stage = Stage.READY
-        cluster.capacity = self._capacity(cluster)
+        allocation.enter(Stage.READY)
         cluster.troubles.pop(allocation.node.address, None)
         offer(allocation)
         self._idle_nodes[allocation.node] = None
         self._uncredited[cluster] = None
         self._tell(cluster, NodeReady(cluster.opened.cluster, allocation.node.info))
-
-    @staticmethod
-    def _capacity(cluster: Cluster) -> int:
-        ready = [each for each in cluster.allocations.values() if each.stage is Stage.READY]
-        return sum(each.cpus for each in ready)
 
     def _on_released(self, peer: str, message: Released, now: float) -> None:
         allocation = self._allocation(peer, message.computation)
@@ -435,13 +430,11 @@ class Scheduler:
         cluster, node = allocation.cluster, allocation.node
         del cluster.allocations[node.id], node.allocations[cluster.id]
         cluster.surplus.pop(allocation, None)
-        allocation.stage = Stage.RELEASING  # what is left of it in the heap is skipped
-        cluster.capacity = self._capacity(cluster)
+        allocation.enter(Stage.RELEASING)  # what is left of it in the heap is skipped
 
     def _lose(self, node: Node, reason: str) -> None:
         """A node is gone: run its jobs again where that is allowed."""
-        del self.nodes[node.peer]
-        self._idle_nodes.pop(node, None)
+        self._forget_node(node)
         for allocation in list(node.allocations.values()):
             self._runs.pop(allocation, None)
             for job in list(allocation.jobs.values()):
@@ -453,6 +446,12 @@ class Scheduler:
                 self._tell(cluster, NodeGone(cluster.opened.cluster, node.id, reason))
             self._end_hopeless(cluster)
             self._finish_closing(cluster)
+
+    def _forget_node(self, node: Node) -> None:
+        del self.nodes[node.peer]
+        self._idle_nodes.pop(node, None)
+        if self._places.get(node.identity.place) is node:
+            del self._places[node.identity.place]
 
     def _on_loss(self, job: Job, reason: str) -> None:
         allocation = job.allocation
@@ -585,8 +584,7 @@ class Scheduler:
 
     def _end_hopeless(self, cluster: Cluster) -> None:
         """End what waits when every node that could have run it has failed to set it up."""
-        stages = {allocation.stage for allocation in cluster.allocations.values()}
-        if stages != {Stage.FAILED}:
+        if not cluster.failed or cluster.failed < len(cluster.allocations):
             return
         reason = "; ".join(f"{where}: {why}" for where, why in cluster.troubles.items())
         for job in [job for job in cluster.queue if not job.ended]:
@@ -756,6 +754,8 @@ class Scheduler:
                 assert job.spec.attempt > 0
         ready = [each for each in cluster.allocations.values() if each.stage is Stage.READY]
         assert cluster.capacity == sum(each.cpus for each in ready)
+        failed = [each for each in cluster.allocations.values() if each.stage is Stage.FAILED]
+        assert cluster.failed == len(failed)
 
     HANDLERS: ClassVar[dict[type[Any], Callable[..., None]]] = {
         OpenCluster: _on_open,

@@ -15,9 +15,12 @@ from dispy.protocol.messages import Identity, NodeSpec
 from .state import Allocation, Cluster, Job, Node, Stage
 
 
+TIE = 1e-9  # times the node's number: no two loads are equal, and comparing them is cheap
+
+
 def load_of(node: Node) -> float:
-    """Jobs per CPU."""
-    return node.load / node.identity.cpus
+    """Jobs per CPU; between equally loaded nodes the older one counts as less loaded."""
+    return node.load / node.identity.cpus + node.id * TIE
 
 
 def offer(allocation: Allocation) -> None:

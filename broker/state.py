@@ -63,7 +63,10 @@ class Node:
 
 @dataclass(eq=False)
 class Allocation:
-    """A node's part in a cluster: up to ``cpus`` of its jobs run there at a time."""
+    """A node's part in a cluster: up to ``cpus`` of its jobs run there at a time.
+
+    ``enter`` changes its stage, with the sums over all allocations that the cluster keeps.
+    """
 
     cluster: Cluster
     node: Node
@@ -73,6 +76,12 @@ class Allocation:
     listed: float | None = None  # its key in the cluster's heap
     withdrawing: bool = False  # an answer to `Withdraw` is due
     stubborn: bool = False  # gave nothing back when asked last; ask after its next result
+
+    def enter(self, stage: Stage) -> None:
+        """Go on to another stage."""
+        was, self.stage = self.stage, stage
+        self.cluster.capacity += self.cpus * ((stage is Stage.READY) - (was is Stage.READY))
+        self.cluster.failed += (stage is Stage.FAILED) - (was is Stage.FAILED)
 
 
 @dataclass(eq=False)
@@ -102,6 +111,7 @@ class Cluster:
     placed: int = 0  # jobs that have left the queue, counted at their first attempt
     credit: int = 0
     capacity: int = 0  # CPUs of all allocations that are ready
+    failed: int = 0  # allocations whose node could not set the computation up
     run_s: float = -1.0  # how long a job takes, smoothed; below 0: not known
     measured: int = 0  # results in that figure
     closing: bool = False

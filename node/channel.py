@@ -89,7 +89,8 @@ class Channel:
     def receive(self) -> tuple[tuple[Any, ...], list[int]] | None:
         """Return the next message and its descriptors (now the caller's); None: not yet.
 
-        There are no descriptors when this process can't have so many more. Raises `ChannelClosed` when the other end is gone.
+        There are no descriptors when this process can't have so many more. Raises
+        `ChannelClosed` when the other end is gone.
         """
         space = socket.CMSG_SPACE(DESCRIPTORS * array.array("i").itemsize)
         try:

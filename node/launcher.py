@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from dispy.protocol.errors import ProtocolError
-from dispy.protocol.messages import JobResult, JobSpec
+from dispy.protocol.messages import Buffer, JobResult, JobSpec
 
 from . import channel
 from .channel import Channel, ChannelClosed
@@ -487,12 +487,13 @@ def _describe_end(code: int) -> str:
 
 def _write_code(code: JobSpec) -> tuple[int, list[int]]:
     """Write a pickled object and its buffers into memory; return a descriptor and the sizes."""
-    whole = code.parts if not code.payload else [code.payload, *code.parts]
+    whole: list[list[Buffer]] = [part.chunks for part in code.parts]
+    if code.payload:
+        whole.insert(0, [code.payload])
     fd = open_memory("code", 0)
     sizes = []
     with open(os.dup(fd), "wb") as file:
-        for each in whole:
-            chunks = [each] if isinstance(each, bytes) else each.chunks
+        for chunks in whole:
             sizes.append(sum([file.write(chunk) for chunk in chunks]))
     os.lseek(fd, 0, os.SEEK_SET)
     return fd, sizes

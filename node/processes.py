@@ -97,7 +97,7 @@ def signal_group(leader: int, signum: int) -> None:
     try:
         os.killpg(leader, signum)
     except ProcessLookupError:
-        signal_all([leader], signum)  # forked, but its setsid is still to come
+        signal_all([leader], signum)  # forked, but not yet in its group
     except PermissionError:
         pass
 

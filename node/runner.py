@@ -25,12 +25,14 @@ the job that the next SIGINT is meant for.
 
 from __future__ import annotations
 
+# What lies beneath `signal` and `socket`: a fork pays for every page that it touches, and the
+# enums that those two make of plain numbers would make a job process a third dearer.
+import _signal  # type: ignore[import-not-found]
+import _socket
 import mmap
 import os
 import pickle
 import select
-import signal
-import socket
 import struct
 import sys
 import time
@@ -58,6 +60,7 @@ OUTBOX_HEAD = 24  # bytes: three words, written whole, so that nobody ever sees 
 USED, EMPTIED, INTERRUPTED = range(3)  # the words
 OUTPUT_BYTES = 1 << 20  # of stdout and of stderr of one job; the rest is cut
 FLUSH_S = 0.001  # a result waits at most so long for company, while jobs follow each other
+REHEARSALS = 60  # all code that gets adapted has been after so many
 SKIP_BYTES = 1 << 20  # parts of dropped jobs are read away in such pieces
 
 EXIT_UNREACHABLE = 72  # the connection to the node is closed
@@ -72,7 +75,7 @@ class NodeGone(Exception):
 class Inbox:
     """Reads the blocks; hands jobs out by number."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: _socket.socket) -> None:
         self._socket = sock
         self._jobs: deque[Job] = deque()
 
@@ -105,13 +108,13 @@ class Inbox:
             position += body
 
     def _read(self, size: int) -> bytes:
-        data = self._socket.recv(size, socket.MSG_WAITALL) if size else b""
+        data = self._socket.recv(size, _socket.MSG_WAITALL) if size else b""
         if len(data) == size:
             return data
         pieces = [data]  # a signal came in between
         missing = size - len(data)
         while missing:
-            pieces.append(self._socket.recv(missing, socket.MSG_WAITALL))
+            pieces.append(self._socket.recv(missing, _socket.MSG_WAITALL))
             if not pieces[-1]:
                 raise NodeGone
             missing -= len(pieces[-1])
@@ -121,7 +124,7 @@ class Inbox:
         data = bytearray(size)
         view = memoryview(data)
         while view:
-            count = self._socket.recv_into(view, len(view), socket.MSG_WAITALL)
+            count = self._socket.recv_into(view, len(view), _socket.MSG_WAITALL)
             if not count:
                 raise NodeGone
             view = view[count:]
@@ -135,7 +138,7 @@ class Inbox:
 class Outbox:
     """Collects results and sends them together; without memory to share, sends each at once."""
 
-    def __init__(self, sock: socket.socket, memory: memoryview | None) -> None:
+    def __init__(self, sock: _socket.socket, memory: memoryview | None) -> None:
         self._socket = sock
         self._memory = memory
         self._words = head_of(memory) if memory else None
@@ -202,8 +205,8 @@ class Interrupts:
 
     def install(self) -> None:
         """Answer SIGINT from now on, and one that was held back."""
-        signal.signal(signal.SIGINT, self._on_signal)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+        _signal.signal(_signal.SIGINT, self._on_signal)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGINT,))
 
     @property
     def meant(self) -> bool:
@@ -225,9 +228,10 @@ class Runner:
     def __init__(
         self,
         function: Callable[..., Any],
-        sock: socket.socket,
+        sock: _socket.socket,
         tokens: int,
         memory: memoryview | None,
+        outputs: tuple[int, int],
     ) -> None:
         self._function = function
         self._tokens = tokens  # the pipe to take them from; -1: the process is for one job
@@ -235,7 +239,7 @@ class Runner:
         self._outbox = Outbox(sock, memory)
         self._interrupts = Interrupts(head_of(memory) if memory else None)
         self._in_step = True  # whether the next byte to be read is that of a block or part
-        self._outputs = (os.dup(1), os.dup(2))  # a job may close or redirect its own
+        self._outputs = outputs  # the files behind 1 and 2, which a job may close or redirect
         self._pid = os.getpid()
 
     def serve(self, max_tasks: int) -> None:
@@ -286,11 +290,15 @@ class Runner:
         stdout, stderr = map(_read_output, self._outputs, written)
         content = pack_result(value, stdout, stderr, text)
         head = RESULT.pack(number, not text, start, end, len(content), len(buffers))
-        head += b"".join([SIZE.pack(len(buffer)) for buffer in buffers])
+        if buffers:
+            head += b"".join([SIZE.pack(len(buffer)) for buffer in buffers])
         self._outbox.put(head, content, buffers)
         for fd, size in zip(self._outputs, written, strict=True):
             if size:
                 os.ftruncate(fd, 0)
+        if self._tokens >= 0:  # the next job prints where it should, whatever this one did
+            os.dup2(self._outputs[0], 1)
+            os.dup2(self._outputs[1], 2)
 
     def _perform(self, body: memoryview, sizes: list[int]) -> Packed:
         """Do the job; return its value and no text, or a text that says how it failed."""
@@ -443,15 +451,35 @@ def _leave_copy() -> NoReturn:
     os._exit(0)
 
 
-def run(
-    function: Callable[..., Any], connection: int, tokens: int, outbox: int, max_tasks: int
-) -> NoReturn:
-    """Be a job process, over these descriptors (-1: not for this kind of process)."""
-    sock = socket.socket(fileno=connection)
+def rehearse() -> None:
+    """Run jobs that do nothing, in the process that job processes are forked from.
+
+    The interpreter adapts code that has run a few times, by writing into it. Done before the
+    fork, that spares each job process the copying of these pages.
+    """
+    ours, theirs = _socket.socketpair()
+    outputs = os.open(os.devnull, os.O_RDWR), os.open(os.devnull, os.O_RDWR)
+    body = pack_object([], pickle.dumps(((), {}), 5))
+    job = JOB.pack(len(body), 0) + body
+    for _ in range(REHEARSALS):
+        ours.sendall(BLOCK.pack(len(job), 1, 1) + job)
+        Runner(bool, theirs, -1, None, outputs).serve(1)
+        ours.recv(SKIP_BYTES)
+    for fd in (ours.detach(), theirs.detach(), *outputs):
+        os.close(fd)
+
+
+def run(function: Callable[..., Any], descriptors: list[int], max_tasks: int) -> NoReturn:
+    """Be a job process, over a connection, stdout, stderr and, to be reused, tokens and outbox."""
+    connection, output, error, *shared = descriptors
+    tokens, outbox = shared or (-1, -1)
+    os.dup2(output, 1)
+    os.dup2(error, 2)
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, connection)
     memory = memoryview(mmap.mmap(outbox, OUTBOX_BYTES)) if outbox >= 0 else None
     code = 0
     try:
-        Runner(function, sock, tokens, memory).serve(max_tasks)
+        Runner(function, sock, tokens, memory, (output, error)).serve(max_tasks)
     except (NodeGone, OSError):
         with suppress(OSError):  # the job has closed it, too
             os.write(2, b"dispy: the connection to the node is closed\n")

@@ -7,6 +7,7 @@ threads of its own. Whatever ends it ends all its job processes.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # for what each fork does: see `runner`
 import builtins
 import gc
 import os
@@ -34,7 +35,7 @@ from .processes import (
 )
 
 END_S = 5.0  # how long the end of all job processes may take
-_HELD_BACK = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)  # while forking
+_HELD_BACK = (_signal.SIGCHLD, _signal.SIGINT, _signal.SIGTERM)  # while forking
 
 
 def listen_for_signals() -> int:
@@ -116,8 +117,10 @@ class Template:
 
     def end(self) -> None:
         """Kill all job processes and what they left; remove the computation's folder."""
-        end_descendants(self._children, list(self._pids), END_S)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it has been heard
         import shutil
+
+        end_descendants(self._children, list(self._pids), END_S)
 
         os.chdir("/")
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -143,7 +146,7 @@ class Template:
         """Fork a job process; its ends are passed as connection, output, error, [...]."""
         pid = -1
         reason = "too many open files"
-        signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, _HELD_BACK)
         try:
             if descriptors:
                 pid = os.fork()
@@ -154,7 +157,7 @@ class Template:
         if pid > 0:
             self._workers[worker] = pid
             self._pids[pid] = worker
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _HELD_BACK)
         for fd in descriptors:
             os.close(fd)
         if pid < 0:
@@ -163,34 +166,31 @@ class Template:
     def _be_worker(self, max_tasks: int, descriptors: list[int]) -> NoReturn:
         """Turn a forked copy of the template into a job process."""
         try:
-            os.setsid()
-            die_with_parent(self._pid, signal.SIGKILL)
+            # A group for signals, no session: the scheduler would take each for a user of its
+            # own, and let them preempt the node.
+            os.setpgid(0, 0)
+            die_with_parent(self._pid, _signal.SIGKILL)
             adopt_orphans()
-            connection, output, error, *shared = descriptors
-            os.dup2(output, 1)
-            os.dup2(error, 2)
-            self._shed((output, error))
-            tokens, outbox = shared or (-1, -1)
+            self._shed()
             gc.enable()
-            runner.run(self._function, connection, tokens, outbox, max_tasks)
+            runner.run(self._function, descriptors, max_tasks)
         except BaseException as problem:
             print(f"dispy: a job process could not start: {problem!r}", file=sys.stderr, flush=True)
         os._exit(1)
 
-    def _shed(self, passed: Sequence[int]) -> None:
+    def _shed(self) -> None:
         """Drop, in a job process, what belongs to the template: descriptors and signals.
 
         What the user's own code has opened while it was loaded stays.
         """
-        write = signal.set_wakeup_fd(-1)
-        for fd in (*passed, self._wakeup, write):
-            os.close(fd)
+        os.close(_signal.set_wakeup_fd(-1))
+        os.close(self._wakeup)
         self._channel.close()
         self._children.close()
-        for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(signum, signal.SIG_DFL)
+        for signum in (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGHUP):
+            _signal.signal(signum, _signal.SIG_DFL)
         # SIGINT stays blocked until the runner has its own handler: it may be for its job.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGCHLD, signal.SIGTERM))
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGCHLD, _signal.SIGTERM))
 
     # -- children ------------------------------------------------------------------------
 

@@ -155,7 +155,7 @@ class Intake:
         if any(size < INLINE_BYTES for size in sizes) or sum(sizes) > RESULT_BYTES_MAX:
             raise ProtocolError("a job process sent a result with parts of impossible sizes")
         payload = b""
-        end = body
+        end: int = body
         if length < INLINE_BYTES:
             end = body + length
             if len(data) < end:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from . import template
+from . import runner, template
 from .channel import TEXT_CHARS, Channel, ChannelClosed
 from .processes import Children, adopt_orphans, die_with_parent, end_descendants, signal_all
 
@@ -193,9 +193,10 @@ class Zygote:
 
 def main(connection: int, node: int) -> None:
     """Be the zygote of the node with this process id, over this descriptor."""
+    import_for_jobs()
+    runner.rehearse()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    import_for_jobs()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

@@ -393,7 +393,7 @@ class Exchange:
             return []
         peer = hello.identity.instance
         link = self.links.get(peer)
-        if link is not None and link.session == hello.session:
+        if link is not None and link.can_resume(hello.session, hello.received):
             self._unroute(link)
             link.connect(route, link.epoch + 1, hello.received, now)
             events: list[Event] = [Back(peer)]
@@ -430,7 +430,7 @@ class Exchange:
         if before and before != peer and before in self.links:
             self.forget(before)
             events.append(Left(before, "another process answers at its address now"))
-        if link is not None and link.session == welcome.session:
+        if link is not None and link.can_resume(welcome.session, welcome.received):
             self._unroute(link)
             link.connect(route, welcome.epoch, welcome.received, now)
             events.append(Back(peer))

@@ -63,6 +63,10 @@ class Link:
 
     # -- the connection under it ---------------------------------------------------------
 
+    def can_resume(self, session: str, received: int) -> bool:
+        """Whether a peer that has had so much of a session can go on with it here."""
+        return session == self.session and 0 <= received <= self._seq
+
     def connect(self, route: int | bytes, epoch: int, received: int, now: float) -> None:
         """Go on over a new connection; the peer has had the envelopes up to ``received``."""
         if not 0 <= received <= self._seq:

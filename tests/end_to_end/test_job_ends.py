@@ -20,6 +20,7 @@ import pytest
 import dispy
 from dispy import DispyJob
 
+from .conftest import NewCluster
 from .processes import NodeProcess
 from .waiting import ended, finished, is_there, until
 
@@ -213,18 +214,22 @@ def leave_a_process(path: Path, own_session: bool) -> int:
 
 
 @pytest.mark.parametrize("own_session", [False, True], ids=["child", "daemon"])
-def test_a_process_that_a_fresh_job_leaves_behind_is_ended(
-    cluster: dispy.JobCluster, node: NodeProcess, tmp_path: Path, own_session: bool
+def test_a_process_that_a_job_leaves_behind_is_ended(
+    node: NodeProcess, new_cluster: NewCluster, tmp_path: Path, own_session: bool
 ) -> None:
-    if cluster_is_reused(cluster):
-        pytest.skip("a reused process may keep what it has started for its next jobs")
+    cluster = new_cluster(call, node)
     job = finished(cluster.submit(leave_a_process, tmp_path / "pid", own_session))
     until(lambda: not psutil.pid_exists(job.result), "the end of the child")
 
 
-def cluster_is_reused(cluster: dispy.JobCluster) -> bool:
-    pids = {finished(cluster.submit(os.getpid)).result for _ in range(5)}
-    return len(pids) < 5
+def test_a_process_that_a_reused_one_has_started_is_ended_with_the_cluster(
+    node: NodeProcess, new_cluster: NewCluster, tmp_path: Path
+) -> None:
+    cluster = new_cluster(call, node, max_tasks_per_child=None)
+    job = finished(cluster.submit(leave_a_process, tmp_path / "pid", True))
+    assert psutil.pid_exists(job.result)
+    cluster.close()
+    assert not psutil.pid_exists(job.result)
 
 
 def leave_a_process_and_die(path: Path) -> None:
@@ -351,6 +356,8 @@ def close_outputs() -> str:
 
 def test_a_job_may_close_its_outputs(cluster: dispy.JobCluster) -> None:
     assert finished(cluster.submit(close_outputs)).result == "done"
+    for job in [cluster.submit(print, "next") for _ in range(4)]:
+        assert finished(job).stdout == "next\n"
 
 
 def redirect_output(path: Path) -> None:
@@ -365,6 +372,9 @@ def test_a_file_that_a_job_redirects_its_output_to_is_the_jobs_own(
     job = finished(cluster.submit(redirect_output, tmp_path / "mine"))
     assert (tmp_path / "mine").read_text() == "mine\n"
     assert job.stdout == ""
+    for job in [cluster.submit(print, "next") for _ in range(4)]:
+        assert finished(job).stdout == "next\n"
+    assert (tmp_path / "mine").read_text() == "mine\n"
 
 
 def flood() -> str:

@@ -1,0 +1,1 @@
+"""The real cores in a made-up world: virtual clock and network, seeded faults."""
