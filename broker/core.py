@@ -60,6 +60,7 @@ CLIENT_LEASE_S = 60.0
 PULSE_S = 5.0
 LOSSES_MAX = 10  # a re-entrant job that so many nodes were lost with isn't tried again
 SMOOTHING = 0.3  # weight of the newest batch in the measured job time
+BREAKDOWNS_MAX = 5  # a node where a computation breaks down so often isn't asked again
 WORTH_S = 0.002  # less work than this is not taken back from a node
 
 
@@ -362,7 +363,7 @@ class Scheduler:
                 self._finish_closing(cluster)
         elif not known:
             allocation.enter(Stage.PREPARING)
-            self._send(allocation.node.peer, self._prepare(cluster))
+            self._prepare(allocation)
         else:
             offer(allocation)
 
@@ -384,30 +385,50 @@ class Scheduler:
             return
         allocation = Allocation(cluster, node, cpus)
         node.allocations[cluster.id] = cluster.allocations[node.id] = allocation
-        self._send(node.peer, self._prepare(cluster))
+        self._prepare(allocation)
 
     def _cpus_of(self, cluster: Cluster, node: Node) -> int:
         addresses = (node.address, node.identity.address)
         return cpus_for(cluster.opened.nodes, node.identity, addresses)
 
-    @staticmethod
-    def _prepare(cluster: Cluster) -> Prepare:
-        opened = cluster.opened
-        return Prepare(
-            cluster.id, opened.name, opened.code, opened.max_tasks_per_child, opened.cancel_grace
+    def _prepare(self, allocation: Allocation) -> None:
+        opened = allocation.cluster.opened
+        prepare = Prepare(
+            allocation.cluster.id,
+            opened.name,
+            opened.code,
+            opened.max_tasks_per_child,
+            opened.cancel_grace,
+            allocation.cpus,
         )
+        self._send(allocation.node.peer, prepare)
 
     def _on_prepared(self, peer: str, message: Prepared, now: float) -> None:
         allocation = self._allocation(peer, message.computation)
-        if allocation is None or allocation.stage is not Stage.PREPARING:
+        if allocation is None or allocation.stage not in (Stage.PREPARING, Stage.READY):
             return
         if not message.error:
-            self._ready(allocation)
+            if allocation.stage is Stage.PREPARING:
+                self._ready(allocation)
             return
-        allocation.enter(Stage.FAILED)
         node = allocation.node
         self._trouble(allocation.cluster, node.address or node.identity.name, message.error)
-        self._end_hopeless(allocation.cluster)
+        if allocation.stage is Stage.READY and allocation.breakdowns < BREAKDOWNS_MAX:
+            allocation.breakdowns += 1
+            self._take_all_back(allocation)
+            allocation.enter(Stage.PREPARING)
+            self._prepare(allocation)
+        else:
+            self._take_all_back(allocation)
+            allocation.enter(Stage.FAILED)
+            self._end_hopeless(allocation.cluster)
+
+    def _take_all_back(self, allocation: Allocation) -> None:
+        """What the node had set up is gone: it has told how all ended that had begun there."""
+        self._runs.pop(allocation, None)
+        allocation.withdrawing = False
+        for job in reversed(list(allocation.jobs.values())):
+            self._requeue(job)
 
     def _ready(self, allocation: Allocation) -> None:
         cluster = allocation.cluster
@@ -416,7 +437,8 @@ class Scheduler:
         offer(allocation)
         self._idle_nodes[allocation.node] = None
         self._uncredited[cluster] = None
-        self._tell(cluster, NodeReady(cluster.opened.cluster, allocation.node.info))
+        ready = NodeReady(cluster.opened.cluster, allocation.node.info, allocation.cpus)
+        self._tell(cluster, ready)
 
     def _on_released(self, peer: str, message: Released, now: float) -> None:
         allocation = self._allocation(peer, message.computation)

@@ -76,6 +76,7 @@ class Allocation:
     listed: float | None = None  # its key in the cluster's heap
     withdrawing: bool = False  # an answer to `Withdraw` is due
     stubborn: bool = False  # gave nothing back when asked last; ask after its next result
+    breakdowns: int = 0  # how often the node has lost what it had set up
 
     def enter(self, stage: Stage) -> None:
         """Go on to another stage."""

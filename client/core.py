@@ -75,6 +75,7 @@ class NodeUp(NamedTuple):
 
     cluster: int
     node: NodeInfo
+    cpus: int  # of the node's, that the cluster may use; 0: all
 
 
 class NodeDown(NamedTuple):
@@ -280,7 +281,7 @@ class Core:
         cluster.nodes[message.node.id] = message.node
         cluster.patient_until = None
         cluster.troubles.clear()
-        self._effects.append(NodeUp(number, message.node))
+        self._effects.append(NodeUp(number, message.node, message.cpus))
 
     def _on_node_gone(self, number: int, cluster: Cluster, message: NodeGone) -> None:
         node = cluster.nodes.pop(message.node, None)

@@ -116,8 +116,11 @@ class Ledger:
             if not self.pending:
                 self.change.notify_all()
 
-    def node_up(self, info: NodeInfo) -> None:
-        """A node is ready for jobs; it may be one that was here before."""
+    def node_up(self, info: NodeInfo, cpus: int = 0) -> None:
+        """A node is ready for jobs on so many of its CPUs (0: all).
+
+        It may be one that was here before.
+        """
         address = info.address.rpartition(":")[0].strip("[]") or info.address or LOOPBACK
         with self.lock:
             row = self._rows.get((info.address, info.name))
@@ -126,7 +129,7 @@ class Ledger:
                 self._rows[info.address, info.name] = row
             self._nodes[info.id] = row
         row.status = DispyNode.Initialized
-        row.cpus = row.avail_cpus = info.cpus
+        row.cpus, row.avail_cpus = info.cpus, cpus or info.cpus
         row.update_time = time.time()
         self._tell(DispyNode.Initialized, row, None)
 

@@ -242,6 +242,6 @@ class Session:
             elif type(effect) is Begun:
                 self._ledgers[effect.cluster].begin(effect.node, effect.jobs)
             elif type(effect) is NodeUp:
-                self._ledgers[effect.cluster].node_up(effect.node)
+                self._ledgers[effect.cluster].node_up(effect.node, effect.cpus)
             elif type(effect) is NodeDown:
                 self._ledgers[effect.cluster].node_down(effect.node)

@@ -249,9 +249,11 @@ class Agent:
         computation = self.computations.get(number)
         if computation is None or computation.stage is Stage.RELEASING:
             return
+        for task in computation.queue:  # the broker gives what hasn't begun out again
+            del computation.tasks[task.spec.seq]
+        computation.queue.clear()
         for task in list(computation.tasks.values()):
             self._end(computation, task, TERMINATED, reason)
-        computation.queue.clear()
         self._send_results()
         self._send(Prepared(number, reason))
         self._release(computation)
@@ -419,7 +421,7 @@ class Agent:
 
     def _start_one(self, computation: Computation, now: float) -> bool:
         """Put one more CPU to work for the computation."""
-        if computation.stage is not Stage.READY:
+        if computation.stage is not Stage.READY or self._uses_its_cpus(computation):
             return False
         if not computation.spares and not self._spawn(computation, now):
             return False
@@ -429,6 +431,16 @@ class Agent:
         fair = -(-len(computation.queue) // free)
         self._give(worker, min(fair, self._batch(computation)), now)
         return True
+
+    def _cpus_for(self, computation: Computation) -> int:
+        return min(self.cpus, computation.prepare.cpus or self.cpus)
+
+    def _uses_its_cpus(self, computation: Computation) -> bool:
+        """Whether the computation runs as many jobs as its cluster asked for."""
+        cpus = self._cpus_for(computation)
+        if cpus == self.cpus:
+            return False
+        return sum(bool(worker.tasks) for worker in computation.workers.values()) >= cpus
 
     def _top_up(self, computation: Computation, now: float) -> None:
         """Short jobs are handed over in batches, so that no process waits for the next."""
@@ -475,14 +487,14 @@ class Agent:
     def _keep_spares(self, computation: Computation, now: float) -> None:
         """Fork ahead of need, so that no job waits for a fork; several at once under load."""
         if computation.prepare.max_tasks_per_child == 1:
-            wanted = self.cpus
-            if len(computation.queue) > SPARES_PER_CPU * self.cpus:
+            wanted = self._cpus_for(computation)
+            if len(computation.queue) > SPARES_PER_CPU * wanted:
                 wanted *= SPARES_PER_CPU
             missing = wanted - len(computation.spares)
             if missing < wanted // 2:
                 return
         else:
-            missing = self.cpus - len(computation.workers)
+            missing = self._cpus_for(computation) - len(computation.workers)
         while missing > 0 and self._spawn(computation, now):
             missing -= 1
 

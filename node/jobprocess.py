@@ -34,6 +34,9 @@ from .runner import (
 )
 from .traffic import Block, Ended, Intake, pack_blocks
 
+# A signal that comes just before a system call doesn't end it: Python answers it afterwards. So
+# an interrupt is repeated, at each tick; the job process takes no notice of any but the first.
+INTERRUPT_REPEATS = 5
 GIVEN_MAX = 4096  # jobs that a process may hold: their tokens must fit into a pipe
 READ_BYTES = 1 << 18
 READS = 16  # at a time, so that one process with a large result holds nobody up
@@ -48,6 +51,8 @@ class JobProcess:
         self.worker = worker
         self.computation = computation
         self.signals: set[int] = set()  # sent by us
+        self._interrupted = 0  # the number of the job that is to be interrupted
+        self._repeats = 0  # of the interrupt, still to come
         self.fault = ""  # why we gave it up
         self.silent = False  # it has closed its end
         self._given = 0  # jobs, and the number of the last one
@@ -150,8 +155,18 @@ class JobProcess:
 
     def mark_interrupt(self) -> None:
         """Tell the process which job the SIGINT that follows is for: the one that it runs."""
-        if self._outbox is not None and self._jobs:
-            head_of(self._outbox)[INTERRUPTED] = self._jobs[0][0]
+        if self._jobs:
+            self._interrupted = self._jobs[0][0]
+            self._repeats = INTERRUPT_REPEATS
+            if self._outbox is not None:
+                head_of(self._outbox)[INTERRUPTED] = self._interrupted
+
+    def repeats_interrupt(self) -> bool:
+        """Whether the interrupt is to be sent once more: the job has no result yet."""
+        if not self._repeats or not self._jobs or self._jobs[0][0] != self._interrupted:
+            return False
+        self._repeats -= 1
+        return True
 
     def _take_tokens(self) -> list[int]:
         if self._outbox is None:

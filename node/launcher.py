@@ -130,10 +130,10 @@ class Launcher:
         """Start the zygote. The first time before the process has opened any socket."""
         ours, theirs = channel.pair()
         self._channel = Channel(ours, blocking=False)
-        command = [sys.executable, "-m", "dispy.node.zygote", str(theirs.fileno())]
+        command = [sys.executable, "-m", "dispy.node.zygote", str(self._folder)]
         with theirs:
             self._zygote = subprocess.Popen(
-                [*command, str(os.getpid())],
+                [*command, str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 env={name: text for name, text in os.environ.items() if not _is_secret(name)},
                 pass_fds=[theirs.fileno()],
@@ -288,8 +288,11 @@ class Launcher:
     def _signal(self, process: JobProcess, signum: int) -> None:
         """Have the template send it: only a parent knows that a process id is still the child's."""
         process.signals.add(signum)
+        self._send_signal(process, signum, "signal")
+
+    def _send_signal(self, process: JobProcess, signum: int, kind: str) -> None:
         template = self._templates[process.computation]
-        self._send(template.channel, ("signal", process.worker, int(signum)))
+        self._send(template.channel, (kind, process.worker, int(signum)))
 
     # -- what happens ----------------------------------------------------------------------
 
@@ -306,12 +309,15 @@ class Launcher:
     def tick(self) -> None:
         """Look after running jobs; to be called every 0.1 s or so while there are workers.
 
-        Cuts output before it fills the memory, and fetches results that wait for company.
+        Cuts output before it fills the memory, fetches results that wait for company, and
+        repeats interrupts.
         """
         for process in self._workers.values():
             process.cut_output()
             if results := process.peek():
                 self._events.append(Outcomes(process.worker, results))
+            if process.repeats_interrupt():
+                self._send_signal(process, signal.SIGINT, "repeat")
 
     def _on_worker(self, process: JobProcess, mask: int) -> None:
         if self._workers.get(process.worker) is not process or process.silent:

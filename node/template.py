@@ -139,8 +139,12 @@ class Template:
         (kind, worker, number), descriptors = received
         if kind == "spawn":
             self._spawn(worker, number, descriptors)
-        elif worker in self._workers:
+        elif worker not in self._workers:
+            return
+        elif kind == "signal":
             signal_group(self._workers[worker], number)
+        else:  # "repeat": its other processes have got theirs
+            signal_all([self._workers[worker]], number)
 
     def _spawn(self, worker: int, max_tasks: int, descriptors: list[int]) -> None:
         """Fork a job process; its ends are passed as connection, output, error, [...]."""

@@ -191,8 +191,11 @@ class Zygote:
             pass
 
 
-def main(connection: int, node: int) -> None:
-    """Be the zygote of the node with this process id, over this descriptor."""
+def main(folder: str, connection: int, node: int) -> None:
+    """Be the zygote of the node with this process id, over this descriptor.
+
+    The node removes its folder itself, unless it is killed.
+    """
     import_for_jobs()
     runner.rehearse()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -211,6 +214,10 @@ def main(connection: int, node: int) -> None:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         zygote.end()
+        if os.getppid() != node:  # it was killed
+            import shutil  # only now: all that is loaded makes each fork dearer
+
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _on_terminate(signum: int, frame: object) -> None:
@@ -218,4 +225,4 @@ def _on_terminate(signum: int, frame: object) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

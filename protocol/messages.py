@@ -231,6 +231,7 @@ class NodeReady(Message, tag=24):
 
     cluster: int
     node: NodeInfo
+    cpus: int = 0  # of the node's, that the cluster may use; 0: all
 
 
 class NodeGone(Message, tag=25):
@@ -266,6 +267,7 @@ class Prepare(Message, tag=40):
     code: JobSpec
     max_tasks_per_child: int
     cancel_grace: float
+    cpus: int = 0  # so many jobs at a time; 0: as many as the node has CPUs
 
 
 class Run(Message, tag=41):

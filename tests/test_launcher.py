@@ -194,7 +194,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
     pids = node.pids_below()
     node.launcher.close(10.0)
     wait_until_gone(pids)
-    assert not list(folder.iterdir())
+    assert not list(folder.glob("*"))
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ def test_raises_what_does_not_come_back(node: Node) -> None:
 
         raise Odd(1, 2)
 
-    result, body = node.run(function)
+    _, body = node.run(function)
     assert "Odd: one text" in body.exception and not body.value
 
 
@@ -356,7 +356,7 @@ def test_surroundings(node: Node) -> None:
         return {
             "names": (dispy_job_path, dispy_node_name),  # type: ignore[name-defined] # noqa: F821
             "folder": os.getcwd(),
-            "leader": os.getpid() == os.getsid(0) == os.getpgrp(),
+            "leader": os.getpid() == os.getpgrp(),
             "open": [link_of(fd) for fd in range(20)],
             "stdin": sys.stdin.read(),
             "main": vars(sys.modules["__main__"]).keys() - {"__builtins__"},
@@ -443,7 +443,7 @@ def test_large_values_that_are_no_buffers(node: Node) -> None:
 
 
 def test_large_payloads_of_revoked_jobs_are_skipped(node: Node, fifo: Path) -> None:
-    node.prepare(lambda data: open(data).read() if isinstance(data, Path) else len(data))
+    node.prepare(lambda data: data.read_text() if isinstance(data, Path) else len(data))
     worker = node.spawn(0)
     node.give(worker, (fifo,), (bytes(1 << 20),), (bytes(3 << 20),))
     with fifo.open("w"):  # opens when the first job does
@@ -494,19 +494,19 @@ def test_killed_in_a_batch(node: Node) -> None:
 
 
 def test_results_do_not_wait_for_a_long_job(node: Node, fifo: Path) -> None:
-    node.prepare(lambda name: open(name).read() if name else "quick")
+    node.prepare(lambda path: path.read_text() if path else "quick")
     worker = node.spawn(0)
-    node.give(worker, (None,), (None,), (str(fifo),))
+    node.give(worker, (None,), (None,), (fifo,))
     assert [value_of(result) for result in node.results(worker, 2)] == ["quick"] * 2
     fifo.write_text("done")
     assert value_of(node.results(worker, 1)[0]) == "done"
 
 
 def test_revoke_and_give_again(node: Node, fifo: Path) -> None:
-    node.prepare(lambda name: open(name).read() if isinstance(name, str) else name)
+    node.prepare(lambda each: each.read_text() if isinstance(each, Path) else each)
     worker = node.spawn(0)
-    for round in range(5):
-        node.give(worker, (str(fifo),), *[(number,) for number in range(20)])
+    for _ in range(5):
+        node.give(worker, (fifo,), *[(number,) for number in range(20)])
         with fifo.open("w"):
             assert node.launcher.revoke(worker) == 20
             assert node.launcher.revoke(worker) == 0
@@ -639,7 +639,7 @@ def test_release_leaves_nothing(node: Node) -> None:
     node.expect(TemplateGone)
     assert len(node.pids_below()) == 1
     wait_until_gone(pids - node.pids_below())
-    assert not list(node.folder.iterdir())
+    assert not list(node.folder.glob("*"))
     node.prepare(abs)  # the number can be used again
 
 
@@ -787,7 +787,7 @@ def test_node_killed(tmp_path: Path) -> None:
         pids = descendants(daemon.pid)
         daemon.kill()
     wait_until_gone(pids)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("*"))
 
 
 def test_close_while_jobs_run(tmp_path: Path) -> None:
@@ -798,4 +798,4 @@ def test_close_while_jobs_run(tmp_path: Path) -> None:
     pids = node.pids_below()
     node.launcher.close(10.0)
     wait_until_gone(pids)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("*"))

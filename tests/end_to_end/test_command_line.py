@@ -15,7 +15,7 @@ import pytest
 import dispy
 from dispy import DispyJob
 
-from .conftest import NewCluster, StartNode
+from .conftest import NewCluster, RunProgram, StartNode
 from .processes import NodeProcess
 from .waiting import ended, finished, is_there, until
 
@@ -118,10 +118,25 @@ def test_several_nodes_run_on_one_machine(start_node: StartNode, new_cluster: Ne
         assert found[0] == node.options[1]
 
 
-def test_a_node_can_dial_its_broker(start_node: StartNode, new_cluster: NewCluster) -> None:
-    node = start_node()
-    cluster = new_cluster(name_of_node, node)  # so that this process has a broker
-    finished(cluster.submit())
+def test_a_node_can_dial_a_broker(start_program: RunProgram) -> None:
+    # A private node does so; what it is told on its command line is in the list of processes.
+    program = start_program(DIALLED)
+    assert program.wait(30) == 0, program.log()
+    assert "--broker" in program.output()
+
+
+DIALLED = """
+import dispy
+
+def command_line():
+    import psutil
+    node = psutil.Process().parent().parent().parent()
+    return node.cmdline()
+
+if __name__ == "__main__":
+    with dispy.JobCluster(command_line, nodes=[dispy.LocalNode()]) as cluster:
+        print(cluster.submit()())
+"""
 
 
 # -- the end -------------------------------------------------------------------------------------
