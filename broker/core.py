@@ -191,7 +191,7 @@ class Scheduler:
             self._cluster_ids += 1
             cluster = Cluster(self._cluster_ids, client, message, credit=CREDIT)
             client.clusters[message.cluster] = self.clusters[cluster.id] = cluster
-            for address in _addresses(message):
+            for address in sorted(_addresses(message)):
                 self._effects.append(Dial(address))
             for node in self.nodes.values():
                 self._allocate(cluster, node)
@@ -248,10 +248,9 @@ class Scheduler:
         for allocation in list(cluster.allocations.values()):
             self._runs.pop(allocation, None)
             allocation.enter(Stage.RELEASING)
-            if allocation.node.online:
-                self._send(allocation.node.peer, Release(cluster.id))
-            else:
-                self._drop(allocation)  # told when it comes back: see _on_holding
+            self._send(allocation.node.peer, Release(cluster.id))
+            if not allocation.node.online:
+                self._drop(allocation)  # it is told when it comes back; see also _on_holding
         self._finish_closing(cluster)
 
     def _finish_closing(self, cluster: Cluster) -> None:
@@ -562,6 +561,8 @@ class Scheduler:
         if message.asked:
             allocation.withdrawing = False
             allocation.stubborn = not message.jobs
+        else:  # it is being stopped: its goodbye comes next, and nothing may be placed there
+            self.away(peer, "it is being stopped", False, now)
         for seq, attempt in reversed(message.jobs):
             job = allocation.jobs.get(seq)
             if job is not None and job.spec.attempt == attempt:
@@ -572,10 +573,10 @@ class Scheduler:
         allocation = job.allocation
         assert allocation is not None
         cluster = allocation.cluster
-        take_off(job)
         if job.cancelled:
             self._end(cluster, job, CANCELLED, "cancelled before it began")
             return
+        take_off(job)
         cluster.queue.appendleft(job)
         cluster.waiting += 1
         self._take_turns(cluster)

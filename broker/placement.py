@@ -14,7 +14,6 @@ from dispy.protocol.messages import Identity, NodeSpec
 
 from .state import Allocation, Cluster, Job, Node, Stage
 
-
 TIE = 1e-9  # times the node's number: no two loads are equal, and comparing them is cheap
 
 
@@ -52,16 +51,17 @@ def least_loaded(cluster: Cluster, ahead: int, busy_clusters: int) -> Allocation
         if key != allocation.listed:
             heapq.heappop(heap)  # an older entry of it
             continue
-        usable = allocation.stage is Stage.READY and allocation.node.online
+        node = allocation.node
+        usable = allocation.stage is Stage.READY and node.online and node.counted
         if not usable or not may_take(allocation, ahead, busy_clusters):
             heapq.heappop(heap)
             allocation.listed = None  # offered again when a job of it ends
             continue
-        now = load_of(allocation.node)
+        now = load_of(node)
         if now == key:
             return allocation
         allocation.listed = now
-        heapq.heapreplace(heap, (now, allocation.node.id, allocation))
+        heapq.heapreplace(heap, (now, node.id, allocation))
     return None
 
 

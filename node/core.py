@@ -142,8 +142,7 @@ class Agent:
         """Give back what has not begun, end the rest, say goodbye."""
         for computation in self.computations.values():
             waiting = [(task.spec.seq, task.spec.attempt) for task in computation.queue]
-            if waiting:
-                self._send(Returned(computation.id, waiting, asked=False))
+            self._send(Returned(computation.id, waiting, asked=False))
         self._send_results()
         if self.broker:
             self._effects.append(Goodbye(self.broker, "it was stopped"))
@@ -322,8 +321,9 @@ class Agent:
             if task.cancelled:
                 reason = f"cancelled; {reason}"
             self._end(computation, task, TERMINATED, reason, output, start, now)
-        for task in worker.tasks:
-            task.false_starts += 1
+        else:
+            for task in worker.tasks:
+                task.false_starts += 1
         hopeless = [task for task in worker.tasks if task.false_starts >= FALSE_STARTS_MAX]
         if started == 0:
             self._pause_spawning(computation, now)
@@ -671,7 +671,8 @@ class Agent:
         assert all(task.worker is not None for task in given)
         assert all(computation.tasks[task.spec.seq] is task for task in queued)
         for worker in computation.workers.values():
-            assert worker.given - worker.ended == len(worker.tasks) or worker.spent
+            left = computation.stage is Stage.RELEASING  # nobody counts any more
+            assert left or worker.given - worker.ended == len(worker.tasks) or worker.spent
         for spare in computation.spares:
             assert not spare.tasks and computation.workers[spare.id] is spare
 

@@ -179,12 +179,19 @@ class JobProcess:
     # -- results back ----------------------------------------------------------------------
 
     def receive(self) -> list[JobResult]:
-        """Return what has arrived. Raises `ProtocolError`; ``silent`` says that was all."""
-        for _ in range(READS):
-            count = self._receive_once()
-            if count <= 0:
-                break
-        return self._accept(self._intake.take())
+        """Return what has arrived. ``silent`` says that was all, ``fault`` that it's nonsense."""
+        return self._receive(READS)
+
+    def _receive(self, reads: int) -> list[JobResult]:
+        try:
+            while reads and self._receive_once() > 0:
+                reads -= 1
+        except ProtocolError as error:
+            self.fault = str(error)
+        results, fit = self._accept(self._intake.take())
+        if not fit:
+            self.fault = "a job process sent the result of a job that it doesn't have"
+        return results
 
     def _receive_once(self) -> int:
         """Read once; return how many bytes, 0: the end, -1: nothing there."""
@@ -220,11 +227,14 @@ class JobProcess:
         intake = Intake()
         with suppress(ProtocolError):
             intake.receive(memoryview(data))
-            return self._accept(intake.take())
-        return []
+        # When these don't fit, earlier ones are still on their way through the socket.
+        return self._accept(intake.take())[0]
 
-    def _accept(self, ended: list[Ended]) -> list[JobResult]:
-        """Match results with the jobs that were given; some may have come before."""
+    def _accept(self, ended: list[Ended]) -> tuple[list[JobResult], bool]:
+        """Match results with the jobs that were given; return those that have not come before.
+
+        Also whether all fit: each was of a job that the process has, and none was left out.
+        """
         results = []
         for number, returned, start, end, payload, parts in ended:
             if self._jobs and number == self._jobs[0][0]:
@@ -232,20 +242,14 @@ class JobProcess:
                 status = FINISHED if returned else TERMINATED
                 results.append(JobResult(seq, attempt, status, start, end, payload, parts))
             elif number > (self._jobs[0][0] - 1 if self._jobs else self._given):
-                raise ProtocolError("a job process sent the result of a job that it doesn't have")
-        return results
+                return results, False
+        return results, True
 
     # -- what is left ----------------------------------------------------------------------
 
     def last_results(self) -> list[JobResult]:
         """Return the results that a dead process has sent or left behind."""
-        results = []
-        if not self.fault:
-            try:
-                while arrived := self.receive():
-                    results += arrived
-            except ProtocolError as error:
-                self.fault = str(error)
+        results = [] if self.fault or self.silent else self._receive(-1)
         return results + self.peek()
 
     def count_started(self) -> int:

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import Buffer, JobResult, JobSpec
 
 from . import channel
@@ -326,23 +325,19 @@ class Launcher:
             process.flush()
             self._ask_for_room(process)
         if mask & selectors.EVENT_READ:
-            try:
-                results = process.receive()
-            except ProtocolError as error:
-                self._give_up(process, str(error))
-                return
-            if results:
+            if results := process.receive():
                 self._events.append(Outcomes(process.worker, results))
-            if process.silent:
+            if process.fault:
+                self._give_up(process)
+            elif process.silent:
                 self._selector.unregister(process.socket)
 
     def _ask_for_room(self, process: JobProcess) -> None:
         if not process.silent:
             self._watch_write(process.socket, process.unsent)
 
-    def _give_up(self, process: JobProcess, reason: str) -> None:
+    def _give_up(self, process: JobProcess) -> None:
         """End a process whose bytes make no sense."""
-        process.fault = reason
         process.silent = True
         self._selector.unregister(process.socket)
         self._signal(process, signal.SIGKILL)

@@ -40,7 +40,9 @@ _HELD_BACK = (_signal.SIGCHLD, _signal.SIGINT, _signal.SIGTERM)  # while forking
 
 def listen_for_signals() -> int:
     """Make a descriptor that becomes readable when a child ends."""
-    read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    os.set_blocking(write, False)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, _ignore)
     return read
@@ -201,35 +203,38 @@ class Template:
     def _on_wakeup(self) -> None:
         drain(self._wakeup)
         ended: list[tuple[int, int, int]] = []
-        while found := _next_ended():
-            ended.append(self._bury(found))
+        while found := self._bury_next():
+            ended.append(found)
         leftovers = self._children.pids() - self._pids.keys() - self._own
         signal_all(leftovers, signal.SIGKILL)
         ended = [exit for exit in ended if exit[0]]
         if ended:
             self._channel.send(("exited", ended))
 
-    def _bury(self, pid: int) -> tuple[int, int, int]:
-        """Kill the group of an ended child, reap it; return worker (0: none), status, KiB used.
-
-        While the child is a zombie its number, which is also that of its group, can't be
-        anybody else's.
-        """
-        if pid in self._pids:
-            signal_group(pid, signal.SIGKILL)
-        _, status, usage = os.wait4(pid, 0)
-        worker = self._pids.pop(pid, 0)
-        self._workers.pop(worker, None)
-        self._own.discard(pid)
-        return worker, os.waitstatus_to_exitcode(status), usage.ru_maxrss
+    def _bury_next(self) -> tuple[int, int, int] | None:
+        """Reap a child that has ended; return its worker (0: none), status and peak KiB."""
+        with suppress(ChildProcessError):
+            pid = _next_ended()
+            if pid in self._pids:
+                signal_group(pid, signal.SIGKILL)
+            pid, status, usage = os.wait4(pid or -1, os.WNOHANG)
+            worker = self._pids.pop(pid, 0)
+            self._workers.pop(worker, None)
+            self._own.discard(pid)
+            if pid:
+                return worker, os.waitstatus_to_exitcode(status), usage.ru_maxrss
+        return None
 
 
 def _next_ended() -> int:
-    """Return the process id of a child that has ended and is not reaped yet; 0: there's none."""
-    try:
-        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
+    """Return the process id of a child that has ended, without reaping it; 0: can't tell.
+
+    While a child is a zombie its number, which is also that of its group, is nobody else's.
+    Raises `ChildProcessError` when there are no children.
+    """
+    if sys.platform == "darwin":
         return 0
+    found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     return found.si_pid if found else 0
 
 

@@ -208,10 +208,11 @@ class Exchange:
             self._flush(link, now)
 
     def goodbye(self, peer: str, reason: str = "") -> None:
-        """End a session for good, and tell the peer if it can be reached."""
+        """End a session for good: send what was to be said before, and tell the peer."""
         link = self.links.get(peer)
         if link is not None:
             if link.route is not None:
+                self._flush(link, link.heard)  # the time makes no difference any more
                 self._say(link.route, Goodbye(reason))
             self.forget(peer)
 
@@ -230,6 +231,10 @@ class Exchange:
                 self._hang_up(dial)
             else:
                 self._transport.drop(route)
+            return
+        for dial in self._dials.values():
+            if dial.peer == peer:
+                self._hang_up(dial)  # it may have asked for this session just now
 
     def deadline(self) -> float:
         """When `tick` next has something to do, in seconds of the same clock as ``now``."""
@@ -387,6 +392,8 @@ class Exchange:
         return events
 
     def _on_hello(self, route: Route, hello: Hello, now: float) -> list[Event]:
+        if route in self._routes:
+            return []  # said twice: there is one Hello for each connection
         reason = self._refusal(hello)
         if reason:
             self._say(route, Refused(reason))
@@ -420,6 +427,8 @@ class Exchange:
     def _on_welcome(
         self, route: Route, dial: Dial | None, welcome: Welcome, now: float
     ) -> list[Event]:
+        if route in self._routes:
+            return []  # said twice
         if dial is None or dial.greeted_at is None:
             raise ProtocolError("a Welcome that nobody asked for")
         peer = welcome.identity.instance

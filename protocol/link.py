@@ -114,6 +114,11 @@ class Link:
         """Give a bare sign of life, which carries an acknowledgement too."""
         self._transmit(Outgoing(0, [], [], False, 0), now, transmit)
 
+    @property
+    def _sent(self) -> int:
+        """The last envelope handed to the transport."""
+        return self._waiting[0].seq - 1 if self._waiting else self._seq
+
     def needs_flush(self, now: float) -> bool:
         """Whether `flush` would have something to do; cheap, for the periodic round."""
         return self.route is not None and (
@@ -123,7 +128,8 @@ class Link:
         )
 
     def _transmit(self, out: Outgoing, now: float, transmit: Transmit) -> bool:
-        envelope = Envelope(self.epoch, out.seq, self.received, out.messages, out.more)
+        sent = 0 if out.seq else self._sent
+        envelope = Envelope(self.epoch, out.seq, self.received, out.messages, out.more, sent)
         header, _ = self._codec.encode(envelope)
         if not transmit([header, *out.chunks]):
             self.blocked = True
@@ -173,7 +179,9 @@ class Link:
         if not 0 <= envelope.ack <= self._seq:
             raise ProtocolError(f"acknowledges envelope {envelope.ack} of {self._seq}")
         self._acknowledged(envelope.ack)
-        if envelope.seq == 0 or envelope.seq <= self.received:
+        if envelope.seq == 0 and envelope.sent > self.received:
+            raise Gap(f"envelope {envelope.sent} was sent, but only {self.received} have come")
+        if envelope.seq <= self.received:
             return []
         if envelope.seq != self.received + 1:
             raise Gap(f"envelope {envelope.seq} came after {self.received}")

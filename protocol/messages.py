@@ -335,7 +335,7 @@ class Returned(Message, tag=63):
 
     computation: int
     jobs: list[tuple[int, int]]
-    asked: bool = True  # whether it answers a `Withdraw`
+    asked: bool = True  # it answers a `Withdraw`; False: the node is being stopped
 
 
 class Released(Message, tag=64):
@@ -390,6 +390,7 @@ class Envelope(Message, tag=6):
     ack: int
     messages: list[Body]
     more: bool = False  # only chunks, for a header that is still to come
+    sent: int = 0  # in a sign of life: the last envelope sent before it
 
 
 Frame: TypeAlias = Hello | Welcome | Refused | Unknown | Goodbye | Envelope

@@ -421,7 +421,7 @@ def test_threads_and_locks_work_in_jobs(node: Node) -> None:
 
 
 def test_large_payloads_both_ways(node: Node) -> None:
-    def function(constant: bytes, writable: bytearray) -> tuple[Any, ...]:
+    def function(constant: bytes, writable: bytearray) -> bytes:
         writable[0] = 1
         assert type(constant) is bytes
         return constant

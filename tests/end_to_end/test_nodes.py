@@ -270,7 +270,6 @@ def test_nodes_of_other_machines_need_a_secret() -> None:
 def test_an_idle_node_costs_nothing(node: NodeProcess) -> None:
     process = psutil.Process(node.pid)
     spent = process.cpu_times()
-    begin = time.monotonic()
-    until(lambda: time.monotonic() - begin > 1.0, "a second")
+    time.sleep(1.0)  # what is measured
     now = process.cpu_times()
     assert (now.user + now.system) - (spent.user + spent.system) < 0.05

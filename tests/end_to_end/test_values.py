@@ -61,7 +61,7 @@ def notebook() -> Callable[[int], int]:
     return found
 
 
-CALLABLES = {
+CALLABLES: dict[str, Callable[..., Any]] = {
     "function with a global": by_factor,
     "lambda": lambda number: number * 3,
     "closure": closure(3),

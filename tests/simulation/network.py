@@ -193,7 +193,7 @@ class Network:
         """Connect, or say why not, after a while."""
         self._last_route += 1
         route = self._last_route
-        End(self, socket, route)  # so that it can be dropped meanwhile
+        _Dead(self, socket, route)  # so that it can be dropped meanwhile
         door = self.doors.get(address)
         machine = address if door is None else door.machine
         delay = self.lag(socket.machine, machine) + self.lag(machine, socket.machine)
@@ -209,12 +209,13 @@ class Network:
             socket.arrive(failed)
 
     def _connect(self, socket: Socket, route: Route, address: str) -> None:
-        mine, door = socket.ends.get(route), self.doors.get(address)
-        if mine is None:
+        door = self.doors.get(address)
+        if route not in socket.ends:
             return
         if door is None:
             self._fail(socket, Down(route, "connection refused", refused=self.is_local))
             return
+        mine = End(self, socket, route)
         mine.other = End(self, door, b"%d" % int(route))
         mine.other.other = mine
         self.ends.append(mine)
@@ -224,13 +225,8 @@ class Network:
         """Break a connection, with all that is on its way; each side notices after a while."""
         for side, delay in zip((end, end.other), notice_s, strict=True):
             if side.is_open:
-                # Nothing arrives here any more; what this side sends vanishes.
-                del side.socket.ends[side.route]
-                side.socket.ends[side.route] = _Dead(self, side)
-                self.clock.after(delay, partial(self._notice, side.socket.ends[side.route]))
-
-    def _notice(self, end: End) -> None:
-        end.hang_up()
+                dead = _Dead(self, side.socket, side.route)
+                self.clock.after(delay, dead.hang_up)
 
     def open_ends(self) -> list[End]:
         """Return the dialling end of each connection that is open on both sides."""
@@ -239,13 +235,12 @@ class Network:
 
 
 class _Dead(End):
-    """A side that has not noticed yet that its connection is broken."""
-
-    def __init__(self, network: Network, side: End) -> None:
-        super().__init__(network, side.socket, side.route)
+    """A side without another one: not connected yet, or it has not noticed that it's cut off."""
 
     def close(self) -> None:
+        """Nobody is there to be told."""
         del self.socket.ends[self.route]
 
     def send(self, frames: list[Buffer]) -> None:
+        """What is sent vanishes."""
         self._network.messages += 1

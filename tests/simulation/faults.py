@@ -1,0 +1,189 @@
+"""Everything that can go wrong in a world, each at a time and of a kind that chance decides.
+
+A fault is a function of a world that does its harm at once and says when it is over; `strike`
+picks one. Faults that were seen to reveal something are worth more than new scenarios.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+from dispy.protocol.messages import Buffer
+
+from .network import End, Fate
+from .world import Machine, World
+
+TAMPERED = 0.2  # of all messages, while single messages go astray
+SLOW = 200  # times the usual delay
+
+Fault: TypeAlias = Callable[[World], float]
+
+
+def cut(world: World) -> float:
+    """A connection breaks, with all that is on its way; one side may notice late."""
+    ends = world.network.open_ends()
+    if not ends:
+        return 0.0
+    end = world.chance.choice(ends)
+    notice = [world.chance.choice([0.0, 0.01, 2.0, 20.0]) for _ in range(2)]
+    world.note(f"cut {end.socket.machine}-{end.other.socket.machine}, noticed after {notice}")
+    world.network.cut(end, (notice[0], notice[1]))
+    return max(notice)
+
+
+def partition(world: World) -> float:
+    """Nothing gets from one machine to another for a while, and nobody is told."""
+    others = ["client", *world.machines]
+    pair = ["broker", world.chance.choice(others)]
+    world.chance.shuffle(pair)
+    lasts = world.chance.choice([0.3, 3.0, 5.0, 12.0, 40.0])
+    both = world.chance.random() < 0.5
+    world.note(f"block {pair[0]} to {pair[1]} for {lasts}, both ways: {both}")
+    world.network.block(pair[0], pair[1], world.now + lasts)
+    if both:
+        world.network.block(pair[1], pair[0], world.now + lasts)
+    return lasts
+
+
+def slow_down(world: World) -> float:
+    """All messages take long for a while."""
+    network, usual = world.network, world.network.lag_s
+    lasts = world.chance.uniform(0.5, 10.0)
+    world.note(f"slow for {lasts:.3f}")
+    network.lag_s = usual * SLOW
+    world.clock.after(lasts, partial(setattr, network, "lag_s", 0.001))
+    return lasts
+
+
+def tamper(world: World) -> float:
+    """Single messages are lost, doubled or overtaken for a while."""
+    network = world.network
+    world.has_tampered = True
+    lasts = world.chance.uniform(0.1, 3.0)
+    kinds = world.chance.sample([Fate.LOSE, Fate.DOUBLE, Fate.OVERTAKE], 2)
+    world.note(f"tamper for {lasts:.3f}: {kinds}")
+
+    def fate(end: End, frames: list[Buffer]) -> Fate:
+        hit = world.chance.random() < TAMPERED
+        return world.chance.choice(kinds) if hit else Fate.ARRIVE
+
+    network.tamper = fate
+    world.clock.after(lasts, partial(setattr, network, "tamper", lambda end, frames: Fate.ARRIVE))
+    return lasts
+
+
+def kill(world: World) -> float:
+    """A node dies, maybe with its machine; it is started again unless another one lives on."""
+    machine = _victim(world)
+    if machine is None:
+        return 0.0
+    world.kill_node(machine, is_machine_lost=world.chance.random() < 0.3)
+    return _come_back(world, machine)
+
+
+def stop(world: World) -> float:
+    """A node is stopped orderly."""
+    machine = _victim(world)
+    if machine is None:
+        return 0.0
+    world.stop_node(machine)
+    return _come_back(world, machine)
+
+
+def pause(world: World) -> float:
+    """A node falls silent and comes back, maybe after it was given up."""
+    machine = _victim(world)
+    if machine is None or machine.node is None:
+        return 0.0
+    lasts = world.chance.choice([0.1, 1.0, 4.0, 10.0, 35.0, 120.0])
+    world.note(f"pause {machine.node.identity.instance} for {lasts}")
+    machine.node.pause(world.now + lasts)
+    return lasts
+
+
+def pause_broker(world: World) -> float:
+    """The broker does nothing for a while."""
+    lasts = world.chance.choice([0.1, 2.0, 4.0, 15.0])
+    world.note(f"pause broker for {lasts}")
+    world.broker.pause(world.now + lasts)
+    return lasts
+
+
+def pause_client(world: World) -> float:
+    """The client does nothing for a while, but less than would end its session."""
+    lasts = world.chance.choice([0.1, 4.0, 20.0])
+    world.note(f"pause client for {lasts}")
+    world.client.pause(world.now + lasts)
+    return lasts
+
+
+def kill_job_process(world: World) -> float:
+    """A job process is killed."""
+    machine = _victim(world)
+    if machine is None or machine.node is None:
+        return 0.0
+    workers = list(machine.node.jobs.workers.values())
+    if workers:
+        world.note(f"kill a job process of {machine.node.identity.instance}")
+        world.killed_processes = True
+        machine.node.jobs.crash(world.chance.choice(workers), "somebody")
+    return 0.0
+
+
+def fail_forks(world: World) -> float:
+    """A node can't fork for a while."""
+    machine = _victim(world)
+    if machine is None or machine.node is None:
+        return 0.0
+    lasts = world.chance.uniform(0.1, 5.0)
+    world.note(f"forks fail at {machine.node.identity.instance} for {lasts:.3f}")
+    world.failing_forks = True
+    machine.node.jobs.fork_fails = world.chance.choice([0.3, 1.0])
+    world.clock.after(lasts, partial(setattr, machine.node.jobs, "fork_fails", 0.0))
+    return lasts
+
+
+FAULTS: list[Fault] = [
+    cut,
+    cut,
+    partition,
+    partition,
+    slow_down,
+    tamper,
+    tamper,
+    kill,
+    kill,
+    stop,
+    pause,
+    pause,
+    pause_broker,
+    pause_client,
+    kill_job_process,
+    fail_forks,
+]
+
+
+def strike(world: World) -> None:
+    """Let one thing go wrong now."""
+    fault = world.chance.choice(FAULTS)
+    lasts = fault(world)
+    if fault not in (pause_client, kill_job_process, fail_forks):
+        world.lost_nodes = True  # leases are short, so any trouble in the network may end them
+    world.healed_at = max(world.healed_at, world.now + lasts)
+
+
+def _victim(world: World) -> Machine | None:
+    """Choose a machine with a living node."""
+    living = [machine for machine in world.machines.values() if machine.node is not None]
+    return world.chance.choice(living) if living else None
+
+
+def _come_back(world: World, machine: Machine) -> float:
+    """Start the node again, unless it may stay away; then say how long that takes."""
+    if world.chance.random() < 0.4 and world.live_nodes():
+        return 0.0
+    after = world.chance.choice([0.05, 1.0, 8.0])
+    world.clock.after(after, partial(world.start_node, machine))
+    return after

@@ -1,0 +1,168 @@
+"""Runs of a world from its beginning to its end, each decided by one number."""
+
+from __future__ import annotations
+
+import gc
+from functools import partial
+
+from dispy.broker.core import LEASE_PULSES
+from dispy.protocol.exchange import GREETING_S, REDIAL_MAX_S, REFUSED_PAUSE_S
+from dispy.protocol.link import BEAT_S, SILENCE_S
+from dispy.protocol.messages import Large
+
+from . import promises
+from .faults import strike
+from .jobs import Course, End
+from .network import CONNECT_TIMEOUT_S
+from .world import World
+
+JOBS = 200
+JOBS_MANY = 450  # more than a broker takes before it knows how fast they go
+HANG_S = 1e6  # a job that ends only when it is made to
+FAULTS_MAX = 3
+FAULTS_UNTIL_S = 8.0
+LARGE = Large(3 << 20, [bytes(1 << 20)] * 3)
+CLOSE_S = 15.0  # from the close of a cluster to the end of its last job process
+SLACK_S = 2.0
+
+
+def courses(world: World, count: int) -> list[Course]:
+    """Draw what jobs do: most are short and return."""
+    chance = world.chance
+    scale = chance.choice([0.001, 0.02, 0.1])
+    drawn = []
+    for _ in range(count):
+        run_s = scale * chance.uniform(0.2, 2.0)
+        kind = chance.random()
+        if kind < 0.9:
+            drawn.append(Course(run_s))
+        elif kind < 0.94:
+            drawn.append(Course(run_s, End.RAISE))
+        elif kind < 0.96:
+            drawn.append(Course(run_s, End.CRASH))
+        elif kind < 0.98:
+            drawn.append(Course(chance.uniform(1.0, 6.0)))
+        else:
+            drawn.append(Course(chance.uniform(0.5, 3.0), End.RETURN, False, kind < 0.99))
+    return drawn
+
+
+def random_world(seed: int, faults: int, jobs: int = JOBS) -> World:
+    """Make a world of one client, one broker and three nodes, and plan all that happens in it."""
+    world = World(seed)
+    chance = world.chance
+    world.network.is_local = chance.random() < 0.5
+    fails = chance.random() < 0.1
+    for number in range(3):
+        machine = world.add_machine(chance.randint(1, 4), dials=chance.random() < 0.5)
+        late = number == 2 and chance.random() < 0.3
+        world.clock.at(chance.uniform(0, 6) if late else 0.0, partial(world.start_node, machine))
+        if fails and number < 2:
+            machine.setup_fails.add("1")
+    clusters = 2 if chance.random() < 0.3 else 1
+    for _ in range(clusters):
+        number = world.open_cluster(
+            reentrant=chance.random() < 0.5,
+            max_tasks=chance.choice([0, 0, 1, 1, 3]),
+            pulse_s=chance.choice([0.2, 1.0, 5.0]),
+            grace_s=chance.choice([0.1, 1.0]),
+        )
+        plan_user(world, number, jobs // clusters)
+    for _ in range(faults):
+        world.clock.at(chance.uniform(0.0, FAULTS_UNTIL_S), partial(strike, world))
+    return world
+
+
+def hang(world: World, number: int) -> None:
+    """Submit a job that never ends by itself, and cancel it at some time."""
+    chance = world.chance
+    course = Course(HANG_S, End.RETURN, chance.random() < 0.5, chance.random() < 0.5)
+    world.submit(number, [course])
+    seq = len(world.wishes[number].courses)
+    world.clock.after(chance.uniform(0.0, 5.0), partial(world.cancel, number, seq))
+
+
+def plan_user(world: World, number: int, jobs: int) -> None:
+    """Have jobs submitted in a few portions, some cancelled, and maybe the cluster closed."""
+    chance = world.chance
+    portions = chance.randint(1, 4)
+    drawn = courses(world, jobs)
+    large = LARGE if chance.random() < 0.05 else None
+    for portion in range(portions):
+        part = drawn[portion::portions]
+        when = chance.uniform(0, 4)
+        world.clock.at(when, partial(world.submit, number, part, large))
+    if chance.random() < 0.3:
+        world.clock.at(chance.uniform(0, 4), partial(hang, world, number))
+    if chance.random() < 0.5:
+        for _ in range(chance.randint(1, 20)):
+            world.clock.at(chance.uniform(0, 9), partial(cancel_one, world, number))
+    if chance.random() < 0.1:
+        world.clock.at(chance.uniform(1, 9), partial(world.close_cluster, number))
+
+
+def cancel_one(world: World, number: int) -> None:
+    """Cancel some job, ended or not."""
+    seqs = list(world.wishes[number].courses)
+    if seqs:
+        world.cancel(number, world.chance.choice(seqs))
+
+
+def patience_s(world: World) -> float:
+    """Say how long after the last fault the last job may end."""
+    openings = [wish.opening for wish in world.wishes.values()]
+    lease_s = LEASE_PULSES * max(opening.pulse_interval for opening in openings)
+    notice_s = SILENCE_S + 3 * BEAT_S
+    reach_s = CONNECT_TIMEOUT_S + GREETING_S + REDIAL_MAX_S + REFUSED_PAUSE_S
+    courses = [course for wish in world.wishes.values() for course in wish.courses.values()]
+    work = [course.run_s for course in courses if course.run_s < HANG_S]
+    cpus = min([node.identity.cpus for node in world.live_nodes()], default=1)
+    return lease_s + notice_s + reach_s + sum(work) / cpus + 3 * max(work, default=0.0) + SLACK_S
+
+
+def play(world: World) -> None:
+    """Run a world to its end, and check all that was promised."""
+    world.run(FAULTS_UNTIL_S + 2.0)
+    world.run(world.healed_at - world.now)
+    world.network.heal()
+    world.note("all faults are over")
+    world.run(patience_s(world), world.is_idle)
+    promises.check_ends(world)
+    settle(world)
+    promises.check_registered(world)
+    promises.check_free(world)
+    world.close_all()
+    assert world.run(CLOSE_S, world.is_closed), "a cluster doesn't close"
+    world.run(SLACK_S)
+    promises.check_ends(world)
+    promises.check_clean(world)
+
+
+def settle(world: World) -> None:
+    """Let the last node be noticed: dead, back or new."""
+
+    def settled() -> bool:
+        try:
+            promises.check_registered(world)
+            promises.check_free(world)
+        except AssertionError:
+            return False
+        return True
+
+    world.run(patience_s(world), settled)
+
+
+def from_seed(seed: int, faults: int = FAULTS_MAX) -> World:
+    """Make the world that a seed stands for: with none of the faults, or some, or all."""
+    return random_world(seed, seed % (faults + 1), JOBS_MANY if seed % 20 == 7 else JOBS)
+
+
+def play_seed(seed: int, faults: int = FAULTS_MAX) -> World:
+    """Play one random world. The garbage collector would cost a third of the time."""
+    gc.disable()
+    try:
+        world = from_seed(seed, faults)
+        play(world)
+    finally:
+        gc.enable()
+    return world

@@ -1,0 +1,55 @@
+"""Whatever goes wrong, every job ends once and nothing is left behind (scenario A1).
+
+One client, one broker, three nodes, at most three faults, 200 jobs. ``DISPY_SEEDS`` says how
+many runs (default 1000), ``DISPY_SEED`` which is the first.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FIRST = int(os.environ.get("DISPY_SEED", "0"))
+COUNT = int(os.environ.get("DISPY_SEEDS", "1000"))
+PARTS = 10
+PROCESSES = 2
+
+
+def start(arguments: list[object], hash_seed: str = "random") -> subprocess.Popen[str]:
+    """Play seeds in a process of their own."""
+    command = [sys.executable, "-m", "tests.simulation", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_job_ends_once_whatever_goes_wrong(part: int) -> None:
+    cuts = [FIRST + COUNT * (part * PROCESSES + i) // (PARTS * PROCESSES) for i in range(3)]
+    players = [start([first, end]) for first, end in zip(cuts, cuts[1:], strict=False)]
+    outputs = [player.communicate()[0] for player in players]
+    assert not any(player.returncode for player in players), "\n".join(outputs)
+
+
+def test_many_faults_at_once() -> None:
+    players = [start([first, first + 40, "--faults", 12]) for first in (0, 40)]
+    outputs = [player.communicate()[0] for player in players]
+    assert not any(player.returncode for player in players), "\n".join(outputs)
+
+
+def test_a_seed_is_a_run_to_the_byte() -> None:
+    players = [start([11, "--messages"], hash_seed) for hash_seed in ("1", "2")]
+    first, second = (player.communicate()[0] for player in players)
+    assert first == second
+    assert "digest" in first

@@ -1,0 +1,247 @@
+"""One client, one broker and some nodes in virtual time: the stage for every scenario.
+
+A world does nothing by itself; a scenario starts processes, has the user do things and lets
+faults happen. One seed is one run, to the byte.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dispy.job import DispyJob
+from dispy.protocol.messages import Buffer, Identity, JobSpec, Large, NodeSpec, OpenCluster
+
+from .clock import Clock
+from .jobs import Course, Diary, Jobs
+from .network import End, Network, Socket
+from .processes import BrokerProcess, ClientProcess, NodeProcess, Process
+
+BROKER_DOOR = "10.0.0.1:9702"
+SOFTWARE = "0"
+
+
+@dataclass
+class Machine:
+    """A place for a node, which may be started there again and again."""
+
+    name: str
+    address: str
+    cpus: int
+    dials: bool  # the node dials the broker; else it waits to be dialled
+    setup_fails: set[str] = field(default_factory=set)
+    lives: int = 0
+    node: NodeProcess | None = None  # while one lives
+
+    @property
+    def spec(self) -> NodeSpec:
+        """What a cluster says to get this node."""
+        host, _, port = self.address.rpartition(":")
+        return NodeSpec(host, 0 if self.dials else int(port))
+
+
+@dataclass
+class Wish:
+    """What the user has asked for in a cluster, to be compared with what was done."""
+
+    opening: OpenCluster
+    courses: dict[int, Course] = field(default_factory=dict)  # by seq
+    cancelled: set[int] = field(default_factory=set)
+    is_closing: bool = False
+
+
+class World:
+    """All processes, and what the user wants of them."""
+
+    def __init__(self, seed: int | str) -> None:
+        self.chance = random.Random(seed)
+        self.clock = Clock()
+        self.network = Network(self.clock, random.Random(self.chance.random()))
+        self.diary = Diary()
+        self.machines: dict[str, Machine] = {}
+        self.wishes: dict[int, Wish] = {}
+        self.digest = 0  # of every message that has arrived, and when
+        self.healed_at = 0.0  # when the last fault is over
+        self.log: list[str] = []  # what was done to the world
+        self.killed_processes = False
+        self.lost_nodes = False
+        self.failing_forks = False
+        self.has_tampered = False
+        self.network.watch = self._on_message
+        self.broker = BrokerProcess(
+            self.clock, Socket(self.network, "broker", BROKER_DOOR), identity("broker", "broker")
+        )
+        self.broker.wake()
+        self.client = ClientProcess(
+            self.clock, Socket(self.network, "client"), identity("client", "client")
+        )
+        self.client.exchange.dial(BROKER_DOOR)
+        self.client.wake()
+
+    @property
+    def now(self) -> float:
+        """Virtual seconds since the beginning."""
+        return self.clock.now
+
+    def note(self, text: str) -> None:
+        """Write down what happens to the world, for whoever looks at a failing seed."""
+        self.log.append(f"{self.now:9.3f} {text}")
+
+    def _on_message(self, end: End, frames: list[Buffer]) -> None:
+        self.digest = zlib.crc32(frames[0], self.digest)
+        self.digest = zlib.crc32(b"%.9f" % self.now, self.digest)
+
+    # -- nodes -----------------------------------------------------------------------------
+
+    def add_machine(self, cpus: int, dials: bool) -> Machine:
+        """Put up a machine; no node runs there yet."""
+        number = len(self.machines) + 1
+        address = f"10.0.1.{number}:9701"
+        machine = Machine(f"node{number}", address, cpus, dials)
+        self.machines[machine.name] = machine
+        return machine
+
+    def start_node(self, machine: Machine) -> None:
+        """Start a node; one that lives goes on."""
+        if machine.node is not None:
+            return
+        machine.lives += 1
+        life = f"{machine.name}.{machine.lives}"
+        self.note(f"start {life}")
+        self.network.silent.discard(machine.address)
+        socket = Socket(self.network, machine.name, machine.address)
+        who = identity("node", life, machine.name, machine.cpus, machine.address)
+        node = machine.node = NodeProcess(self.clock, socket, who)
+        chance = random.Random(self.chance.random())
+        node.jobs = Jobs(self.clock, chance, life, self.diary, self._course_of, node.wake)
+        node.jobs.setup_fails = machine.setup_fails
+        if machine.dials:
+            node.exchange.dial(BROKER_DOOR)
+        node.wake()
+
+    def kill_node(self, machine: Machine, is_machine_lost: bool = False) -> None:
+        """Kill -9, or a loss of power, after which nobody is told anything."""
+        node, machine.node = machine.node, None
+        if node is not None:
+            self.note(f"kill {node.identity.instance}, machine lost: {is_machine_lost}")
+            self.lost_nodes = True
+            if is_machine_lost:
+                self.network.silent.add(machine.address)
+            node.kill(is_machine_lost)
+
+    def stop_node(self, machine: Machine) -> None:
+        """Stop a node orderly."""
+        node, machine.node = machine.node, None
+        if node is not None:
+            self.note(f"stop {node.identity.instance}")
+            self.lost_nodes = True
+            node.stop()
+
+    def live_nodes(self) -> list[NodeProcess]:
+        """Return the nodes that run."""
+        return [each.node for each in self.machines.values() if each.node is not None]
+
+    def _course_of(self, name: str, seq: int) -> Course:
+        return self.wishes[int(name)].courses[seq]
+
+    # -- the user --------------------------------------------------------------------------
+
+    def open_cluster(
+        self,
+        reentrant: bool = False,
+        max_tasks: int = 1,
+        pulse_s: float = 1.0,
+        grace_s: float = 1.0,
+        nodes: list[NodeSpec] | None = None,
+    ) -> int:
+        """Open a cluster on the given nodes, or on all machines there are."""
+        number = len(self.wishes) + 1
+        specs = nodes or [machine.spec for machine in self.machines.values()]
+        code = JobSpec(0, 0, b"code")
+        opening = OpenCluster(
+            number, str(number), code, specs, reentrant, max_tasks, pulse_s, grace_s
+        )
+        self.wishes[number] = Wish(opening)
+        self.note(f"open {number}, reentrant: {reentrant}, max_tasks: {max_tasks}")
+        self.client.open(opening)
+        return number
+
+    def submit(self, number: int, courses: list[Course], large: Large | None = None) -> None:
+        """Submit jobs that will go this way; the first of them with a large payload."""
+        wish, jobs = self.wishes[number], []
+        if wish.is_closing or not courses:
+            return
+        self.note(f"submit {len(courses)} to {number}")
+        for course in courses:
+            seq = len(wish.courses) + 1
+            wish.courses[seq] = course
+            spec = JobSpec(seq, 0, b"" if large else argument(number, seq))
+            if large is not None:
+                spec.parts, large = [large], None
+            jobs.append(DispyJob(number, spec, seq, (), {}))
+        self.client.submit(jobs)
+
+    def cancel(self, number: int, seq: int) -> None:
+        """Cancel a job."""
+        self.note(f"cancel {number}/{seq}")
+        self.wishes[number].cancelled.add(seq)
+        self.client.cancel(number, seq)
+
+    def close_cluster(self, number: int) -> None:
+        """Close a cluster, with all jobs that are left."""
+        if not self.wishes[number].is_closing:
+            self.note(f"close {number}")
+            self.wishes[number].is_closing = True
+            self.client.close(number)
+
+    def close_all(self) -> None:
+        """Close every cluster."""
+        for number in self.wishes:
+            self.close_cluster(number)
+
+    # -- time ------------------------------------------------------------------------------
+
+    def run(self, seconds: float, done: Callable[[], bool] | None = None) -> bool:
+        """Let time pass; stop early, and return True, once ``done`` says so."""
+        return self.clock.run(self.now + seconds, done)
+
+    def is_idle(self) -> bool:
+        """Whether every job has ended for the client."""
+        return all(
+            len(record.ends) == record.submitted for record in self.client.records.values()
+        )
+
+    def is_closed(self) -> bool:
+        """Whether every cluster is closed for the client, and no node has any of it left."""
+        closed = all(record.is_closed for record in self.client.records.values())
+        return closed and not any(node.agent.computations for node in self.told_nodes())
+
+    def told_nodes(self) -> list[NodeProcess]:
+        """Return the live nodes but those that the broker has given up and needn't dial again.
+
+        Such a node keeps what it has until it is found by another broker, or for `KEEP_S`.
+        """
+        registered = self.broker.scheduler.nodes
+        return [
+            machine.node
+            for machine in self.machines.values()
+            if machine.node is not None
+            and (machine.dials or machine.node.identity.instance in registered)
+        ]
+
+    def processes(self) -> list[Process]:
+        """Return all that live."""
+        return [self.broker, self.client, *self.live_nodes()]
+
+
+def identity(role: str, instance: str, name: str = "", cpus: int = 0, door: str = "") -> Identity:
+    """Say who a process is."""
+    place = f"{name}/{door}" if door else ""
+    return Identity(role, instance, name or role, SOFTWARE, "3", "made up", cpus, place, door)
+
+
+def argument(number: int, seq: int) -> bytes:
+    """Return what a job is called with."""
+    return b"%d/%d" % (number, seq)
