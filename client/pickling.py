@@ -122,7 +122,7 @@ def _dump_arguments_by_value(
 
 def _dump_by_value(value: object, roots: Sequence[tuple[str, object]], program: Program) -> Pickled:
     """Pickle with cloudpickle; explain a failure by the names in ``roots``."""
-    import cloudpickle  # type: ignore[import-untyped]  # 50 ms, and many programs' arguments don't need it
+    import cloudpickle  # 50 ms, and many programs' arguments don't need it
 
     buffers = OutOfBand()
     with _by_value(program.modules):

@@ -160,6 +160,7 @@ class Launcher:
         for template in self._templates.values():
             template.channel.close()
         if self._channel is not None:
+            self._channel.send(("close", 0))  # else it would take us for killed
             self._channel.close()
         if self._zygote is not None:
             self._end_zygote(self._zygote, timeout)

@@ -82,6 +82,7 @@ class Zygote:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self.dismissed = False  # the node ends as it should
         self._computations: dict[int, int] = {}  # process id of the template to computation
         self._deadlines: dict[int, float] = {}  # process id to when it's killed
         self._ended: list[tuple[int, int]] = []  # computation, exit code; still to be told
@@ -120,6 +121,8 @@ class Zygote:
         (kind, computation, *rest), descriptors = received
         if kind == "prepare":
             self._prepare(computation, descriptors, *rest)
+        elif kind == "close":
+            self.dismissed = True
         else:
             self._end_template(computation)
 
@@ -214,7 +217,7 @@ def main(folder: str, connection: int, node: int) -> None:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         zygote.end()
-        if os.getppid() != node:  # it was killed
+        if not zygote.dismissed:  # the node was killed
             import shutil  # only now: all that is loaded makes each fork dearer
 
             shutil.rmtree(folder, ignore_errors=True)

@@ -91,14 +91,14 @@ class Bus:
         self._arrivals: deque[Arrival] = deque()
         self._undrained: dict[zmq.Socket[bytes], Route] = {}  # may have messages without a signal
         self._probing: set[int] = set()
-        self._wake_read, self._wake_write = os.pipe()
-        for end in (self._wake_read, self._wake_write):
-            os.set_blocking(end, False)
+        self._bell, self._button = socket.socketpair()  # not a pipe: Windows can't wait for one
+        for end in (self._bell, self._button):
+            end.setblocking(False)
         self._hung_up = False
         self._woken = False
         self._sleeping = False
         self._owner: int | None = None
-        self.watch(self._wake_read, self._on_wake)
+        self.watch(self._bell.fileno(), self._on_wake)
 
     # -- opening and closing -------------------------------------------------------------
 
@@ -133,8 +133,8 @@ class Bus:
             self._router.close(FAREWELL_MS)
             self._router = None
         self._selector.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        self._bell.close()
+        self._button.close()
 
     # -- what an exchange calls ----------------------------------------------------------
 
@@ -209,7 +209,7 @@ class Bus:
         self._woken = True
         if self._sleeping:
             with suppress(BlockingIOError, OSError):
-                os.write(self._wake_write, b"w")
+                self._button.send(b"w")
 
     def poll(self, timeout_s: float) -> list[Arrival]:
         """Wait for something to arrive, at most so many seconds; return what has.
@@ -245,7 +245,7 @@ class Bus:
 
     def _on_wake(self) -> None:
         with suppress(BlockingIOError):
-            os.read(self._wake_read, 4096)
+            self._bell.recv(4096)
 
     def _register(self, source: zmq.Socket[bytes], callback: Callable[[], None]) -> None:
         """Watch a socket. Its descriptor only tells of news after the first look at it."""

@@ -259,7 +259,7 @@ def test_what_is_installed_goes_by_reference() -> None:
 
 
 def test_the_registry_is_left_as_it_was() -> None:
-    import cloudpickle  # type: ignore[import-untyped]
+    import cloudpickle
 
     before = cloudpickle.list_registry_pickle_by_value()
     pack(double)
