@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 LINUX = sys.platform == "linux"
-EXIT_ORPHANED = 71  # the parent was gone before the child could ask to die with it
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -28,14 +27,14 @@ if LINUX:
 
 
 def die_with_parent(parent: int, signum: int) -> None:
-    """Get this signal when the parent (its process id) dies; exit now if it already has.
+    """Get this signal when the parent (its process id) dies; now if it already has.
 
     Holds until the next fork: a child has to ask for itself.
     """
     if LINUX:
         _prctl(_PR_SET_PDEATHSIG, signum, 0, 0, 0)
     if os.getppid() != parent:
-        os._exit(EXIT_ORPHANED)
+        os.kill(os.getpid(), signum)
 
 
 def adopt_orphans() -> None:

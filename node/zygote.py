@@ -209,13 +209,9 @@ def main(folder: str, connection: int, node: int) -> None:
     zygote = Zygote(Channel(socket.socket(fileno=connection), blocking=True))
     signal.signal(signal.SIGTERM, _on_terminate)
     adopt_orphans()
-    die_with_parent(node, signal.SIGTERM)
-    gc.collect()
-    gc.freeze()
     try:
-        zygote.run()
+        _serve(zygote, node)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         zygote.end()
         if not zygote.dismissed:  # the node was killed
             import shutil  # only now: all that is loaded makes each fork dearer
@@ -223,7 +219,19 @@ def main(folder: str, connection: int, node: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _serve(zygote: Zygote, node: int) -> None:
+    """Run until the node is gone, of which two signs come in any order: that, and SIGTERM."""
+    try:
+        die_with_parent(node, signal.SIGTERM)
+        gc.collect()
+        gc.freeze()
+        zygote.run()
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _on_terminate(signum: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
     sys.exit(0)
 
 

@@ -187,6 +187,22 @@ def test_other_jobs_are_abandoned_and_never_run_twice(
     assert counts[DispyJob.Finished] > len(jobs) / 2
 
 
+def test_a_node_killed_at_any_moment_leaves_nothing(
+    start_node: StartNode, new_cluster: NewCluster, tmp_path: Path
+) -> None:
+    dice = random.Random(6)
+    nodes = [start_node()]
+    cluster = new_cluster(square, nodes[0], reentrant=True)
+    jobs = submit_all(cluster, tmp_path / "record", 100, lambda: 0.02)
+    for _ in range(int(12 * SCALE)):
+        time.sleep(dice.choice([0.0, 0.02, 0.1]))  # the moment
+        nodes[-1].kill()
+        nodes.append(start_node(port=nodes[0].port))
+    all_ended(jobs)
+    for node in nodes[:-1]:
+        node.assert_nothing_left()
+
+
 # -- connections break ---------------------------------------------------------------------------
 
 
