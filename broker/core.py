@@ -590,6 +590,9 @@ class Scheduler:
             take_off(job)
         else:
             cluster.waiting -= 1
+        if job.spec.attempt == 0:  # its place in the queue is free for another one
+            cluster.placed += 1
+            self._uncredited[cluster] = None
         job.ended = True
         del cluster.jobs[job.spec.seq]
         if not cluster.jobs:

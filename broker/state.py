@@ -109,7 +109,7 @@ class Cluster:
     surplus: dict[Allocation, None] = field(default_factory=dict)  # hold more than their CPUs
     abandoned: dict[int, int] = field(default_factory=dict)  # seq -> attempt that may return
     last_seq: int = 0  # of all jobs submitted; numbers only grow
-    placed: int = 0  # jobs that have left the queue, counted at their first attempt
+    placed: int = 0  # jobs that have left the queue: for their first attempt, or ended
     credit: int = 0
     capacity: int = 0  # CPUs of all allocations that are ready
     failed: int = 0  # allocations whose node could not set the computation up

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,9 @@ from .processes import NodeProcess, Program
 class StartNode(Protocol):
     """Start a node that ends with the test and has to leave nothing."""
 
-    def __call__(self, *options: str, cpus: int = 2, port: int = 0) -> NodeProcess:
+    def __call__(
+        self, *options: str, cpus: int = 2, port: int = 0, through: Sequence[str] = ()
+    ) -> NodeProcess:
         """Return it when it's ready."""
 
 
@@ -29,8 +31,10 @@ def start_node(tmp_path: Path) -> Iterator[StartNode]:
     """Start nodes."""
     nodes: list[NodeProcess] = []
 
-    def start(*options: str, cpus: int = 2, port: int = 0) -> NodeProcess:
-        nodes.append(NodeProcess(tmp_path, *options, cpus=cpus, port=port))
+    def start(
+        *options: str, cpus: int = 2, port: int = 0, through: Sequence[str] = ()
+    ) -> NodeProcess:
+        nodes.append(NodeProcess(tmp_path, *options, cpus=cpus, port=port, through=through))
         return nodes[-1]
 
     yield start

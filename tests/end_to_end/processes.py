@@ -85,10 +85,17 @@ class Marked:
 class NodeProcess(Marked):
     """A ``dispy-node``; ready when its constructor returns."""
 
-    def __init__(self, folder: Path, *options: str, cpus: int = 2, port: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        cpus: int = 2,
+        port: int = 0,
+        through: Sequence[str] = (),  # a command that runs the node's command
+    ) -> None:
         self.options = options
         self.cpus = cpus
-        command = [sys.executable, "-m", "dispy.node.cli", "-c", str(cpus), *options]
+        command = [*through, sys.executable, "-m", "dispy.node.cli", "-c", str(cpus), *options]
         # It listens at the port after the one that is given, unless it may choose.
         super().__init__([*command, "-p", str(port and port - 1)], folder)
         self.address = ""

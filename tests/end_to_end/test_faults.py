@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import random
+import resource
+import shutil
 import signal
 import socket
 import threading
@@ -32,6 +34,7 @@ from .waiting import all_ended, ended, finished, is_there, until
 SCALE = float(os.environ.get("DISPY_TEST_SCALE", "1"))
 SILENCE_S = 5.0  # of the network: longer than either side takes it for alive
 EXIT_S = 5.0  # how long whatever is told to end may take
+NOBODY = 65534
 
 
 def square(record: str, number: int, seconds: float, data: bytes = b"") -> object:
@@ -298,19 +301,48 @@ def test_a_node_without_descriptors_goes_on_when_it_has_some_again(
     assert process.is_running()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the limit of processes isn't kept for root")
-def test_a_node_that_cannot_fork_goes_on_when_it_can_again(
+def not_as_root() -> list[str]:
+    """Return what runs a command as a user for whom the limit of processes is kept."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("the limit of processes isn't kept for root, and there is no setpriv")
+    kept = "-all,+dac_override,+dac_read_search"  # what it takes to read root's Python
+    sets = [f"--{name}={kept}" for name in ("inh-caps", "ambient-caps", "bounding-set")]
+    return ["setpriv", f"--reuid={NOBODY}", "--clear-groups", *sets]
+
+
+class Starving:
+    """A computation that leaves its template no room for processes, until SIGUSR1."""
+
+    def __getstate__(self) -> dict[str, bool]:
+        return {"starving": True}
+
+    def __setstate__(self, state: dict[str, bool]) -> None:
+        self.limits = resource.getrlimit(resource.RLIMIT_NPROC)
+        signal.signal(signal.SIGUSR1, self.relent)
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, self.limits[1]))
+
+    def relent(self, signum: int, frame: object) -> None:
+        resource.setrlimit(resource.RLIMIT_NPROC, self.limits)
+
+    def __call__(self, record: str, number: int) -> int:
+        note(record, number)
+        return number * number
+
+
+def test_a_node_that_cannot_fork_says_so_and_goes_on_when_it_can_again(
     start_node: StartNode, new_cluster: NewCluster, tmp_path: Path
 ) -> None:
-    node = start_node()
-    cluster = new_cluster(square, node)
-    finished(cluster.submit(str(tmp_path / "first"), 2, 0.0))
-    [template] = [process for process in node.relatives() if process.ppid() != node.pid][:1]
-    soft, hard = template.rlimit(psutil.RLIMIT_NPROC)
-    template.rlimit(psutil.RLIMIT_NPROC, (1, hard))
-    jobs = submit_all(cluster, tmp_path / "record", 20, lambda: 0.0)
-    until(lambda: any(job.finish.is_set() for job in jobs), "the use of a spare")
-    template.rlimit(psutil.RLIMIT_NPROC, (soft, hard))
+    node = start_node(through=not_as_root())
+    cluster = new_cluster(Starving(), node)
+    job = ended(cluster.submit(str(tmp_path / "record"), 1))
+    assert job.status == DispyJob.Terminated
+    assert "Resource temporarily unavailable" in str(job.exception)
+    zygote = next(process for process in node.relatives() if process.ppid() == node.pid)
+    [template] = zygote.children()
+    template.send_signal(signal.SIGUSR1)
+    jobs = [cluster.submit(str(tmp_path / "record"), number) for number in range(20)]
     all_ended(jobs)
     assert statuses(jobs) == {DispyJob.Finished: 20}
 

@@ -120,9 +120,12 @@ def patience_s(world: World) -> float:
     return lease_s + notice_s + reach_s + sum(work) / cpus + 3 * max(work, default=0.0) + SLACK_S
 
 
-def play(world: World) -> None:
-    """Run a world to its end, and check all that was promised."""
-    world.run(FAULTS_UNTIL_S + 2.0)
+def play(world: World, until: float = FAULTS_UNTIL_S + 2.0) -> None:
+    """Run a world to its end, and check all that was promised.
+
+    Until then nobody waits for anything, since more is going to happen.
+    """
+    world.run(until)
     world.run(world.healed_at - world.now)
     world.network.heal()
     world.note("all faults are over")
