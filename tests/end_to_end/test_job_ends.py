@@ -149,7 +149,8 @@ def recurse_without_limit() -> None:
 
 
 def test_an_overflow_of_the_c_stack_ends_the_job(cluster: dispy.JobCluster) -> None:
-    assert "SIGSEGV" in str(failed(cluster, recurse_without_limit).exception)
+    text = str(failed(cluster, recurse_without_limit).exception)
+    assert "SIGSEGV" in text or "RecursionError" in text  # newer Pythons look after their stack
 
 
 # -- what a process can do -----------------------------------------------------------------------
