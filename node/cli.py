@@ -144,7 +144,9 @@ def _serve(folder: Path, name: str, cpus: int, door: str, broker: str, private: 
     from dispy.protocol.transport import Bus
 
     from .daemon import NodeDaemon, Settings
+    from .memory import keep_freed
 
+    keep_freed()
     bus = Bus()
     launcher.attach(bus)
     try:
