@@ -134,7 +134,7 @@ class Launcher:
             self._zygote = subprocess.Popen(
                 [*command, str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
-                env={name: text for name, text in os.environ.items() if not _is_secret(name)},
+                env=_environment(),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for the node, which ends the others
             )
@@ -472,9 +472,11 @@ class Launcher:
                 self._selector.modify(connection, events, key.data)
 
 
-def _is_secret(name: str) -> bool:
-    """Whether a variable of the environment is none of the jobs' business."""
-    return name.endswith("_SECRET")
+def _environment() -> dict[str, str]:
+    """Return the zygote's: without secrets, which are none of the jobs' business."""
+    kept = {name: text for name, text in os.environ.items() if not name.endswith("_SECRET")}
+    # Each job process would look up anew the C functions that only a new process calls.
+    return {**kept, "LD_BIND_NOW": "1"}
 
 
 def _unborn(reason: str) -> str:

@@ -55,6 +55,10 @@ class Children:
             path = f"/proc/self/task/{os.getpid()}/children"
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
+    def fileno(self) -> int:
+        """Return the descriptor; -1 where the kernel has no list."""
+        return self._fd
+
     def close(self) -> None:
         """Close the descriptor, in a child that has no use for it."""
         if self._fd >= 0:

@@ -51,12 +51,34 @@ def listen_for_signals() -> int:
 def drain(wakeup: int) -> None:
     """Forget the signals so far; call it before looking at the children."""
     with suppress(BlockingIOError):
-        while os.read(wakeup, 4096):
-            pass
+        os.read(wakeup, 4096)  # what this leaves wakes the loop again
 
 
 def _ignore(signum: int, frame: object) -> None:
     """Let a signal do nothing but wake the loop."""
+
+
+_register_at_fork = os.register_at_fork
+_deferred: list[dict[str, Any]] = []
+
+
+def defer_hooks(**hooks: Any) -> None:
+    """Stand in for `os.register_at_fork` while modules are imported.
+
+    The hooks of `threading` and `logging` replace locks that another thread may have held. A
+    process with one thread has no such locks, and the hooks would double the price of a fork
+    by the pages that they touch. So they wait for `register_deferred_hooks`.
+    """
+    if getattr(hooks.get("after_in_child"), "__module__", "") in ("threading", "logging"):
+        _deferred.append(hooks)
+    else:
+        _register_at_fork(**hooks)
+
+
+def register_deferred_hooks() -> None:
+    """Have the hooks run from now on: threads may start, or have been started."""
+    while _deferred:
+        _register_at_fork(**_deferred.pop(0))
 
 
 class Template:
@@ -72,6 +94,8 @@ class Template:
         self._own: set[int] = set()  # children that loading the function has left running
         self._children = Children()
         self._wakeup = listen_for_signals()
+        mine = (self._wakeup, channel.fileno(), self._children.fileno())
+        self._descriptors = [fd for fd in mine if fd >= 0]
         signal.signal(signal.SIGTERM, self._on_terminate)
 
     def load(self, names: dict[str, str], code: int, sizes: Sequence[int]) -> bool:
@@ -98,6 +122,8 @@ class Template:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         self._own = self._children.pids()
+        if len(sys._current_frames()) > 1:
+            register_deferred_hooks()
         gc.collect()
         gc.disable()
         gc.freeze()  # a collection in a child would touch, and so copy, every page
@@ -178,6 +204,7 @@ class Template:
             die_with_parent(self._pid, _signal.SIGKILL)
             adopt_orphans()
             self._shed()
+            register_deferred_hooks()
             gc.enable()
             runner.run(self._function, descriptors, max_tasks)
         except BaseException as problem:
@@ -190,9 +217,9 @@ class Template:
         What the user's own code has opened while it was loaded stays.
         """
         os.close(_signal.set_wakeup_fd(-1))
-        os.close(self._wakeup)
-        self._channel.close()
-        self._children.close()
+        # By number, since their owners are never used again, and would touch more pages.
+        for fd in self._descriptors:
+            os.close(fd)
         for signum in (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGHUP):
             _signal.signal(signum, _signal.SIG_DFL)
         # SIGINT stays blocked until the runner has its own handler: it may be for its job.

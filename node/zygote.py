@@ -15,7 +15,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from . import runner, template
@@ -25,56 +24,14 @@ from .processes import Children, adopt_orphans, die_with_parent, end_descendants
 GRACE_S = 8.0  # from SIGTERM to SIGKILL of a template, which ends its jobs in the meantime
 
 
-class ForkHook:
-    """After-fork hooks of one module, which run only when the fork had more than one thread.
-
-    Those of `threading` and `logging` replace locks that another thread may have held. A
-    process with one thread has no such locks, and the hooks would double the price of a fork
-    by the pages that they touch.
-    """
-
-    def __init__(self, hooks: dict[str, Callable[[], object]]) -> None:
-        self._hooks = hooks
-        self._needed = False
-
-    def before(self) -> None:
-        """Look whether there are other threads: what holds for one hook holds for all."""
-        self._needed = len(sys._current_frames()) > 1
-        self._run("before")
-
-    def after_in_parent(self) -> None:
-        """Run in the process that has forked."""
-        self._run("after_in_parent")
-
-    def after_in_child(self) -> None:
-        """Run in its new child."""
-        self._run("after_in_child")
-
-    def _run(self, when: str) -> None:
-        if self._needed and when in self._hooks:
-            self._hooks[when]()
-
-
-_register_at_fork = os.register_at_fork
-
-
-def _register_hook(**hooks: Any) -> None:
-    """Stand in for `os.register_at_fork` while modules are imported."""
-    if getattr(hooks.get("after_in_child"), "__module__", "") in ("threading", "logging"):
-        hook = ForkHook(hooks)
-        hooks = {each: getattr(hook, each) for each in ("before", "after_in_parent")}
-        hooks["after_in_child"] = hook.after_in_child
-    _register_at_fork(**hooks)
-
-
 def import_for_jobs() -> None:
     """Import what every job process needs, without making each fork dearer than it must be."""
-    os.register_at_fork = _register_hook
+    register, os.register_at_fork = os.register_at_fork, template.defer_hooks
     import traceback  # noqa: F401
 
     import cloudpickle  # noqa: F401
 
-    os.register_at_fork = _register_at_fork
+    os.register_at_fork = register
 
 
 class Zygote:
@@ -199,6 +156,7 @@ def main(folder: str, connection: int, node: int) -> None:
 
     The node removes its folder itself, unless it is killed.
     """
+    os.environ.pop("LD_BIND_NOW", None)  # the node's wish for this process, not for programs
     import_for_jobs()
     runner.rehearse()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
