@@ -760,6 +760,7 @@ class Scheduler:
         """Assert what must hold between any two events."""
         for node in self.nodes.values():
             assert node.load == sum(len(each.jobs) for each in node.allocations.values())
+            assert node.online == (node.lost_at == float("inf"))
         assert self._busy == sum(bool(cluster.jobs) for cluster in self.clusters.values())
         for cluster in self.clusters.values():
             self._check_cluster(cluster)

@@ -54,7 +54,7 @@ HOLD_S = 0.003  # how long a result may wait for others while there is more to d
 LONG_S = 0.05  # jobs that have run so long are reported as running
 BLOCKED_S = 0.03  # a job that runs so long loses what was handed over behind it
 STEP_S = 2.0  # from SIGTERM to SIGKILL
-TICK_S = 0.02  # how often running jobs are looked at
+TICK_S = 0.02  # how often jobs that have not run for long are looked at
 SPARES_PER_CPU = 3  # fresh processes ahead of need while many jobs wait
 FALSE_STARTS_MAX = 3  # job processes that may die in a row before they begin a job
 SPAWN_PAUSE_S = 0.1  # after a job process could not be started; doubles
@@ -80,6 +80,7 @@ class Agent:
         self.workers: dict[int, Worker] = {}
         self._wall_offset_s = wall_offset_s
         self._busy = 0  # workers that have tasks
+        self._youngest = 0.0  # when the last job began to run
         self._last_worker = 0
         self._turns: deque[Computation] = deque()  # computations with a queue
         self._effects: list[Effect] = []
@@ -288,7 +289,7 @@ class Agent:
         if taken:
             self._results.setdefault(computation, []).extend(taken)
             self._measure(computation, taken)
-        worker.head_since = now
+        worker.head_since = self._youngest = now
         self._calm(worker)
         if was_busy and not worker.tasks:
             self._idle(worker)
@@ -341,6 +342,11 @@ class Agent:
             self._pause_spawning(worker.computation, now)
             self.worker_exited(worker_id, 0, reason, (b"", b""), now)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether any job runs."""
+        return self._busy > 0
+
     # -- time ----------------------------------------------------------------------------
 
     def deadline(self) -> float:
@@ -367,7 +373,11 @@ class Agent:
                 self._serve_nobody("it was away for too long")
             else:
                 self._next_tick = min(self._next_tick, self.away_since + KEEP_S)
-        if self._busy:
+        self._look_again(now)
+
+    def _look_again(self, now: float) -> None:
+        """Look at young jobs often; those that run for long need no more attention."""
+        if self._busy and now < self._youngest + LONG_S + TICK_S:
             self._next_tick = min(self._next_tick, now + TICK_S)
 
     def _look_at(self, worker: Worker, now: float) -> bool:
@@ -392,8 +402,7 @@ class Agent:
             self._keep_spares(computation, now)
         if now >= self._hold_until(now):
             self._send_results()
-        if self._busy:
-            self._next_tick = min(self._next_tick, now + TICK_S)
+        self._look_again(now)
         effects, self._effects = self._effects, []
         return effects
 
@@ -466,7 +475,7 @@ class Agent:
         queue = worker.computation.queue
         tasks = [queue.popleft() for _ in range(min(count, len(queue)))]
         if not worker.tasks:
-            worker.head_since = now
+            worker.head_since = self._youngest = now
         for task in tasks:
             task.worker = worker
         worker.tasks.extend(tasks)

@@ -101,7 +101,7 @@ class NodeDaemon:
 
     def _deadline(self) -> float:
         deadline = min(self.exchange.deadline(), self.agent.deadline())
-        return min(deadline, self._next_look) if self.agent.workers else deadline
+        return min(deadline, self._next_look) if self.agent.is_busy else deadline
 
     def _round(self, now: float) -> None:
         self._handle(self.exchange.tick(now))

@@ -10,10 +10,10 @@ import argparse
 import sys
 import traceback
 
-from dispy.protocol.messages import Envelope
+from dispy.protocol.messages import Buffer, Envelope
 from dispy.protocol.wire import Codec
 
-from .network import Buffer, End
+from .network import End
 from .scenarios import FAULTS_MAX, from_seed, play
 from .world import World
 

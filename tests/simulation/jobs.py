@@ -130,7 +130,7 @@ class Jobs:
         assert computation not in self._templates
         self._templates[computation] = False
         self._names[computation] = name
-        event: Event = TemplateReady(computation)
+        event: TemplateReady | TemplateFailed = TemplateReady(computation)
         if name in self.setup_fails:
             event = TemplateFailed(computation, "setup raised an exception")
         self._clock.after(self._chance.uniform(0.01, 0.2), partial(self._loaded, event))

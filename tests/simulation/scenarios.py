@@ -141,6 +141,22 @@ def play(world: World, until: float = FAULTS_UNTIL_S + 2.0) -> None:
     promises.check_clean(world)
 
 
+def play_cancelled_queue() -> World:
+    """Cancel more jobs than a broker takes at a time while no node runs; then run others."""
+    world = World("cancelled queue")
+    machine = world.add_machine(2, dials=False)
+    number = world.open_cluster()
+    world.submit(number, [Course(0.01)] * JOBS_MANY)
+    world.run(1.0)
+    for seq in list(world.wishes[number].courses):
+        world.cancel(number, seq)
+    world.submit(number, [Course(0.01)] * JOBS_MANY)
+    world.run(1.0)
+    world.start_node(machine)
+    play(world)
+    return world
+
+
 def settle(world: World) -> None:
     """Let the last node be noticed: dead, back or new."""
 

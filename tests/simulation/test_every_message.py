@@ -63,7 +63,8 @@ def run_with(turn: int, fate: Fate) -> int:
 
 
 def test_the_run_has_every_kind_of_message() -> None:
-    world, seen, codec = happy_world(), set(), Codec()
+    world, codec = happy_world(), Codec()
+    seen: set[type] = set()
 
     def watch(end: End, frames: list[Buffer]) -> None:
         frame, _ = codec.decode(frames[0])
@@ -94,10 +95,11 @@ def twice(on_event: Handler, chance: random.Random) -> Handler:
 
     def handle(process: Process, event: Event, now: float) -> None:
         on_event(process, event, now)
-        if isinstance(event, Received) and chance.random() < REPEATED:
-            # After the last `Released` a node may be none of the broker's any more.
-            if not isinstance(event.message, Released):
-                on_event(process, event, now)
+        if not isinstance(event, Received) or chance.random() >= REPEATED:
+            return
+        # After the last `Released` a node may be none of the broker's any more.
+        if not isinstance(event.message, Released):
+            on_event(process, event, now)
 
     return handle
 

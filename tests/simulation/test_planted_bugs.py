@@ -20,7 +20,7 @@ from dispy.broker import placement
 from dispy.node import core as node_core
 from dispy.protocol import exchange, link
 
-from .scenarios import play_seed
+from .scenarios import play_cancelled_queue, play_seed
 
 SEEDS = range(200)
 FAULTS = 5
@@ -90,10 +90,13 @@ def compiled(bug: Bug, source: str) -> CodeType:
 
 
 def catching_seed() -> int | None:
-    """Return the first seed whose run fails."""
-    for seed in SEEDS:
+    """Return the first seed whose run fails; -1 for the run that needs none."""
+    for seed in (-1, *SEEDS):
         try:
-            play_seed(seed, FAULTS)
+            if seed < 0:
+                play_cancelled_queue()
+            else:
+                play_seed(seed, FAULTS)
         except Exception:
             return seed
     return None

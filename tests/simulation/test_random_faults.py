@@ -9,9 +9,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+from dispy.protocol.messages import CANCELLED, FINISHED
+
+from .scenarios import JOBS_MANY, play_cancelled_queue
 
 ROOT = Path(__file__).parents[2]
 FIRST = int(os.environ.get("DISPY_SEED", "0"))
@@ -37,9 +42,15 @@ def start(arguments: list[object], hash_seed: str = "random") -> subprocess.Pope
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_job_ends_once_whatever_goes_wrong(part: int) -> None:
     cuts = [FIRST + COUNT * (part * PROCESSES + i) // (PARTS * PROCESSES) for i in range(3)]
-    players = [start([first, end]) for first, end in zip(cuts, cuts[1:], strict=False)]
+    players = [start([first, end]) for first, end in pairwise(cuts)]
     outputs = [player.communicate()[0] for player in players]
     assert not any(player.returncode for player in players), "\n".join(outputs)
+
+
+def test_cancelled_jobs_make_room_for_others() -> None:
+    world = play_cancelled_queue()
+    ends = [end.status for ended in world.client.records[1].ends.values() for end in ended]
+    assert ends.count(CANCELLED) == ends.count(FINISHED) == JOBS_MANY
 
 
 def test_many_faults_at_once() -> None:

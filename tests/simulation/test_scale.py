@@ -1,0 +1,96 @@
+"""A thousand nodes, of which some die all the time (scenario A2).
+
+The default is a fifth of it; ``DISPY_SCALE=5`` is 1,000 nodes of 4 CPUs and 100,000 jobs. Nodes
+die at a rate that makes up for the time: two minutes, not an hour.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dispy.broker import placement
+from dispy.protocol.link import Link
+
+from . import promises
+from .jobs import Course
+from .processes import BrokerProcess, ClientProcess, NodeProcess
+from .scenarios import settle
+from .world import Machine, World
+
+SCALE = float(os.environ.get("DISPY_SCALE", "1"))
+NODES = int(200 * SCALE)
+JOBS = int(20_000 * SCALE)
+CPUS = 4
+RUN_S = 5.0  # of a job, on average
+LOST_PER_MINUTE = 0.1
+HOURS_MAX = 1.0
+REAL_S_MAX = 60.0
+HEAP_STEPS_MAX = 4  # additions and removals per job, each of them O(log nodes)
+
+
+def counted(counts: Counter[str], name: str) -> Callable[..., Any]:
+    function = getattr(heapq, name)
+
+    def count(*arguments: Any) -> Any:
+        counts[name] += 1
+        return function(*arguments)
+
+    return count
+
+
+@pytest.fixture
+def heap_steps(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count what the placement does to its heaps."""
+    counts: Counter[str] = Counter()
+    names = ("heappush", "heappop", "heapreplace")
+    fake = SimpleNamespace(**{name: counted(counts, name) for name in names})
+    monkeypatch.setattr(placement, "heapq", fake)
+    return counts
+
+
+def lose_some(world: World, machine: Machine, chance: random.Random) -> None:
+    """Kill a node and start it anew a little later."""
+    world.kill_node(machine)
+    world.clock.after(chance.uniform(1.0, 30.0), partial(world.start_node, machine))
+
+
+def test_many_nodes_of_which_some_die(
+    heap_steps: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Walking through all invariants after each step is for small worlds.
+    for kind in (BrokerProcess, NodeProcess, ClientProcess, Link):
+        monkeypatch.setattr(kind, "check", lambda _: None)
+    world, chance = World("scale"), random.Random("scale")
+    for _ in range(NODES):
+        world.start_node(world.add_machine(CPUS, dials=True))
+    number = world.open_cluster(reentrant=True, max_tasks=1)
+    courses = [Course(chance.uniform(0.5, 1.5) * RUN_S) for _ in range(JOBS)]
+    world.submit(number, courses)
+    machines = list(world.machines.values())
+    shortest_s = JOBS * RUN_S / (NODES * CPUS)
+    for _ in range(math.ceil(NODES * LOST_PER_MINUTE * shortest_s / 60)):
+        when = chance.uniform(1.0, shortest_s)
+        world.clock.at(when, partial(lose_some, world, chance.choice(machines), chance))
+    began = time.monotonic()
+    assert world.run(HOURS_MAX * 3600, world.is_idle), "not all jobs have ended"
+    assert time.monotonic() - began < REAL_S_MAX
+    assert world.lost_nodes
+    promises.check_ends(world)
+    monkeypatch.undo()
+    world.broker.scheduler.check()
+    attempts = sum(map(len, world.diary.begun.values()))
+    assert attempts > JOBS  # some were lost and run again
+    assert sum(heap_steps.values()) < HEAP_STEPS_MAX * attempts + 10 * NODES
+    settle(world)
+    promises.check_free(world)

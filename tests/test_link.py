@@ -1,0 +1,206 @@
+"""Two links over connections that break, lose and delay: everything arrives once, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dispy.protocol.errors import Gap, ProtocolError
+from dispy.protocol.link import ACK_ENVELOPES, WINDOW_BYTES, Link
+from dispy.protocol.messages import (
+    Buffer,
+    Done,
+    Envelope,
+    Identity,
+    JobResult,
+    JobSpec,
+    Run,
+    Withdraw,
+)
+from dispy.protocol.wire import CHUNK_BYTES, HEADER_BYTES, Codec, chunked
+
+PEER = Identity("node", "1", "n", "0", "3", "Linux")
+ROUTE = 1
+
+
+class Side:
+    """A link, what is on its way to it, and what it has delivered."""
+
+    def __init__(self) -> None:
+        self.codec = Codec()
+        self.link = Link(PEER, "session", self.codec, 0.0)
+        self.coming: deque[list[Buffer]] = deque()
+        self.delivered: list[object] = []
+
+    def take_one(self, now: float) -> None:
+        frame, larges = self.codec.decode(self.coming[0][0])
+        assert isinstance(frame, Envelope)
+        chunks = self.coming.popleft()[1:]
+        self.delivered += self.link.receive(frame, larges, chunks, now)
+        self.link.check()
+
+
+class Pair:
+    """Both ends of a session."""
+
+    def __init__(self) -> None:
+        self.sides = (Side(), Side())
+        self.epoch = 0
+        self.now = 0.0
+        self.reconnect()
+
+    def reconnect(self) -> None:
+        """Lose what is on its way, and go on over another connection."""
+        self.epoch += 1
+        received = [side.link.received for side in self.sides]
+        for side, had in zip(self.sides, reversed(received), strict=True):
+            side.coming.clear()
+            side.link.connect(ROUTE, self.epoch, had, self.now)
+
+    def flush(self, number: int, room: int = 1_000_000) -> None:
+        other = self.sides[1 - number]
+
+        def transmit(frames: list[Buffer]) -> bool:
+            nonlocal room
+            room -= 1
+            if room < 0:
+                return False
+            other.coming.append(frames)
+            return True
+
+        self.sides[number].link.flush(self.now, transmit)
+
+    def settle(self) -> None:
+        """Let everything arrive."""
+        for _ in range(1000):
+            self.now += 1.5
+            for number in (0, 1):
+                self.flush(number)
+            for side in self.sides:
+                while side.coming:
+                    side.take_one(self.now)
+            if not any(side.link.undelivered() for side in self.sides):
+                return
+        raise AssertionError("the links never get everything through")
+
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["send", "large", "flush", "stuck", "take", "lose", "reconnect"]),
+        st.integers(0, 1),
+    ),
+    max_size=80,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ACTIONS)
+def test_everything_arrives_once_and_in_order(actions: list[tuple[str, int]]) -> None:
+    pair = Pair()
+    sent: tuple[list[object], list[object]] = ([], [])
+    for step, (action, number) in enumerate(actions):
+        side = pair.sides[number]
+        if action == "send":
+            message = Withdraw(step, number)
+            side.link.send(message)
+            sent[number].append(message)
+        elif action == "large":
+            job = Run(step, [JobSpec(step, 1, b"", [chunked(bytes(CHUNK_BYTES + step))])])
+            side.link.send(job)
+            sent[number].append(job)
+        elif action == "flush":
+            pair.flush(number)
+        elif action == "stuck":
+            pair.flush(number, room=1)
+        elif action == "take" and side.coming:
+            try:
+                side.take_one(pair.now)
+            except Gap:
+                pair.reconnect()
+        elif action == "lose" and side.coming:
+            side.coming.popleft()
+        elif action == "reconnect":
+            pair.reconnect()
+        for each in pair.sides:
+            each.link.check()
+    pair.reconnect()
+    pair.settle()
+    assert pair.sides[1].delivered == sent[0]
+    assert pair.sides[0].delivered == sent[1]
+
+
+def test_a_lost_last_message_is_missed_at_the_next_sign_of_life() -> None:
+    pair = Pair()
+    pair.sides[0].link.send(Withdraw(1, 1))
+    pair.flush(0)
+    pair.sides[1].coming.clear()
+    pair.now = 10.0
+    pair.flush(0)
+    with pytest.raises(Gap):
+        pair.sides[1].take_one(pair.now)
+
+
+def test_a_batch_that_is_too_long_for_a_header_is_cut() -> None:
+    pair = Pair()
+    results = [JobResult(seq, 1, 11, 0.0, 1.0, bytes(60_000)) for seq in range(100)]
+    pair.sides[0].link.send(Done(1, results))
+    pair.flush(0)
+    assert all(len(frames[0]) <= HEADER_BYTES for frames in pair.sides[1].coming)
+    pair.settle()
+    delivered = pair.sides[1].delivered
+    assert len(delivered) > 1
+    arrived = [result for done in delivered if isinstance(done, Done) for result in done.results]
+    assert arrived == results
+
+
+def test_no_more_is_sent_than_the_window_lets_through() -> None:
+    pair = Pair()
+    payload = chunked(bytes(3 * WINDOW_BYTES))
+    pair.sides[0].link.send(Run(1, [JobSpec(1, 1, b"", [payload])]))
+    pair.flush(0)
+    on_the_way = sum(len(chunk) for frames in pair.sides[1].coming for chunk in frames[1:])
+    assert WINDOW_BYTES <= on_the_way <= WINDOW_BYTES + CHUNK_BYTES
+    pair.settle()
+    (run,) = pair.sides[1].delivered
+    assert isinstance(run, Run) and run.jobs[0].parts[0].size == 3 * WINDOW_BYTES
+
+
+def test_a_side_that_says_nothing_acknowledges_all_the_same() -> None:
+    pair = Pair()
+    for number in range(ACK_ENVELOPES):
+        pair.sides[0].link.send(Withdraw(number, 0))
+        pair.flush(0)
+        pair.sides[1].take_one(pair.now)
+    pair.flush(1)
+    assert pair.sides[0].coming
+    pair.sides[0].take_one(pair.now)
+    assert not pair.sides[0].link.undelivered()
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        Envelope(1, 1, 5, []),  # acknowledges what was never sent
+        Envelope(1, 1, -1, []),
+    ],
+)
+def test_what_a_peer_cannot_mean_is_refused(envelope: Envelope) -> None:
+    pair = Pair()
+    with pytest.raises(ProtocolError):
+        pair.sides[0].link.receive(envelope, [], [], 0.0)
+
+
+def test_sizes_that_do_not_fit_their_chunks_are_refused() -> None:
+    pair = Pair()
+    codec = Codec()
+    run = Run(1, [JobSpec(1, 1, b"", [chunked(b"12345")])])
+    header, _ = codec.encode(Envelope(1, 1, 0, [run]))
+    for chunks in ([], [b"123"], [b"123456"], [b"12345", b"6"]):
+        frame, larges = codec.decode(header)
+        assert isinstance(frame, Envelope)
+        with pytest.raises(ProtocolError):
+            Pair().sides[0].link.receive(frame, larges, [*chunks], 0.0)
+    assert pair.sides[0].delivered == []
