@@ -63,7 +63,7 @@ def frames() -> list[bytes]:
     singles = [m.Envelope(1, 1, 0, [body]) for body in bodies]
     hello = m.Hello(1, 0, IDENTITY, "session", 4)
     welcome = m.Welcome(0, IDENTITY, "session", 2, 5)
-    others = [hello, welcome, m.Refused("no"), m.Unknown(), m.Goodbye("bye")]
+    others: list[m.Frame] = [hello, welcome, m.Refused("no"), m.Unknown(), m.Goodbye("bye")]
     return [codec.encode(frame)[0] for frame in (whole, *singles, *others)]
 
 

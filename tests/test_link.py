@@ -73,6 +73,23 @@ class Pair:
 
         self.sides[number].link.flush(self.now, transmit)
 
+    def do(self, action: str, number: int) -> None:
+        """Let something happen on the way to a side, or from it."""
+        side = self.sides[number]
+        if action == "flush":
+            self.flush(number)
+        elif action == "stuck":
+            self.flush(number, room=1)
+        elif action == "reconnect":
+            self.reconnect()
+        elif action == "lose" and side.coming:
+            side.coming.popleft()
+        elif action == "take" and side.coming:
+            try:
+                side.take_one(self.now)
+            except Gap:
+                self.reconnect()
+
     def settle(self) -> None:
         """Let everything arrive."""
         for _ in range(1000):
@@ -102,28 +119,13 @@ def test_everything_arrives_once_and_in_order(actions: list[tuple[str, int]]) ->
     pair = Pair()
     sent: tuple[list[object], list[object]] = ([], [])
     for step, (action, number) in enumerate(actions):
-        side = pair.sides[number]
-        if action == "send":
-            message = Withdraw(step, number)
-            side.link.send(message)
+        if action in ("send", "large"):
+            size = CHUNK_BYTES + step if action == "large" else 1
+            message = Run(step, [JobSpec(step, 1, b"", [chunked(bytes(size))])])
+            pair.sides[number].link.send(message)
             sent[number].append(message)
-        elif action == "large":
-            job = Run(step, [JobSpec(step, 1, b"", [chunked(bytes(CHUNK_BYTES + step))])])
-            side.link.send(job)
-            sent[number].append(job)
-        elif action == "flush":
-            pair.flush(number)
-        elif action == "stuck":
-            pair.flush(number, room=1)
-        elif action == "take" and side.coming:
-            try:
-                side.take_one(pair.now)
-            except Gap:
-                pair.reconnect()
-        elif action == "lose" and side.coming:
-            side.coming.popleft()
-        elif action == "reconnect":
-            pair.reconnect()
+        else:
+            pair.do(action, number)
         for each in pair.sides:
             each.link.check()
     pair.reconnect()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from dispy.protocol import exchange, link
 
 from .scenarios import play_cancelled_queue, play_seed
 
-SEEDS = range(200)
+SEEDS: Sequence[int] = range(200)
 FAULTS = 5
 
 

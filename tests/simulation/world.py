@@ -209,9 +209,7 @@ class World:
 
     def is_idle(self) -> bool:
         """Whether every job has ended for the client."""
-        return all(
-            len(record.ends) == record.submitted for record in self.client.records.values()
-        )
+        return all(len(record.ends) == record.submitted for record in self.client.records.values())
 
     def is_closed(self) -> bool:
         """Whether every cluster is closed for the client, and no node has any of it left."""
