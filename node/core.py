@@ -384,6 +384,7 @@ class Agent:
         """Whether the worker's job is to be reported as running."""
         if now >= worker.next_step_at:
             self._press(worker, now)
+        self._next_tick = min(self._next_tick, worker.next_step_at)
         running_s = now - worker.head_since
         if running_s >= BLOCKED_S and len(worker.tasks) > 1:
             self._revoke(worker)

@@ -84,7 +84,7 @@ def check_free(world: World) -> None:
         for cluster in world.broker.scheduler.clusters.values()
         for seq in cluster.abandoned
     }
-    for node in world.live_nodes():
+    for node in world.told_nodes():
         for worker in node.jobs.workers.values():
             if worker.running is not None:
                 where = f"{node.identity.instance} still runs {worker.running}"
