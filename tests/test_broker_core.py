@@ -73,7 +73,9 @@ class Stage:
 
     def take(self, kind: type[Kind]) -> list[tuple[str, Kind]]:
         """Take out all messages of a kind, with those they went to."""
-        taken = [(peer, message) for peer, message in self.sent if isinstance(message, kind)]
+        taken: list[tuple[str, Kind]] = [
+            (peer, message) for peer, message in self.sent if isinstance(message, kind)
+        ]
         self.sent = [each for each in self.sent if not isinstance(each[1], kind)]
         return taken
 

@@ -75,14 +75,14 @@ class Stage:
 
     def take(self, kind: type[Kind]) -> list[Kind]:
         """Take out all effects of a kind."""
-        taken = [effect for effect in self.effects if isinstance(effect, kind)]
+        taken: list[Kind] = [effect for effect in self.effects if isinstance(effect, kind)]
         self.effects = [effect for effect in self.effects if not isinstance(effect, kind)]
         return taken
 
     def said(self, kind: type[Kind]) -> list[Kind]:
         """Take out all messages of a kind."""
         bodies = [effect.message for effect in self.effects if isinstance(effect, Send)]
-        taken = [body for body in bodies if isinstance(body, kind)]
+        taken: list[Kind] = [body for body in bodies if isinstance(body, kind)]
         self.effects = [
             effect
             for effect in self.effects
