@@ -94,7 +94,8 @@ class Scheduler:
         handler = self.HANDLERS.get(type(message))
         if handler is None:
             raise ProtocolError(f"a broker takes no {type(message).__name__}")
-        handler(self, peer, message, now)
+        if peer in self.nodes or peer in self.clients:  # else it was let go meanwhile
+            handler(self, peer, message, now)
 
     def joined(
         self, peer: str, identity: Identity, undelivered: list[Body], address: str, now: float

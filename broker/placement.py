@@ -14,6 +14,8 @@ from dispy.protocol.messages import Identity, NodeSpec
 
 from .state import Allocation, Cluster, Job, Node, Stage
 
+ENTRIES_MAX = 8  # in a heap for each allocation; more are not worth their memory
+
 TIE = 1e-9  # times the node's number: no two loads are equal, and comparing them is cheap
 
 
@@ -29,7 +31,17 @@ def offer(allocation: Allocation) -> None:
     key = load_of(allocation.node)
     if allocation.listed is None or key < allocation.listed:
         allocation.listed = key
-        heapq.heappush(allocation.cluster.heap, (key, allocation.node.id, allocation))
+        heap = allocation.cluster.heap
+        heapq.heappush(heap, (key, allocation.node.id, allocation))
+        if len(heap) > ENTRIES_MAX * (len(allocation.cluster.allocations) + 1):
+            _compact(heap)
+
+
+def _compact(heap: list[tuple[float, int, Allocation]]) -> None:
+    """Leave out older entries; those of high load would never come up by themselves."""
+    current = {entry[2]: entry for entry in heap if entry[0] == entry[2].listed}
+    heap[:] = current.values()
+    heapq.heapify(heap)
 
 
 def may_take(allocation: Allocation, ahead: int, busy_clusters: int) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from dispy.broker import placement
+from dispy.broker.placement import ENTRIES_MAX
 from dispy.protocol.link import Link
 
 from . import promises
@@ -53,7 +54,7 @@ def counted(counts: Counter[str], name: str) -> Callable[..., Any]:
 def heap_steps(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Count what the placement does to its heaps."""
     counts: Counter[str] = Counter()
-    names = ("heappush", "heappop", "heapreplace")
+    names = ("heappush", "heappop", "heapreplace", "heapify")
     fake = SimpleNamespace(**{name: counted(counts, name) for name in names})
     monkeypatch.setattr(placement, "heapq", fake)
     return counts
@@ -92,5 +93,7 @@ def test_many_nodes_of_which_some_die(
     attempts = sum(map(len, world.diary.begun.values()))
     assert attempts > JOBS  # some were lost and run again
     assert sum(heap_steps.values()) < HEAP_STEPS_MAX * attempts + 10 * NODES
+    (cluster,) = world.broker.scheduler.clusters.values()
+    assert len(cluster.heap) <= ENTRIES_MAX * (NODES + 1)
     settle(world)
     promises.check_free(world)
