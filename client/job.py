@@ -120,6 +120,8 @@ class DispyJob(OldJobNames):
 
         With ``clear`` the event ``finish`` is cleared afterwards.
         """
+        if self._finish is None and self.status >= DispyJob.Cancelled and not clear:
+            return self.result  # nobody has asked for the event, and there is no need for it
         self.finish.wait()
         if clear:
             self.finish.clear()
