@@ -138,9 +138,14 @@ class JobCluster(OldClusterNames):
         self._open(computation, nodes, dispy_port, options)
 
     def _open(
-        self, function: object, nodes: object, dispy_port: int | None, options: parameters.Options
+        self,
+        computation: object,
+        nodes: object,
+        dispy_port: int | None,
+        options: parameters.Options,
     ) -> None:
         """Find the nodes, pack the function, and give both to the session."""
+        function = computations.check(computation)
         broker, specs = find_nodes(nodes, dispy_port)
         packed = computations.pack(function)  # meanwhile a private node starts
         self._number = next(process.numbers)

@@ -23,11 +23,8 @@ class Computation(NamedTuple):
     program: Program
 
 
-def pack(function: object) -> Computation:
-    """Pickle what the user wants computed.
-
-    Raises `TypeError` for what can't be called, `PicklingError` for what can't be sent.
-    """
+def check(function: object) -> Callable[..., Any]:
+    """Return what the user wants computed; raise `TypeError` for what can't be called."""
     if isinstance(function, str):
         raise NotSupportedError(
             "computation: programs aren't supported yet; pass a function that runs it with "
@@ -36,6 +33,11 @@ def pack(function: object) -> Computation:
     if not callable(function):
         kind = type(function).__name__
         raise TypeError(f"computation must be a function or another callable, not {kind}")
+    return function
+
+
+def pack(function: Callable[..., Any]) -> Computation:
+    """Pickle a computation; raise `PicklingError` for what can't be sent."""
     name = _name(function)
     program = find_program(_origins(function))
     pickled = dump_function(function, name, program)

@@ -335,13 +335,6 @@ class Agent:
                 self._end(computation, task, TERMINATED, f"no job process could start: {reason}")
         self._forget(worker)
 
-    def spawn_failed(self, worker_id: int, reason: str, now: float) -> None:
-        """A job process could not be forked: wait a little before the next one."""
-        worker = self.workers.get(worker_id)
-        if worker is not None:
-            self._pause_spawning(worker.computation, now)
-            self.worker_exited(worker_id, 0, reason, (b"", b""), now)
-
     @property
     def is_busy(self) -> bool:
         """Whether any job runs."""

@@ -193,12 +193,6 @@ class Bus:
         """Call ``callback`` from `poll` whenever the descriptor is readable."""
         self._selector.register(fd, selectors.EVENT_READ, (callback, None))
 
-    def watch_write(self, fd: int, callback: Callable[[], None] | None) -> None:
-        """Call ``callback`` when a watched descriptor is writable too; None: no longer."""
-        key = self._selector.get_key(fd)
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if callback else 0)
-        self._selector.modify(fd, events, (key.data[0], callback))
-
     def unwatch(self, fd: int) -> None:
         """Forget a descriptor; call it before the descriptor is closed."""
         with suppress(KeyError):

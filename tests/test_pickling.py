@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dispy.computation import pack
+from dispy.computation import check, pack
 from dispy.errors import NotSupportedError
 from dispy.pickling import PicklingError, Program, dump_arguments, find_program, load
 from dispy.protocol.errors import DispyError
@@ -276,6 +276,6 @@ def test_arguments_of_the_programs_own_classes_go_by_value() -> None:
 
 def test_a_program_is_refused_with_a_way_out() -> None:
     with pytest.raises(NotSupportedError, match=r"subprocess\.run"):
-        pack("/bin/true")
+        check("/bin/true")
     with pytest.raises(TypeError, match="computation must be"):
-        pack(3)
+        check(3)

@@ -6,6 +6,7 @@ written a second time here. After every step all invariants are checked.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -29,7 +30,7 @@ from .network import Socket
 Order: TypeAlias = Callable[[client_core.Core], None]
 
 
-class Process:
+class Process(ABC):
     """Something with a socket that wakes up when there is something to do."""
 
     def __init__(self, clock: Clock, socket: Socket, identity: Identity) -> None:
@@ -95,17 +96,21 @@ class Process:
                 self.exchange.goodbye(event.peer, f"protocol error: {error}")
                 self.on_event(Left(event.peer, str(error)), now)
 
+    @abstractmethod
     def on_event(self, event: exchanges.Event, now: float) -> None:
-        raise NotImplementedError
+        """Do as the real process does."""
 
+    @abstractmethod
     def round(self, now: float) -> None:
-        raise NotImplementedError
+        """Do as the real process does."""
 
+    @abstractmethod
     def deadline(self) -> float:
-        raise NotImplementedError
+        """Do as the real process does."""
 
+    @abstractmethod
     def check(self) -> None:
-        raise NotImplementedError
+        """Do as the real process does."""
 
     def _name_session(self) -> str:
         self._sessions += 1
