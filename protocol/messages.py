@@ -21,6 +21,23 @@ TERMINATED = 9
 ABANDONED = 10
 FINISHED = 11
 
+# What a running job says: see `payload`.
+PROVISIONAL = 1  # a provisional result
+FILE = 2  # a piece of a file
+OUTPUT = 3  # what it has printed
+
+RECORDS_AHEAD = 8  # records of one attempt that have not been heard
+PIECE_BYTES = 1 << 20  # of a blob
+RECORD_BYTES = 1 << 18  # of a file or of output in one record
+
+# What a client asks about nodes.
+ALLOCATE = "allocate"
+DISCOVER = "discover"
+DEALLOCATE = "deallocate"
+CLOSE = "close"
+RESETUP = "resetup"
+SET_CPUS = "cpus"
+
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 
@@ -71,6 +88,27 @@ class Identity(Frozen, frozen=True):
     address: str = ""  # nodes: the address of their own door, "host:port"
 
 
+class FileSpec(Frozen, frozen=True):
+    """A file that a computation or a job needs. Its content is a blob: see `blobs`."""
+
+    path: str  # where it goes, below the folder of the computation; parts joined by "/"
+    digest: bytes  # names the content
+    size: int
+    mode: int = 0o644  # permission bits
+    mtime: float = 0.0  # seconds since the epoch
+
+
+class JobOptions(Struct):
+    """What only few jobs ask for."""
+
+    priority: int = 0  # jobs of a higher one go first
+    timeout: float = 0.0  # seconds that an attempt may run; 0: no limit
+    retries: int = 0  # attempts that may fail before the job counts as failed
+    node: int = 0  # id of the only node that may run it; 0: any
+    follow: bool = False  # its output is to be told while it runs
+    files: list[FileSpec] = []  # in a folder of the job's own, removed after it
+
+
 class JobSpec(Struct):
     """One job on its way to a job process.
 
@@ -82,6 +120,84 @@ class JobSpec(Struct):
     attempt: int  # 0 from a client; the broker counts from 1
     payload: bytes
     parts: list[Large] = []
+    options: JobOptions | None = None
+
+
+class Code(Struct):
+    """One layer of a computation's code: see `payload`.
+
+    Bytecode is of one version of Python; ``source`` with ``by_name`` is the same for others.
+    """
+
+    python: str  # "3.11": what the bytecode is for
+    pickled: JobSpec  # its payload: the layer; seq and attempt are 0
+    source: str = ""  # definitions to execute instead; empty: there is no such form
+    by_name: bytes = b""  # the layer again, pickled by reference to what ``source`` defines
+
+
+class ComputationSpec(Struct):
+    """What a node needs to know of a cluster to run its jobs."""
+
+    name: str
+    layers: list[Code]  # the first has the functions; later ones define what arguments need
+    files: list[FileSpec] = []
+    program: str = ""  # path below the computation's folder; empty: layers[0] has a function
+    dest_path: str = ""  # folder to use, below the node's own; empty: a new one
+    cleanup: bool = True  # remove the files at the end
+    max_tasks_per_child: int = 1  # 0: no limit
+    cancel_grace: float = 5.0  # seconds from SIGINT to SIGTERM
+    pulse_interval: float = 5.0  # seconds
+    setup_timeout: float = 0.0  # seconds that setup may take; 0: no limit
+
+
+class Vitals(Frozen, frozen=True):
+    """What a node has to spare."""
+
+    cpu: float  # percent; 100: idle
+    memory: int  # bytes
+    disk: int  # bytes, where the files of computations are
+    swap: float  # percent
+
+
+class JobRecord(Struct):
+    """What a running job has to say. Records of an attempt are numbered from 1, in order.
+
+    At most `RECORDS_AHEAD` of them are on the way without having been heard.
+    """
+
+    seq: int
+    attempt: int
+    number: int
+    kind: int  # PROVISIONAL, FILE or OUTPUT
+    payload: bytes
+    parts: list[Large] = []
+
+
+class Heard(Frozen, frozen=True):
+    """The client has dealt with all records of an attempt up to this number."""
+
+    seq: int
+    attempt: int
+    number: int
+    error: str = ""  # why the file that ended with this record was refused
+
+
+class BlobRange(Frozen, frozen=True):
+    """A piece of a blob."""
+
+    digest: bytes
+    offset: int
+    size: int  # at most `PIECE_BYTES`
+
+
+class BlobPiece(Struct):
+    """The bytes of such a piece: ``data``, or ``parts[0]`` when they are many."""
+
+    digest: bytes
+    offset: int
+    data: bytes
+    parts: list[Large] = []
+    error: str = ""  # why there are none
 
 
 class JobResult(Struct):
@@ -102,6 +218,8 @@ class NodeSpec(Frozen, frozen=True):
     pattern: str  # IP address, host name, or wildcard over addresses
     port: int = 0  # 0: a pattern only, nothing to dial
     cpus: int = 0  # 0: all; negative: all but so many
+    files: list[FileSpec] = []  # for this node only, beside those of the computation
+    setup_args: JobSpec | None = None  # its payload: the pickled arguments of setup and cleanup
 
 
 class NodeInfo(Frozen, frozen=True):
@@ -164,13 +282,10 @@ class OpenCluster(Message, tag=10):
     """A new computation. Answered by `ClusterOpened`."""
 
     cluster: int  # chosen by the client, unique for the client
-    name: str
-    code: JobSpec  # its payload: the pickled function; seq and attempt are 0
+    computation: ComputationSpec
     nodes: list[NodeSpec]
     reentrant: bool = False
-    max_tasks_per_child: int = 1  # 0: no limit
-    pulse_interval: float = 5.0  # seconds
-    cancel_grace: float = 5.0  # seconds from SIGINT to SIGTERM
+    asks: bool = False  # each node that is found is offered: `NodeOffer`, `Allocate`
 
 
 class Submit(Message, tag=11):
@@ -191,6 +306,94 @@ class CloseCluster(Message, tag=13):
     """No more jobs; cancel those that are left, clean the nodes up, then `ClusterClosed`."""
 
     cluster: int
+
+
+class FollowJobs(Message, tag=14):
+    """Tell what these jobs print while they run, from now on."""
+
+    cluster: int
+    jobs: list[int]
+
+
+class NodeRequest(Message, tag=15):
+    """Do something about nodes: ``action`` is ALLOCATE or one of its like. See `Answer`."""
+
+    cluster: int
+    request: int  # chosen by the client
+    action: str
+    node: int = 0  # its id; for ALLOCATE, 0: those in ``nodes``
+    nodes: list[NodeSpec] = []  # for ALLOCATE and DISCOVER
+    cpus: int = 0  # for SET_CPUS; negative: all but so many
+    terminate: bool = False  # for CLOSE and RESETUP: don't wait for jobs
+
+
+class Allocate(Message, tag=16):
+    """Use so many CPUs of a node that was offered (0: don't use it)."""
+
+    cluster: int
+    node: int
+    cpus: int
+    files: list[FileSpec] = []
+    setup_args: JobSpec | None = None
+
+
+class SendFile(Message, tag=17):
+    """Put a file into the folder of the computation at one node. See `Answer`."""
+
+    cluster: int
+    request: int
+    node: int
+    file: FileSpec
+
+
+class Explain(Message, tag=18):
+    """Why hasn't this job ended? The text of the `Answer` says it."""
+
+    cluster: int
+    request: int
+    job: int
+
+
+# -- the whole way between client and node: ``cluster`` is the client's number for it on one
+# -- side of the broker, the broker's number of the computation on the other -----------------
+
+
+class Define(Message, tag=30):
+    """Client to node: layers of code that later jobs need."""
+
+    cluster: int
+    layers: list[Code]
+
+
+class Records(Message, tag=31):
+    """Node to client: what running jobs have to say."""
+
+    cluster: int
+    records: list[JobRecord]
+
+
+class RecordsHeard(Message, tag=32):
+    """Client to node: the answer to `Records`."""
+
+    cluster: int
+    jobs: list[Heard]
+
+
+class NeedBlobs(Message, tag=33):
+    """Node to client: send these. The broker holds requests back while much is on its way."""
+
+    cluster: int
+    node: int  # its id, from the broker on
+    ranges: list[BlobRange]
+    done: int = 0  # pieces that the node has had by now, in all
+
+
+class BlobPieces(Message, tag=34):
+    """Client to node: the answer to `NeedBlobs`."""
+
+    cluster: int
+    node: int
+    pieces: list[BlobPiece]
 
 
 # -- broker to client ---------------------------------------------------------------------
@@ -250,6 +453,38 @@ class NodeTrouble(Message, tag=26):
     reason: str
 
 
+class Answer(Message, tag=28):
+    """The answer to a request that has a number."""
+
+    cluster: int
+    request: int
+    code: int  # 0 or a count; -1: it failed
+    text: str = ""
+
+
+class NodeOffer(Message, tag=29):
+    """A node could be used; the client answers with `Allocate`."""
+
+    cluster: int
+    node: NodeInfo
+    vitals: Vitals | None = None
+
+
+class NodeVitals(Message, tag=35):
+    """What a node of the cluster has to spare now."""
+
+    cluster: int
+    node: int
+    vitals: Vitals
+
+
+class JobsRequeued(Message, tag=36):
+    """Jobs that had been given to a node and wait again: it was lost, or they failed there."""
+
+    cluster: int
+    jobs: list[int]
+
+
 class ClusterClosed(Message, tag=27):
     """All nodes have cleaned up; the cluster is forgotten."""
 
@@ -263,11 +498,10 @@ class Prepare(Message, tag=40):
     """Make the computation ready to run jobs. Answered by `Prepared`."""
 
     computation: int  # unique for the broker
-    name: str
-    code: JobSpec
-    max_tasks_per_child: int
-    cancel_grace: float
+    spec: ComputationSpec
     cpus: int = 0  # so many jobs at a time; 0: as many as the node has CPUs
+    files: list[FileSpec] = []  # for this node only
+    setup_args: JobSpec | None = None
 
 
 class Run(Message, tag=41):
@@ -292,9 +526,13 @@ class Kill(Message, tag=43):
 
 
 class Release(Message, tag=44):
-    """End what still runs of the computation, remove all of it; answered by `Released`."""
+    """End what still runs of the computation, remove all of it; answered by `Released`.
+
+    ``keep``: leave its files, since it is going to be prepared anew.
+    """
 
     computation: int
+    keep: bool = False
 
 
 class Inventory(Message, tag=45):
@@ -304,6 +542,28 @@ class Inventory(Message, tag=45):
     """
 
     jobs: list[tuple[int, int, int]]  # computation, seq, attempt
+
+
+class SetCpus(Message, tag=46):
+    """Run so many jobs of the computation at a time from now on."""
+
+    computation: int
+    cpus: int
+
+
+class PutFile(Message, tag=47):
+    """Put a file into the computation's folder; answered by `FilePut`."""
+
+    computation: int
+    request: int
+    file: FileSpec
+
+
+class Follow(Message, tag=48):
+    """Tell what these attempts print (seq, attempt)."""
+
+    computation: int
+    jobs: list[tuple[int, int]]
 
 
 # -- node to broker -----------------------------------------------------------------------
@@ -349,6 +609,21 @@ class Holding(Message, tag=65):
 
     computations: list[int]
     jobs: list[tuple[int, int, int]]  # computation, seq, attempt
+    vitals: Vitals | None = None
+
+
+class FilePut(Message, tag=66):
+    """The file is there, unless ``error`` says why not."""
+
+    computation: int
+    request: int
+    error: str = ""
+
+
+class Pulse(Message, tag=67):
+    """What the node has to spare now; sent at the shortest pulse_interval of its computations."""
+
+    vitals: Vitals
 
 
 Body: TypeAlias = (
@@ -356,6 +631,16 @@ Body: TypeAlias = (
     | Submit
     | CancelJobs
     | CloseCluster
+    | FollowJobs
+    | NodeRequest
+    | Allocate
+    | SendFile
+    | Explain
+    | Define
+    | Records
+    | RecordsHeard
+    | NeedBlobs
+    | BlobPieces
     | ClusterOpened
     | Credit
     | Results
@@ -363,6 +648,10 @@ Body: TypeAlias = (
     | NodeReady
     | NodeGone
     | NodeTrouble
+    | Answer
+    | NodeOffer
+    | NodeVitals
+    | JobsRequeued
     | ClusterClosed
     | Prepare
     | Run
@@ -370,12 +659,17 @@ Body: TypeAlias = (
     | Kill
     | Release
     | Inventory
+    | SetCpus
+    | PutFile
+    | Follow
     | Prepared
     | Done
     | Started
     | Returned
     | Released
     | Holding
+    | FilePut
+    | Pulse
 )
 
 

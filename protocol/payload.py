@@ -8,6 +8,16 @@ A *pickled object* is one byte n, n flag bytes, then the pickle stream. The n ou
 buffers of the stream travel as parts beside it; a flag of 1 says that the buffer was read-only
 (it is given back as `bytes`), 0 that it was writable (`bytearray`).
 
+A *layer* of a computation's code is a pickled object, the tuple (names, function, setup,
+cleanup). ``names`` maps the names of modules to what is to be defined there: a dictionary of
+names and objects. The last three are None where there is none, and in all layers but the first.
+
+The *arguments* of a job are a pickled object, the tuple (args, kwargs), or (args, kwargs, names)
+with definitions that only this job needs.
+
+A *piece of a file* that a job sends says which file, where in it, and whether it is the last; a
+*piece of output* says of which stream, and where in all that the job has written there.
+
 A *result body* is what a job left: its value or its exception as a pickled object (or nothing),
 what it wrote to stdout and stderr, and the text of the exception (empty: it returned).
 """
@@ -28,6 +38,11 @@ MAX_BUFFERS = 255  # out-of-band buffers of one object: their number is one byte
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 _RESULT = struct.Struct("<4Q")  # lengths of value, stdout, stderr, exception text
+_FILE = struct.Struct("<BQQdIH")  # last, offset, size of the file, mtime, mode, length of the path
+_OUTPUT = struct.Struct("<BQ")  # stream, offset
+
+STDOUT, STDERR = 1, 2  # streams, by their descriptors
+PATH_BYTES_MAX = 4096
 
 
 class ResultBody(NamedTuple):
@@ -37,6 +52,26 @@ class ResultBody(NamedTuple):
     stdout: bytes
     stderr: bytes
     exception: str  # for people; empty: the job returned
+
+
+class FilePiece(NamedTuple):
+    """Some bytes of a file that a job sends."""
+
+    path: str  # as the client shall name it; not checked here
+    offset: int
+    size: int  # of the whole file
+    mode: int  # permission bits
+    mtime: float  # seconds since the epoch
+    last: bool
+    data: memoryview
+
+
+class OutputPiece(NamedTuple):
+    """Some bytes that a job has printed."""
+
+    stream: int  # STDOUT or STDERR
+    offset: int  # in all that it has written there
+    data: memoryview
 
 
 def pack_object(readonly: Sequence[bool], stream: Buffer) -> bytes:
@@ -81,6 +116,42 @@ def unpack_result(data: Buffer) -> ResultBody:
         bytes(view[stdout_end:stderr_end]),
         _text(view[stderr_end:]),
     )
+
+
+def pack_file_piece(
+    path: str, offset: int, size: int, mode: int, mtime: float, last: bool, data: Buffer
+) -> bytes:
+    """Join some bytes of a file and what is to be known of it."""
+    name = path.encode("utf-8", "surrogateescape")
+    assert len(name) <= PATH_BYTES_MAX
+    return b"".join((_FILE.pack(last, offset, size, mtime, mode, len(name)), name, data))
+
+
+def unpack_file_piece(record: Buffer) -> FilePiece:
+    """Undo `pack_file_piece`; the data is a view, not a copy."""
+    view = memoryview(record)
+    if len(view) < _FILE.size:
+        raise ProtocolError("a piece of a file is cut off")
+    last, offset, size, mtime, mode, length = _FILE.unpack_from(view)
+    data = view[_FILE.size + length :]
+    if length > PATH_BYTES_MAX or len(view) < _FILE.size + length or offset + len(data) > size:
+        raise ProtocolError("a piece of a file doesn't fit its sizes")
+    path = bytes(view[_FILE.size : _FILE.size + length]).decode("utf-8", "surrogateescape")
+    return FilePiece(path, offset, size, mode & 0o777, mtime, bool(last), data)
+
+
+def pack_output(stream: int, offset: int, data: Buffer) -> bytes:
+    """Join some bytes of output and where they belong."""
+    return _OUTPUT.pack(stream, offset) + data
+
+
+def unpack_output(record: Buffer) -> OutputPiece:
+    """Undo `pack_output`; the data is a view, not a copy."""
+    view = memoryview(record)
+    if len(view) < _OUTPUT.size or view[0] not in (STDOUT, STDERR):
+        raise ProtocolError("a piece of output is cut off, or of no stream")
+    stream, offset = _OUTPUT.unpack_from(view)
+    return OutputPiece(stream, offset, view[_OUTPUT.size :])
 
 
 def _text(data: memoryview) -> str:
