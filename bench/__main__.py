@@ -32,6 +32,16 @@ ROWS_OF = {
     "efficiency": ("10ms.", "1ms."),
     "cpu": ("cpu.", "here."),
     "queue": ("queue.bytes", "queue.first", "queue.last"),
+    "class": ("class.int", "class.instance", "class.depends"),
+    "file": ("file.rate", "file.client", "file.node", "file.again"),
+    "stream": (
+        "stream.results",
+        "stream.results.client",
+        "stream.results.node",
+        "stream.files",
+        "stream.files.client",
+        "stream.files.node",
+    ),
     "scheduler": ("scheduler.1000", "scheduler.10000", "scheduler.cost"),
     "peer": ("rate.", "p50."),
 }

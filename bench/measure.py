@@ -13,7 +13,19 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-from . import forks, peers, pools, queue, scheduler, sockets, startup, throughput
+from . import (
+    files,
+    forks,
+    instances,
+    peers,
+    pools,
+    queue,
+    scheduler,
+    sockets,
+    startup,
+    throughput,
+)
+from . import streams as streams_of_jobs
 from .work import Scale, Start, no_op, pause
 
 MIB = 1 << 20
@@ -113,6 +125,37 @@ def decisions(scale: Scale) -> Figures:
     return {"scheduler.1000": few, "scheduler.10000": many, "scheduler.cost": few / many}
 
 
+def objects(scale: Scale) -> Figures:
+    """Arguments that are instances of the program's classes."""
+    measured = instances.rates(scale.count(30_000))
+    return {f"class.{kind}": value for kind, value in measured.items()}
+
+
+def transfers(_: Scale) -> Figures:
+    """A large file in depends; its size belongs to the target."""
+    figures = files.transfer(200)
+    return {
+        "file.rate": figures.mb_per_s,
+        "file.client": figures.client_growth_bytes / MIB,
+        "file.node": figures.node_growth_bytes / MIB,
+        "file.again": figures.again_bytes / MIB,
+    }
+
+
+def streams(scale: Scale) -> Figures:
+    """Jobs that say much."""
+    results = streams_of_jobs.provisional(scale.count(50_000))
+    sent = streams_of_jobs.small_files(scale.count(10_000))
+    return {
+        "stream.results": results.per_s,
+        "stream.results.client": results.client_growth_bytes / MIB,
+        "stream.results.node": results.node_growth_bytes / MIB,
+        "stream.files": sent.per_s,
+        "stream.files.client": sent.client_growth_bytes / MIB,
+        "stream.files.node": sent.node_growth_bytes / MIB,
+    }
+
+
 def start_up(_: Scale) -> Figures:
     """What a user waits for."""
     return {
@@ -154,6 +197,9 @@ MEASUREMENTS: Registry = {
     **_named("efficiency", efficiencies, "executor", "reused", "fresh"),
     **_named("cpu", cpu, "executor", "reused", "fresh"),
     "queue": queued,
+    "class": objects,
+    "file": transfers,
+    "stream": streams,
     "scheduler": decisions,
     **_named("peer", peer, *peers.PEERS),
 }

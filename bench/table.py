@@ -133,6 +133,42 @@ SECTIONS = (
         ),
     ),
     Section(
+        "Objects as arguments, no-op jobs, reused processes",
+        (
+            Row("an int", "class.int", "jobs/s"),
+            Row("an instance of a class of the program", "class.instance", "jobs/s",
+                (at_most(2, "class.int", "class.instance", "the time of an int"),)),
+            Row("the same, the class in depends", "class.depends", "jobs/s",
+                (at_most(2, "class.int", "class.depends", "the time of an int"),)),
+        ),
+    ),
+    Section(
+        "A file of 200 MiB in depends, to two nodes at once",
+        (
+            Row("each node's copy, ready for jobs", "file.rate", "MB/s",
+                (above(300, "file.rate"),)),
+            Row("growth of the client at its peak", "file.client", "MiB",
+                (below(64, "file.client"),)),
+            Row("growth of a node at its peak", "file.node", "MiB", (below(64, "file.node"),)),
+            Row("sent for a second cluster", "file.again", "MiB", (below(0.1, "file.again"),)),
+        ),
+    ),
+    Section(
+        "A job that says much",
+        (
+            Row("provisional results", "stream.results", "/s"),
+            Row("growth of client", "stream.results.client", "MiB",
+                (below(64, "stream.results.client"),)),
+            Row("growth of node", "stream.results.node", "MiB",
+                (below(64, "stream.results.node"),)),
+            Row("small files sent to the client", "stream.files", "/s"),
+            Row("growth of client", "stream.files.client", "MiB",
+                (below(64, "stream.files.client"),)),
+            Row("growth of node", "stream.files.node", "MiB",
+                (below(64, "stream.files.node"),)),
+        ),
+    ),
+    Section(
         "Scheduler alone, no I/O",
         (
             Row("1,000 nodes", "scheduler.1000", "jobs/s", (above(50_000, "scheduler.1000"),)),
