@@ -1,4 +1,4 @@
-"""What a large file in ``depends`` costs: time for two nodes, and memory; the second time nothing."""
+"""What a large file in ``depends`` costs: time for two nodes, memory; nothing, once more."""
 
 from __future__ import annotations
 
