@@ -15,6 +15,8 @@ from dispy.protocol.messages import (
     FINISHED,
     Body,
     ClusterOpened,
+    Code,
+    ComputationSpec,
     Credit,
     Done,
     Holding,
@@ -66,8 +68,8 @@ class Cast:
         """Register everybody and open the cluster, until all nodes are ready."""
         scheduler, now = self.scheduler, self.now
         scheduler.joined(CLIENT, _identity("client", 0), [], "", now)
-        code = JobSpec(0, 0, PAYLOAD)
-        opened = OpenCluster(CLUSTER, "no_op", code, [NodeSpec("*")])
+        code = Code("3.11", JobSpec(0, 0, PAYLOAD))
+        opened = OpenCluster(CLUSTER, ComputationSpec("no_op", [code]), [NodeSpec("*")])
         scheduler.receive(CLIENT, opened, now)
         for number in range(nodes):
             peer = f"node {number}"

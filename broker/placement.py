@@ -8,11 +8,8 @@ grown meanwhile are put right when an entry comes up. O(log n) in nodes, O(1) in
 from __future__ import annotations
 
 import heapq
-from fnmatch import fnmatchcase
 
-from dispy.protocol.messages import Identity, NodeSpec
-
-from .state import Allocation, Cluster, Job, Node, Stage
+from .state import Allocation, Cluster, Job, Node
 
 ENTRIES_MAX = 8  # in a heap for each allocation; more are not worth their memory
 
@@ -26,8 +23,10 @@ def load_of(node: Node) -> float:
 
 def offer(allocation: Allocation) -> None:
     """List an allocation (again) because it may be able to take a job."""
-    if allocation.stage is not Stage.READY or not allocation.node.online:
+    if not allocation.is_open or not allocation.node.online:
         return
+    if allocation.pinned is not None and allocation.pinned.waiting:
+        allocation.cluster.open_pinned[allocation] = None
     key = load_of(allocation.node)
     if allocation.listed is None or key < allocation.listed:
         allocation.listed = key
@@ -42,6 +41,11 @@ def _compact(heap: list[tuple[float, int, Allocation]]) -> None:
     current = {entry[2]: entry for entry in heap if entry[0] == entry[2].listed}
     heap[:] = current.values()
     heapq.heapify(heap)
+
+
+def is_usable(allocation: Allocation) -> bool:
+    """Whether jobs may be sent there at all."""
+    return allocation.is_open and allocation.node.online and allocation.node.counted
 
 
 def may_take(allocation: Allocation, ahead: int, busy_clusters: int) -> bool:
@@ -64,8 +68,7 @@ def least_loaded(cluster: Cluster, ahead: int, busy_clusters: int) -> Allocation
             heapq.heappop(heap)  # an older entry of it
             continue
         node = allocation.node
-        usable = allocation.stage is Stage.READY and node.online and node.counted
-        if not usable or not may_take(allocation, ahead, busy_clusters):
+        if not is_usable(allocation) or not may_take(allocation, ahead, busy_clusters):
             heapq.heappop(heap)
             allocation.listed = None  # offered again when a job of it ends
             continue
@@ -98,23 +101,3 @@ def take_off(job: Job) -> None:
         allocation.cluster.surplus.pop(allocation, None)
     for other in node.allocations.values():
         offer(other)
-
-
-def cpus_for(specs: list[NodeSpec], identity: Identity, addresses: tuple[str, ...]) -> int:
-    """How many CPUs of a node the first matching entry of ``nodes=`` asks for; 0: none."""
-    for spec in specs:
-        if _matches(spec, identity, addresses):
-            if spec.cpus > 0:
-                return min(spec.cpus, identity.cpus)
-            return max(0, identity.cpus + spec.cpus)
-    return 0
-
-
-def _matches(spec: NodeSpec, identity: Identity, addresses: tuple[str, ...]) -> bool:
-    if not spec.port and fnmatchcase(identity.name, spec.pattern):
-        return True
-    for address in addresses:
-        host, _, port = address.rpartition(":")
-        if fnmatchcase(host.strip("[]"), spec.pattern) and spec.port in (0, int(port or 0)):
-            return True
-    return False

@@ -1,6 +1,7 @@
 """What the scheduler knows: clusters, their jobs, nodes, and who may use which.
 
-Plain records. Only `core.Scheduler` and `placement` change them.
+Plain records, and the few methods that keep sums beside the facts they are of. Each subject has
+one file that changes them; `core` lists these. `checks` says what always holds.
 """
 
 from __future__ import annotations
@@ -9,7 +10,26 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 
-from dispy.protocol.messages import Identity, JobSpec, NodeInfo, OpenCluster
+import msgspec
+
+from dispy.protocol.errors import ProtocolError
+from dispy.protocol.messages import (
+    BlobRange,
+    Body,
+    ComputationSpec,
+    FileSpec,
+    Identity,
+    JobResult,
+    JobSpec,
+    NodeInfo,
+    NodeSpec,
+    OpenCluster,
+    Vitals,
+)
+
+from .effects import Effect, Send
+from .line import Line
+from .seen import Seen
 
 AHEAD_S = 0.05  # a node holds so many seconds of work ahead of its job processes
 AHEAD_MAX = 1000  # jobs ahead per CPU at most
@@ -21,26 +41,46 @@ class Job:
     ``spec.attempt`` is the latest attempt that was sent to a node: 0 before the first.
     """
 
-    __slots__ = ("allocation", "cancelled", "ended", "losses", "spec")
+    __slots__ = ("allocation", "cancelled", "ended", "failures", "losses", "spec", "started")
 
     def __init__(self, spec: JobSpec) -> None:
         self.spec = spec
-        self.allocation: Allocation | None = None  # None while it waits in the queue
+        self.allocation: Allocation | None = None  # None while it waits in a line
         self.cancelled = False
-        self.ended = False  # it may still lie in the queue, to be skipped
+        self.ended = False  # it may still lie in a line, to be skipped
         self.losses = 0  # nodes that were lost with it
+        self.failures = 0  # attempts that have failed, of a job that may be tried again
+        # Of an attempt that has been running for a while: its start in seconds since the
+        # epoch, and when the broker heard of it.
+        self.started: tuple[float, float] | None = None
 
 
 class Stage(Enum):
     """How far a node has got with a computation."""
 
+    OFFERED = "offered"  # the client has been asked whether to use it
+    UNUSED = "unused"  # ... and doesn't want to
     PREPARING = "preparing"
     READY = "ready"
     FAILED = "failed"
+    CLOSING = "closing"  # gets no more jobs, and is released when those that it has have ended
     RELEASING = "releasing"
+    CLOSED = "closed"
 
 
-@dataclass(eq=False)
+IDLE = (Stage.UNUSED, Stage.CLOSED)  # nothing is at the node, nor will be unless asked for
+PENDING = (Stage.OFFERED, Stage.PREPARING, Stage.READY)  # it has jobs, or may have soon
+
+
+class Share(msgspec.Struct, frozen=True, gc=False):
+    """How much of a node a cluster uses, and with what."""
+
+    cpus: int
+    files: list[FileSpec] = []  # for this node only
+    setup_args: JobSpec | None = None
+
+
+@dataclass(eq=False, slots=True)
 class Node:
     """A registered node. ``load`` counts the jobs on it, begun or not, of all clusters."""
 
@@ -52,7 +92,13 @@ class Node:
     counted: bool = False  # whether it has told what it holds
     load: int = 0
     lost_at: float = float("inf")  # while it is away: when its lease ends
+    vitals: Vitals | None = None
     allocations: dict[int, Allocation] = field(default_factory=dict)  # by cluster id
+    # Pieces of blobs that it needs and that its client wasn't asked for yet, by digest and offset.
+    held: dict[tuple[Allocation, bytes, int], BlobRange] = field(default_factory=dict)
+    underway: int = 0  # pieces of blobs that were sent to it and that it hasn't had yet
+    sent_at: float = 0.0  # when the last of them was sent
+    had: int = 0  # pieces that it has had, by its own count
 
     @property
     def info(self) -> NodeInfo:
@@ -60,32 +106,74 @@ class Node:
         who = self.identity
         return NodeInfo(self.id, self.address, who.name, who.cpus, who.platform)
 
+    @property
+    def title(self) -> str:
+        """The node as people call it."""
+        where = self.address or self.identity.address
+        return f"{self.identity.name} ({where})" if where else self.identity.name
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, slots=True)
 class Allocation:
-    """A node's part in a cluster: up to ``cpus`` of its jobs run there at a time.
+    """A node's part in a cluster: up to ``share.cpus`` of its jobs run there at a time.
 
-    ``enter`` changes its stage, with the sums over all allocations that the cluster keeps.
+    ``enter``, ``suspend`` and ``resize`` also keep the sums that the cluster has of them all.
     """
 
     cluster: Cluster
     node: Node
-    cpus: int
+    share: Share
     stage: Stage = Stage.PREPARING
+    cpus: int = 0  # those of the share
+    is_open: bool = False  # takes jobs: it is ready, and not suspended
+    suspended: bool = False  # deallocated: set up, but it gets no jobs
+    announced: bool = False  # the client has been told that it is ready
+    since: float = 0.0  # when its set-up began
+    error: str = ""  # why its set-up failed
     jobs: dict[int, Job] = field(default_factory=dict)  # sent and not ended, by seq
+    pinned: Line | None = None  # jobs that only this node may run, once there are such
     listed: float | None = None  # its key in the cluster's heap
     withdrawing: bool = False  # an answer to `Withdraw` is due
     stubborn: bool = False  # gave nothing back when asked last; ask after its next result
     breakdowns: int = 0  # how often the node has lost what it had set up
+    terminating: bool = False  # CLOSING: its jobs are killed
+    anew: bool = False  # CLOSING, RELEASING: to be set up again after that
+    puts: dict[int, FileSpec] = field(default_factory=dict)  # by request; not there yet
+    asked: dict[tuple[bytes, int], BlobRange] = field(default_factory=dict)  # of the client
+
+    def __post_init__(self) -> None:
+        self.cpus = self.share.cpus
 
     def enter(self, stage: Stage) -> None:
         """Go on to another stage."""
         was, self.stage = self.stage, stage
-        self.cluster.capacity += self.cpus * ((stage is Stage.READY) - (was is Stage.READY))
-        self.cluster.failed += (stage is Stage.FAILED) - (was is Stage.FAILED)
+        cluster = self.cluster
+        cluster.failed += (stage is Stage.FAILED) - (was is Stage.FAILED)
+        cluster.idle += (stage in IDLE) - (was in IDLE)
+        self._open(stage is Stage.READY and not self.suspended)
+
+    def suspend(self, suspended: bool) -> None:
+        """Give it no jobs, or jobs again."""
+        self.suspended = suspended
+        self._open(self.stage is Stage.READY and not suspended)
+
+    def resize(self, cpus: int) -> None:
+        """Use another number of CPUs."""
+        if self.is_open:
+            self.cluster.capacity += cpus - self.cpus
+        self.cpus = cpus
+        self.share = msgspec.structs.replace(self.share, cpus=cpus)
+        if len(self.jobs) > cpus:
+            self.cluster.surplus[self] = None
+        else:
+            self.cluster.surplus.pop(self, None)
+
+    def _open(self, is_open: bool) -> None:
+        self.cluster.capacity += self.cpus * (is_open - self.is_open)
+        self.is_open = is_open
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Client:
     """A registered client and its clusters, by the number that it gave them."""
 
@@ -94,29 +182,44 @@ class Client:
     lost_at: float = float("inf")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Cluster:
     """A computation and its jobs."""
 
     id: int
     client: Client
     opened: OpenCluster
+    computation: ComputationSpec  # with all layers of code that have come since
+    specs: list[NodeSpec]  # which nodes to use: the first that matches one says how
+    addresses: set[str]  # to be dialled
+    asks: bool = False  # nodes that are found are offered to the client
     jobs: dict[int, Job] = field(default_factory=dict)  # not ended, by seq
-    queue: deque[Job] = field(default_factory=deque)
-    waiting: int = 0  # jobs in the queue that have not ended
+    line: Line = field(default_factory=Line)  # jobs that wait for any node
+    pinned: int = 0  # jobs that wait for one node each
+    open_pinned: dict[Allocation, None] = field(default_factory=dict)  # may take such jobs
+    in_turns: bool = False
     allocations: dict[int, Allocation] = field(default_factory=dict)  # by node id
+    # What was decided by request for a node, by its instance: it holds when the node comes
+    # back. An entry for each node that such a request ever was about.
+    shares: dict[str, Share] = field(default_factory=dict)
     heap: list[tuple[float, int, Allocation]] = field(default_factory=list)
     surplus: dict[Allocation, None] = field(default_factory=dict)  # hold more than their CPUs
     abandoned: dict[int, int] = field(default_factory=dict)  # seq -> attempt that may return
-    last_seq: int = 0  # of all jobs submitted; numbers only grow
-    placed: int = 0  # jobs that have left the queue: for their first attempt, or ended
+    seen: Seen = field(default_factory=Seen)  # the jobs that have been submitted
+    placed: int = 0  # jobs that have left the line: for their first attempt, or ended
     credit: int = 0
-    capacity: int = 0  # CPUs of all allocations that are ready
+    capacity: int = 0  # CPUs of all allocations that take jobs
     failed: int = 0  # allocations whose node could not set the computation up
+    idle: int = 0  # allocations that are unused or closed
     run_s: float = -1.0  # how long a job takes, smoothed; below 0: not known
     measured: int = 0  # results in that figure
     closing: bool = False
     troubles: dict[str, str] = field(default_factory=dict)  # address -> what was last said
+
+    @property
+    def number(self) -> int:
+        """What the client calls it."""
+        return self.opened.cluster
 
     @property
     def ahead(self) -> int:
@@ -124,3 +227,69 @@ class Cluster:
         if self.run_s < 0:
             return 0
         return min(int(AHEAD_S / (self.run_s + 1e-6)), AHEAD_MAX, 2 * self.measured)
+
+    def line_of(self, spec: JobSpec) -> Line:
+        """Return the line that a job waits in."""
+        if spec.options is not None and spec.options.node:
+            line = self.allocations[spec.options.node].pinned
+            assert line is not None
+            return line
+        return self.line
+
+
+@dataclass(eq=False, slots=True)
+class State:
+    """Everything, and what is to be said at the next flush."""
+
+    cluster_ids: int  # the last one given
+    node_ids: int = 0
+    clients: dict[str, Client] = field(default_factory=dict)  # by peer
+    nodes: dict[str, Node] = field(default_factory=dict)  # by peer
+    places: dict[str, Node] = field(default_factory=dict)  # that only one process can have
+    clusters: dict[int, Cluster] = field(default_factory=dict)
+    late_results: int = 0  # of attempts that were given up; dropped
+    now: float = 0.0  # when the present event happens
+    turns: deque[Cluster] = field(default_factory=deque)  # clusters with waiting jobs
+    busy: int = 0  # clusters with jobs
+    underway: int = 0  # pieces of blobs that clients were asked for and nodes haven't had
+    fetchers: deque[Node] = field(default_factory=deque)  # nodes with requests that are held
+    effects: list[Effect] = field(default_factory=list)
+    runs: dict[Allocation, list[JobSpec]] = field(default_factory=dict)
+    results: dict[tuple[Cluster, int], list[JobResult]] = field(default_factory=dict)
+    requeued: dict[Cluster, list[int]] = field(default_factory=dict)
+    idle_nodes: dict[Node, None] = field(default_factory=dict)  # a CPU free since last flush
+    uncredited: dict[Cluster, None] = field(default_factory=dict)
+
+    def send(self, peer: str, message: Body) -> None:
+        """Have a message sent to a peer."""
+        self.effects.append(Send(peer, message))
+
+    def tell(self, cluster: Cluster, message: Body) -> None:
+        """Have a message sent to a cluster's client."""
+        self.effects.append(Send(cluster.client.peer, message))
+
+    def order(self, allocation: Allocation, message: Body) -> None:
+        """Have a message sent to an allocation's node."""
+        self.effects.append(Send(allocation.node.peer, message))
+
+    def client(self, peer: str) -> Client:
+        """Return a client; `ProtocolError` if the peer is none."""
+        client = self.clients.get(peer)
+        if client is None:
+            raise ProtocolError("only a client may say this")
+        return client
+
+    def node(self, peer: str) -> Node:
+        """Return a node; `ProtocolError` if the peer is none."""
+        node = self.nodes.get(peer)
+        if node is None:
+            raise ProtocolError("only a node may say this")
+        return node
+
+    def cluster(self, peer: str, number: int) -> Cluster | None:
+        """Return the cluster that a client means; None if it is closed."""
+        return self.client(peer).clusters.get(number)
+
+    def allocation(self, peer: str, computation: int) -> Allocation | None:
+        """Return the allocation that a node means."""
+        return self.node(peer).allocations.get(computation)

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from .job import DispyJob
     from .log import logger
     from .nodes import DispyNode, DispyNodeAvailInfo
+    from .output import Output
     from .pickling import PicklingError
+    from .recorded import RecoverError
+    from .recover import recover_jobs
     from .status import ClusterStatus
 
 
@@ -37,11 +40,14 @@ __all__ = [
     "LocalNode",
     "NodeAllocate",
     "NotSupportedError",
+    "Output",
     "PicklingError",
+    "RecoverError",
     "SecretNeededError",
     "__version__",
     "config",
     "logger",
+    "recover_jobs",
 ]
 
 _HOMES = {
@@ -55,9 +61,12 @@ _HOMES = {
     "LocalNode": ".allocate",
     "NodeAllocate": ".allocate",
     "NotSupportedError": ".errors",
+    "Output": ".output",
     "PicklingError": ".pickling",
+    "RecoverError": ".recorded",
     "SecretNeededError": ".errors",
     "logger": ".log",
+    "recover_jobs": ".recover",
 }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .cluster import JobCluster
     from .job import DispyJob
+    from .nodes import DispyNode
 
 PARAMETERS = {
     "callback": "job_status",
@@ -26,6 +27,8 @@ def new_names(old: dict[str, Any]) -> dict[str, Any]:
     """
     renamed: dict[str, Any] = {}
     for name, value in old.items():
+        if name == "fault_recover" and isinstance(value, bool):
+            continue  # with a file of its own choice, which is what happens anyway
         if name in DERIVED_PORTS and isinstance(value, int):
             new, value = "dispy_port", value - DERIVED_PORTS[name]
         elif name in PARAMETERS:
@@ -54,3 +57,7 @@ class OldClusterNames:
     def stats(self: JobCluster, wall_time: float | None = None) -> None:  # type: ignore[misc]
         """Do what ``print_status`` does."""
         self.print_status(wall_time)
+
+    def running_jobs(self: JobCluster, node: DispyNode | str) -> list[DispyJob]:  # type: ignore[misc]
+        """Do what ``node_jobs`` does."""
+        return self.node_jobs(node)

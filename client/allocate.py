@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import ipaddress
+import os
 import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dispy.protocol.messages import NodeSpec
 
-from .errors import NotSupportedError, SecretNeededError
+from .errors import SecretNeededError
 from .local import cpu_count
 from .nodes import DispyNode, DispyNodeAvailInfo
 
@@ -27,12 +28,20 @@ ENTRY_NAMES = ("host", "port", "cpus", "depends", "setup_args")  # of a tuple, i
 
 
 class NodeAllocate:
-    """Which node or nodes to use, and how many of their CPUs.
+    """Which node or nodes to use, how many of their CPUs, and what they need for it.
 
-    ``host`` is a host name, an IP address, or a pattern of addresses with ``*``. ``port`` is
-    the node's port, by default `config.NodePort`. ``cpus`` is how many of its CPUs to use at
-    most: 0 for all, -n for all but n.
-    Raises `TypeError` or `ValueError` for anything else, naming the parameter.
+    - ``host``: a host name, an IP address, or a pattern of addresses with ``*``.
+    - ``port``: the node's port, by default `config.NodePort`.
+    - ``cpus``: how many of its CPUs to use at most: 0 for all, -n for all but n.
+    - ``depends``: files (or folders, or modules) that are sent there before the cluster's
+      ``setup`` is called.
+    - ``setup_args``: a tuple, the arguments of ``setup`` and ``cleanup`` there.
+
+    A subclass may have an `allocate` method of its own, which may set ``depends`` and
+    ``setup_args``.
+
+    Raises `TypeError` or `ValueError` for anything else, `OSError` for a file that isn't there,
+    naming the parameter.
     """
 
     def __init__(
@@ -40,7 +49,7 @@ class NodeAllocate:
         host: str,
         port: int | None = None,
         cpus: int = 0,
-        depends: Sequence[str] = (),
+        depends: Sequence[object] = (),
         setup_args: tuple[object, ...] = (),
     ) -> None:
         _check(host, "host", str, "a host name, an IP address or a pattern such as '10.0.*'")
@@ -51,21 +60,24 @@ class NodeAllocate:
             raise ValueError("host: a node's entry names no host")
         if port is not None and not 0 < port <= PORT_MAX:
             raise ValueError(f"port: {port} is not a port number up to {PORT_MAX}")
-        if depends or setup_args:
-            raise NotSupportedError(
-                "depends and setup_args of a node aren't supported yet; pass the data as "
-                "arguments of the jobs"
-            )
         self.host = host
         self.port = port
         self.cpus = cpus
-        self.depends = depends
-        self.setup_args = setup_args
+        self.depends = _read_depends(depends)
+        self.setup_args = read_setup_args(setup_args)
+        self._ip_addr = ""  # not looked up so far
+
+    @property
+    def ip_addr(self) -> str:
+        """The address of the node; for a pattern, or a host that isn't known, the host itself."""
+        if not self._ip_addr:
+            self._ip_addr = self.host if is_pattern(self) else look_up(self.host) or self.host
+        return self._ip_addr
 
     @property
     def ip_rex(self) -> str:
         """The regular expression that addresses of these nodes match."""
-        return fnmatch.translate(self.host)
+        return fnmatch.translate(self.ip_addr)
 
     def allocate(
         self,
@@ -76,7 +88,12 @@ class NodeAllocate:
         avail_info: DispyNodeAvailInfo | None = None,
         platform: str = "",
     ) -> int:
-        """Return how many of a node's ``cpus`` to use, 0 for none."""
+        """Return how many of a node's ``cpus`` to use, 0 for none.
+
+        It is called for each node that is found, of each entry in turn until one of them
+        returns more than 0, in the thread of the callbacks. ``ip_addr``, ``name`` and
+        ``platform`` (as by `platform.platform`) are those of the node.
+        """
         if not (re.match(self.ip_rex, ip_addr) or self.host == name):
             return 0
         if self.cpus > 0:
@@ -128,19 +145,42 @@ def matches_here(entry: NodeAllocate) -> bool:
     return fnmatch.fnmatchcase(LOOPBACK, entry.host)
 
 
+def asks(entries: Iterable[NodeAllocate | LocalNode]) -> bool:
+    """Whether some entry decides for itself how much of a node is used."""
+    return any(
+        isinstance(entry, NodeAllocate) and type(entry).allocate is not NodeAllocate.allocate
+        for entry in entries
+    )
+
+
 def resolve(entry: NodeAllocate, port: int) -> NodeSpec:
     """Look a named node up; ``port`` is used unless it has one of its own.
 
     Raises `OSError` if the name is unknown, `SecretNeededError` if it's another machine.
     """
-    try:
-        found = socket.getaddrinfo(entry.host, None, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise OSError(f"nodes: the host {entry.host!r} can't be found: {error}") from None
-    addresses = sorted({str(info[4][0]) for info in found}, key=lambda a: (":" in a, a))
-    if not ipaddress.ip_address(addresses[0].partition("%")[0]).is_loopback:
+    address = look_up(entry.host)
+    if address is None:
+        raise OSError(f"nodes: the host {entry.host!r} can't be found")
+    if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
         raise beyond_loopback("nodes", entry.host)
-    return NodeSpec(addresses[0], entry.port or port, entry.cpus)
+    return NodeSpec(address, entry.port or port, entry.cpus)
+
+
+def look_up(host: str) -> str | None:
+    """Return the address of a host, IPv4 before IPv6; None if the name isn't known."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return None
+    addresses = {str(info[4][0]) for info in found}
+    return min(addresses, key=lambda address: (":" in address, address))
+
+
+def read_setup_args(value: object) -> tuple[object, ...]:
+    """Check the arguments of setup."""
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    raise TypeError(f"setup_args must be a tuple, not {value!r}")
 
 
 def beyond_loopback(parameter: str, host: str) -> SecretNeededError:
@@ -155,14 +195,9 @@ def _read_entry(entry: object) -> NodeAllocate | LocalNode:
     if isinstance(entry, LocalNode):
         return entry
     if isinstance(entry, NodeAllocate):
-        if type(entry).allocate is not NodeAllocate.allocate:
-            raise NotSupportedError(
-                f"nodes: {type(entry).__name__} has an allocate method of its own, which isn't "
-                "supported yet; use the cpus and host of NodeAllocate"
-            )
         return entry
     if isinstance(entry, DispyNode):
-        return NodeAllocate(entry.ip_addr)
+        return _read_text(entry._address) if entry._address else NodeAllocate(entry.ip_addr)
     if isinstance(entry, str):
         return _read_text(entry)
     return _read_fields(entry)
@@ -195,6 +230,16 @@ def _read_text(text: object) -> NodeAllocate:
     if not (port.isascii() and port.isdigit()):
         raise ValueError(f"nodes: {port!r} in {text!r} is not a port number")
     return NodeAllocate(host.strip("[]"), int(port))
+
+
+def _read_depends(depends: object) -> list[object]:
+    if isinstance(depends, str | bytes) or not isinstance(depends, Iterable):
+        raise TypeError(f"depends must be a list of files, not {depends!r}")
+    found = list(depends)
+    for path in found:
+        if isinstance(path, str | os.PathLike) and not os.path.exists(path):
+            raise FileNotFoundError(f"depends: there is no file {os.fspath(path)!r}")
+    return found
 
 
 def _check(value: object, name: str, kind: type, expected: str) -> None:

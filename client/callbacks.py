@@ -1,7 +1,8 @@
 """The one thread of the process in which users' callbacks run.
 
 In order, one at a time, and never in the thread that does the network's work. What a callback
-raises is logged and survived.
+raises is logged and survived. A callback that waits for jobs lets others be called meanwhile,
+since a job may in its turn wait for one.
 """
 
 from __future__ import annotations
@@ -9,16 +10,21 @@ from __future__ import annotations
 import inspect
 import queue
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from .log import logger
 
 Work = tuple["Listener", Callable[..., Any], tuple[Any, ...]]
 
+DEPTH_MAX = 8  # of callbacks that wait inside others
+LOOK_S = 0.02  # how often such a callback looks whether what it waits for has come
+
 
 class Listener:
-    """A cluster's right to call back, until `silence` is called."""
+    """A cluster's right to call back, until it is made ``silent``."""
 
     def __init__(self) -> None:
         self.silent = False
@@ -29,20 +35,51 @@ class Listener:
         _work.put((self, function, args))
 
     def drain(self, timeout_s: float | None = None) -> bool:
-        """Wait until all that was posted so far has been called.
-
-        In the callback thread itself it returns at once, since waiting would be for ever.
-        """
-        if _thread is None or threading.current_thread() is _thread:
+        """Wait until all that was posted so far has been called; False if that took too long."""
+        if _thread is None:
             return True
+        if is_here() and _depth >= DEPTH_MAX:
+            return False  # nobody is left to call them
         passed = threading.Event()
         _work.put((Listener(), passed.set, ()))
+        if is_here():
+            return serve_until(passed.is_set, timeout_s)
         return passed.wait(timeout_s)
 
 
 _work: queue.SimpleQueue[Work] = queue.SimpleQueue()
 _thread: threading.Thread | None = None
 _lock = threading.Lock()
+_depth = 0  # how many callbacks wait; only the thread itself uses it
+
+
+def is_here() -> bool:
+    """Whether this is the callback thread."""
+    return threading.current_thread() is _thread
+
+
+def serve_until(done: Callable[[], bool], timeout_s: float | None) -> bool:
+    """In the callback thread: call what is posted until ``done``; False if it took too long."""
+    global _depth
+    until = None if timeout_s is None else time.monotonic() + timeout_s
+    _depth += 1
+    try:
+        while not done():
+            if until is not None and time.monotonic() >= until:
+                return False
+            _serve_one()
+    finally:
+        _depth -= 1
+    return True
+
+
+def call(function: Callable[..., Any], *args: object) -> None:
+    """Call a user's function; log what it raises."""
+    try:
+        function(*args)
+    except Exception:
+        name = getattr(function, "__qualname__", function)
+        logger.exception("the callback %s raised an exception", name)
 
 
 def check_callback(name: str, function: object, count: int) -> None:
@@ -64,8 +101,8 @@ def check_callback(name: str, function: object, count: int) -> None:
 
 def forget() -> None:
     """In a forked child, which has no such thread."""
-    global _work, _thread, _lock
-    _work, _thread, _lock = queue.SimpleQueue(), None, threading.Lock()
+    global _work, _thread, _lock, _depth
+    _work, _thread, _lock, _depth = queue.SimpleQueue(), None, threading.Lock(), 0
 
 
 def _start() -> None:
@@ -80,12 +117,18 @@ def _start() -> None:
 def _run() -> None:
     work = _work
     while True:
-        listener, function, args = work.get()
-        if listener.silent:
-            continue
-        try:
-            function(*args)
-        except Exception:
-            name = getattr(function, "__qualname__", function)
-            logger.exception("the callback %s raised an exception", name)
-        del listener, function, args  # while waiting, keep nobody's job alive
+        _do(work.get())
+
+
+def _serve_one() -> None:
+    if _depth > DEPTH_MAX:
+        threading.Event().wait(LOOK_S)
+        return
+    with suppress(queue.Empty):
+        _do(_work.get(timeout=LOOK_S))
+
+
+def _do(work: Work) -> None:
+    listener, function, args = work
+    if not listener.silent:
+        call(function, *args)

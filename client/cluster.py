@@ -6,80 +6,95 @@ knows of its jobs it reads from its ledger.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
-from dispy.broker.embedded import Broker
-from dispy.protocol.messages import JobSpec, NodeSpec, OpenCluster
+from dispy.protocol.messages import Code, FileSpec, JobOptions, JobSpec, OpenCluster
 
 from . import computation as computations
-from . import config, local, parameters, process
+from . import config, depends, parameters, process, recoverfile
 from .aliases import OldClusterNames, new_names
-from .allocate import (
-    LOOPBACK,
-    Entry,
-    LocalNode,
-    beyond_loopback,
-    is_pattern,
-    matches_here,
-    read_nodes,
-    resolve,
-)
+from .allocate import Entry, LocalNode, NodeAllocate, asks, read_nodes
 from .callbacks import check_callback
 from .errors import ClusterClosedError
-from .job import DispyJob
-from .ledger import ClusterStatusCallback, JobStatus, Ledger
+from .job import OWNERS, DispyJob, explain_end
+from .ledger import ClusterStatusCallback, JobOutput, JobStatus, Ledger
 from .log import logger
-from .pickling import dump_arguments
-from .session import Cancel, Close, Open
+from .nodecontrol import NodeControl, find_nodes
+from .nodes import DispyNode
+from .offers import Offers, pack_setup_args
+from .orders import AskWhy, Cancel, Close, Define, Open
+from .output import Output
+from .pickling import Pickled
 from .status import ClusterStatus, table
 
-CLOSED_S = 60.0  # how long nodes may take to end jobs and clean up before close() returns
+CLOSED_S = 90.0  # nodes end jobs and clean up, for which they have 60; then close() returns
 
 
-class JobCluster(OldClusterNames):
+class JobCluster(NodeControl, OldClusterNames):
     """A computation and the nodes that run it.
 
     Parameters:
 
     - ``computation``: a function, method, lambda, closure, partial, or any other callable. It
-      travels by value, together with what it refers to in the program's own modules.
+      travels by value, together with what it refers to in the program's own modules. Or a
+      string: the path of a program, or its name on PATH; its arguments are made strings, its
+      exit status is the result.
     - ``nodes``: a host name, an IP address, "host:port", a pattern such as "10.0.*", a tuple
-      (host, port, cpus), a dict with these names, `NodeAllocate`, `LocalNode`, or a list of
-      such. Without it the node of this machine is used, or, if none runs, a private one that
-      ends with this program. For now all nodes must be on this machine's loopback.
-    - ``job_status``: called with a job each time one has ended.
+      (host, port, cpus, depends, setup_args), a dict with these names, `NodeAllocate`,
+      `LocalNode`, or a list of such. Without it the node of this machine is used, or, if none
+      runs, a private one that ends with this program. For now all nodes must be on this
+      machine's loopback.
+    - ``depends``: a list of what the computation needs at nodes: functions, classes, instances
+      (their class goes), modules, and paths of files or folders. A function named
+      ``init_depends`` is called there first.
+    - ``job_status``: called with a job each time one has ended, and with a copy of it for each
+      of its provisional results.
     - ``cluster_status``: called with (status, node or None, job or None) for each change of a
       node or a job; ``status`` is one of the constants of `DispyJob` and `DispyNode`. Both are
       called in one thread of their own; what they raise is logged.
     - ``host``: None, or an address of this machine's loopback.
     - ``dispy_port``: the first of the range of ports, by default `config.DispyPort`; a node's
       own is by one higher.
+    - ``dest_path``: folder to use at nodes, below their own; it may be used again by later
+      clusters. By default each gets a new one.
     - ``loglevel``: level of `dispy.logger` from now on; None leaves it as it is.
+    - ``setup``: called once at each node before any job, with the ``setup_args`` of its
+      `NodeAllocate`; what it makes global is there for all jobs. It must return 0, 1 or 2.
+    - ``cleanup``: True: what was transferred is removed at the end. False: it is left. A
+      function: called at each node at the end, before that.
     - ``pulse_interval``: seconds, 0.1 to 1000, default 5; a node that is silent for five of
       them is given up.
     - ``reentrant``: whether a job may be run again when its node is lost; otherwise it becomes
       `DispyJob.Abandoned`.
+    - ``recover_file``: path of a file that says how to get at the jobs should this program
+      die; see `recover_jobs`. By default one named after the time, in the current folder.
     - ``max_tasks_per_child``: how many jobs one after the other share a process. 1: every job
       gets a fresh one. None: no limit, best for very short jobs.
     - ``cancel_grace``: seconds that a cancelled job has after its KeyboardInterrupt.
+    - ``setup_timeout``: seconds that ``setup`` may take; None: no limit.
+    - ``timeout``, ``retries``, ``priority``: for all jobs that say nothing else: see `submit`.
+    - ``job_output``: called with (job, "stdout" or "stderr", text) as jobs print, in the
+      thread of the other callbacks.
 
-    ``depends``, ``ext_host``, ``ipv4_udp_multicast``, ``dest_path``, ``setup``, ``cleanup``,
-    ``ping_interval``, ``secret``, ``keyfile``, ``certfile`` and ``recover_file`` are for later
+    ``ping_interval`` and ``poll_interval`` aren't needed: nodes and results come by themselves.
+    ``ext_host``, ``ipv4_udp_multicast``, ``secret``, ``keyfile`` and ``certfile`` are for later
     releases. Parameters may also be given by the names they had before (see `aliases`).
 
     Raises `TypeError` or `ValueError` for a wrong parameter, naming it; `PicklingError` for a
-    computation that can't be sent; `OSError` for a host that isn't known; `SecretNeededError`
-    for one that isn't on loopback; `NotSupportedError` for what is for later releases.
+    computation that can't be sent; `OSError` for a file that can't be read or a host that isn't
+    known; `SecretNeededError` for one that isn't on loopback; `NotSupportedError` for what is
+    for later releases.
 
     A cluster is a context manager; at its end it is closed, after all jobs have ended.
     """
 
     def __init__(
         self,
-        computation: Callable[..., Any],
+        computation: Callable[..., Any] | str,
         nodes: Entry | Iterable[Entry] | None = None,
         depends: Sequence[object] = (),
         job_status: JobStatus | None = None,
@@ -103,66 +118,105 @@ class JobCluster(OldClusterNames):
         poll_interval: float | None = None,
         max_tasks_per_child: int | None = 1,
         cancel_grace: float = parameters.GRACE_S,
+        setup_timeout: float | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+        priority: int = 0,
+        job_output: JobOutput | None = None,
         **old: Any,
     ) -> None:
         renamed = new_names(old)
         job_status = renamed.pop("job_status", job_status)
         host = renamed.pop("host", host)
         dispy_port = renamed.pop("dispy_port", dispy_port)
+        recover_file = renamed.pop("recover_file", recover_file)
         parameters.refuse_unsupported(
-            depends=depends,
             ext_host=ext_host,
             ipv4_udp_multicast=ipv4_udp_multicast,
-            dest_path=dest_path,
-            setup=setup,
-            cleanup=cleanup is not True,
-            ping_interval=ping_interval,
             secret=secret,
             keyfile=keyfile,
             certfile=certfile,
-            recover_file=recover_file,
-            poll_interval=poll_interval,
+            **renamed,
         )
-        parameters.refuse_unsupported(**renamed)
         check_callback("job_status", job_status, 1)
         check_callback("cluster_status", cluster_status, 3)
+        check_callback("job_output", job_output, 3)
         parameters.check_host(host)
         parameters.check_port("dispy_port", dispy_port)
+        parameters.check_needless("ping_interval", ping_interval)
+        parameters.check_needless("poll_interval", poll_interval)
+        recoverfile.check_path(recover_file)
         options = parameters.read_options(
-            reentrant, max_tasks_per_child, pulse_interval, cancel_grace
+            reentrant, max_tasks_per_child, pulse_interval, cancel_grace, setup_timeout
         )
+        self._defaults = parameters.read_job_defaults(
+            timeout, retries, priority, job_output is not None
+        )
+        self._plain = self._defaults.options() is None  # jobs have no options, as a rule
+        entries = read_nodes(nodes)
+        packed = computations.pack(
+            computation, depends, setup, cleanup, max_file_size=config.MaxFileSize
+        )
+        packed.spec.dest_path = parameters.read_dest_path(dest_path)
         if loglevel is not None:
             logger.setLevel(loglevel)
         self._created = time.time()
-        self._ledger = Ledger(job_status, cluster_status)
-        self._open(computation, nodes, dispy_port, options)
+        self._number = next(process.numbers)
+        self._name = packed.name
+        self._blobs = packed.blobs
+        self._vocabulary = packed.vocabulary
+        self._dump = packed.vocabulary.dump
+        self._ledger = Ledger(
+            job_status,
+            cluster_status,
+            job_output,
+            number=self._number,
+            binary=packed.is_program,
+            blobs=packed.blobs,
+        )
+        self._open(packed, entries, dispy_port, options, recover_file)
 
     def _open(
         self,
-        computation: object,
-        nodes: object,
+        packed: computations.Packed,
+        entries: list[NodeAllocate | LocalNode],
         dispy_port: int | None,
         options: parameters.Options,
+        recover_file: str | os.PathLike[str] | None,
     ) -> None:
-        """Find the nodes, pack the function, and give both to the session."""
-        function = computations.check(computation)
-        broker, specs = find_nodes(nodes, dispy_port)
-        packed = computations.pack(function)  # meanwhile a private node starts
-        self._number = next(process.numbers)
-        self._name = packed.name
-        self._program = packed.program
-        opening = OpenCluster(
-            self._number,
-            packed.name,
-            packed.code,
-            specs,
-            reentrant=options.reentrant,
-            max_tasks_per_child=options.max_tasks,
-            pulse_interval=options.pulse_s,
-            cancel_grace=options.grace_s,
+        """Find the nodes, and give them and the computation to the session."""
+        spec = packed.spec
+        spec.max_tasks_per_child = options.max_tasks
+        spec.cancel_grace = options.grace_s
+        spec.pulse_interval = options.pulse_s
+        spec.setup_timeout = options.setup_s
+        # Until the session has begun: nothing has been sent so far.
+        self._define: Callable[[list[Code]], None] = spec.layers.extend
+        if dispy_port is None:
+            parameters.check_port("config.NodePort", config.NodePort)
+            parameters.check_port("config.ClientPort", config.ClientPort)
+        self._node_port = config.NodePort if dispy_port is None else dispy_port + 1
+        specs = find_nodes(
+            entries,
+            self._node_port,
+            lambda: process.start_broker(_door(dispy_port)).port,
+            self._pack_entry,
         )
-        self._session = process.open_cluster(broker, Open(opening, self._ledger))
-        self._put = self._session.orders.append
+        broker = process.start_broker(_door(dispy_port))
+        self._broker_port = broker.port
+        opening = OpenCluster(
+            self._number, spec, specs, reentrant=options.reentrant, asks=asks(entries)
+        )
+        path = None if recover_file is None else os.path.abspath(recover_file)
+        self._offers = self._ledger.offers = Offers(
+            self, self._number, entries, self._pack_entry, self._ledger.order
+        )
+        OWNERS[self._number] = self
+        self._define = self._tell_code
+        with process.session_with(broker) as session:
+            self._session = session
+            self._enqueue = session.orders.append
+            session.hand_over(Open(opening, self._ledger, path))
 
     @property
     def name(self) -> str:
@@ -170,24 +224,78 @@ class JobCluster(OldClusterNames):
         return self._name
 
     def submit(
-        self, *args: Any, dispy_job_depends: Sequence[object] = (), **kwargs: Any
+        self,
+        *args: Any,
+        dispy_job_depends: Sequence[object] = (),
+        dispy_job_timeout: float | None = None,
+        dispy_job_retries: int | None = None,
+        dispy_job_priority: int | None = None,
+        **kwargs: Any,
     ) -> DispyJob:
         """Have the computation called with these arguments; return the job at once.
 
         The arguments are pickled now: changing them later makes no difference.
-        Raises `PicklingError` naming what can't be pickled, `ClusterClosedError` after `close`.
+
+        - ``dispy_job_depends``: what this job needs beside the cluster's ``depends``, removed
+          when it has ended.
+        - ``dispy_job_timeout``: seconds that it may run, 0 for no limit; then it is interrupted
+          and becomes Terminated.
+        - ``dispy_job_retries``: how often it is run again when it fails or its node is lost.
+        - ``dispy_job_priority``: jobs of a higher one go first; 0 as a rule.
+
+        Raises `PicklingError` naming what can't be pickled, `TypeError` or `ValueError` for a
+        wrong parameter, `OSError` for a file that can't be read, `ClusterClosedError` after
+        `close`.
         """
-        if dispy_job_depends:
-            parameters.refuse_unsupported(dispy_job_depends=dispy_job_depends)
-        return self._submit(None, args, kwargs)
+        wishes = (dispy_job_depends, dispy_job_timeout, dispy_job_retries, dispy_job_priority)
+        return self._submit(None, None, args, kwargs, wishes)
 
     def submit_job_id(
-        self, job_id: object, *args: Any, dispy_job_depends: Sequence[object] = (), **kwargs: Any
+        self,
+        job_id: object,
+        *args: Any,
+        dispy_job_depends: Sequence[object] = (),
+        dispy_job_timeout: float | None = None,
+        dispy_job_retries: int | None = None,
+        dispy_job_priority: int | None = None,
+        **kwargs: Any,
     ) -> DispyJob:
         """Do what `submit` does; the job has this ``id`` from the beginning."""
-        if dispy_job_depends:
-            parameters.refuse_unsupported(dispy_job_depends=dispy_job_depends)
-        return self._submit(job_id, args, kwargs)
+        wishes = (dispy_job_depends, dispy_job_timeout, dispy_job_retries, dispy_job_priority)
+        return self._submit(job_id, None, args, kwargs, wishes)
+
+    def submit_node(
+        self,
+        node: DispyNode | str,
+        *args: Any,
+        dispy_job_depends: Sequence[object] = (),
+        dispy_job_timeout: float | None = None,
+        dispy_job_retries: int | None = None,
+        dispy_job_priority: int | None = None,
+        **kwargs: Any,
+    ) -> DispyJob:
+        """Do what `submit` does, for a job that only this node may run.
+
+        ``node`` is a `DispyNode`, an address or a host name. Raises also `ValueError` if the
+        cluster doesn't use that node.
+        """
+        wishes = (dispy_job_depends, dispy_job_timeout, dispy_job_retries, dispy_job_priority)
+        return self._submit(None, node, args, kwargs, wishes)
+
+    def submit_job_id_node(
+        self,
+        job_id: object,
+        node: DispyNode | str,
+        *args: Any,
+        dispy_job_depends: Sequence[object] = (),
+        dispy_job_timeout: float | None = None,
+        dispy_job_retries: int | None = None,
+        dispy_job_priority: int | None = None,
+        **kwargs: Any,
+    ) -> DispyJob:
+        """Do what `submit_node` does; the job has this ``id`` from the beginning."""
+        wishes = (dispy_job_depends, dispy_job_timeout, dispy_job_retries, dispy_job_priority)
+        return self._submit(job_id, node, args, kwargs, wishes)
 
     def cancel(self, job: DispyJob) -> int:
         """End a job: drop it if it waits, else interrupt it (KeyboardInterrupt) and then kill it.
@@ -202,6 +310,26 @@ class JobCluster(OldClusterNames):
             return -1
         self._session.hand_over(Cancel(self._number, job._seq))
         return 0
+
+    def explain(self, job: DispyJob) -> str:
+        """Say why a job hasn't ended so far, or how it has ended.
+
+        Raises `ValueError` if it isn't one of this cluster.
+        """
+        if not isinstance(job, DispyJob) or job._cluster != self._number:
+            raise ValueError(f"{job!r} is no job of cluster {self._name!r}")
+        if job.status < DispyJob.Cancelled:
+            why = self._ledger.requests.ask(
+                lambda number: self._session.hand_over(AskWhy(self._number, number, job._seq)),
+                config.MsgTimeout,
+            )
+            if job.status < DispyJob.Cancelled:
+                return f"job {job.id}: {why.text}"
+        return explain_end(job)
+
+    def follow(self, job: DispyJob) -> Iterator[Output]:
+        """Go through what a job prints while it runs; see `DispyJob.follow`."""
+        return self._ledger.follow(job)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until all jobs submitted so far, and meanwhile, have ended.
@@ -236,6 +364,8 @@ class JobCluster(OldClusterNames):
             logger.warning("cluster %r: its nodes haven't cleaned up so far", self._name)
         ledger.listener.drain()
         ledger.listener.silent = True
+        OWNERS.pop(self._number, None)
+        self._blobs.close()
         return closed
 
     def shutdown(self) -> None:
@@ -275,45 +405,77 @@ class JobCluster(OldClusterNames):
         return f"<JobCluster {self._name!r}, {self._ledger.pending} jobs pending>"
 
     def _submit(
-        self, job_id: object, args: tuple[object, ...], kwargs: dict[str, object]
+        self,
+        job_id: object,
+        node: DispyNode | str | None,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        wishes: Wishes,
     ) -> DispyJob:
-        payload, parts = dump_arguments(args, kwargs, self._program)
+        if self._plain and wishes == NO_WISHES and node is None:
+            options = None
+            payload, parts = self._dump(args, kwargs, self._define)
+        else:
+            options, (payload, parts) = self._special(node, args, kwargs, wishes)
+        for name in kwargs:
+            if name.startswith("dispy_job_"):
+                raise TypeError(f"submit has no parameter {name!r}, and computations can't either")
         ledger = self._ledger
         with ledger.lock:  # jobs reach the session in the order of their numbers
             if not ledger.accepting:
                 raise ClusterClosedError(f"cluster {self._name!r} is closed: it takes no jobs")
             seq = ledger.last_seq = ledger.last_seq + 1
-            spec = JobSpec(seq, 0, payload, parts)
+            spec = JobSpec(seq, 0, payload, parts, options)
             job = DispyJob(self._number, spec, job_id, args, kwargs)
             ledger.created(job)
             # Ctrl-C can't come between these two, since nothing of Python is called there.
             ledger.pending += 1
-            self._put(job)
+            self._enqueue(job)
             self._session.wake()
         return job
 
+    def _special(
+        self,
+        node: DispyNode | str | None,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        wishes: Wishes,
+    ) -> tuple[JobOptions | None, Pickled]:
+        """Read what a job asks for that few jobs do, and pickle its arguments."""
+        wanted, timeout, retries, priority = wishes
+        node_id = 0 if node is None else self._ready(node)._id
+        if not isinstance(wanted, list | tuple) or wanted:
+            found = depends.read_job_depends(wanted, self._blobs)
+            options = self._defaults.options(timeout, retries, priority, node_id, found.files)
+            return options, self._vocabulary.dump_with(args, kwargs, found.code, self._define)
+        options = self._defaults.options(timeout, retries, priority, node_id)
+        return options, self._dump(args, kwargs, self._define)
 
-def find_nodes(nodes: object, dispy_port: int | None) -> tuple[Broker, list[NodeSpec]]:
-    """Find out where a cluster's nodes are, starting what is missing in this process.
+    def _ready(self, node: DispyNode | str) -> DispyNode:
+        """Find a node that takes jobs."""
+        known = self._known(node)
+        if known is None:
+            raise ValueError(self._unknown(node))
+        if known.status == DispyNode.Closed:
+            raise ValueError(
+                f"node {known.name} ({known.ip_addr}) takes no jobs of cluster {self._name!r}: "
+                "it was closed or lost; allocate_node uses it again"
+            )
+        return known
 
-    Returns the broker and what to tell it about the nodes.
-    """
-    entries = read_nodes(nodes)
-    port = config.NodePort if dispy_port is None else dispy_port + 1
-    specs: list[NodeSpec] = []
-    private: list[int] = []
-    for entry in entries:
-        if isinstance(entry, LocalNode):
-            private.append(entry.cpus)
-        elif not is_pattern(entry):
-            specs.append(resolve(entry, port))
-        elif not matches_here(entry):
-            raise beyond_loopback("nodes", entry.host)
-        elif local.listens(LOOPBACK, entry.port or port):
-            specs.append(NodeSpec(LOOPBACK, entry.port or port, entry.cpus))
-        else:
-            private.append(entry.cpus)
+    def _tell_code(self, layers: list[Code]) -> None:
+        self._ledger.order(Define(self._number, layers))
 
-    broker = process.start_broker(config.ClientPort if dispy_port is None else dispy_port)
-    specs += [NodeSpec(local.start(broker.port), 0, cpus) for cpus in private]
-    return broker, specs
+    def _pack_entry(self, entry: NodeAllocate) -> tuple[list[FileSpec], JobSpec | None]:
+        """Make what a node needs ready to travel."""
+        files = depends.read_files(entry.depends, self._blobs, "depends of NodeAllocate")
+        return files, pack_setup_args(entry, lambda args: self._dump(args, {}, self._define))
+
+
+Wishes: TypeAlias = "tuple[Sequence[object], float | None, int | None, int | None]"
+NO_WISHES: Wishes = ((), None, None, None)
+
+
+def _door(dispy_port: int | None) -> int:
+    """The port where nodes may dial in."""
+    return config.ClientPort if dispy_port is None else dispy_port

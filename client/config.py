@@ -10,8 +10,8 @@ DispyPort = 9700  # the first of the range of ports
 HTTPServerPort = 8181
 IPv4MulticastGroup = "239.255.61.59"
 IPv6MulticastGroup = "ff05::674f:48ba:b409:3171:9705"
-MsgTimeout = 10  # seconds
-MaxFileSize = 0  # bytes; 0: no limit
+MsgTimeout = 10  # seconds to wait for an answer about nodes, or for progress with a file
+MaxFileSize = 0  # bytes of a file that is sent or received; 0: no limit
 SharedSchedulerClientPort = 0  # 0: any
 
 _OFFSETS = {"ClientPort": 0, "NodePort": 1, "SharedSchedulerPort": 2}

@@ -7,38 +7,68 @@ state. It decides when a job has ended; what the job then looks like is `ledger`
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, TypeAlias
+
+import msgspec
 
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import (
     ABANDONED,
     CANCELLED,
+    CLOSE,
+    DEALLOCATE,
+    FILE,
     FINISHED,
+    OUTPUT,
+    PROVISIONAL,
+    RESETUP,
     TERMINATED,
+    Allocate,
+    Answer,
+    BlobPiece,
+    BlobPieces,
+    BlobRange,
     Body,
     CancelJobs,
     CloseCluster,
     ClusterClosed,
     ClusterOpened,
+    Code,
     Credit,
+    Define,
+    Explain,
+    FollowJobs,
+    Heard,
+    JobOptions,
+    JobRecord,
     JobResult,
     JobSpec,
+    JobsRequeued,
     JobsRunning,
+    NeedBlobs,
     NodeGone,
     NodeInfo,
+    NodeOffer,
     NodeReady,
+    NodeRequest,
     NodeSpec,
     NodeTrouble,
+    NodeVitals,
     OpenCluster,
+    Records,
+    RecordsHeard,
     Results,
+    SendFile,
     Submit,
+    Vitals,
 )
 from dispy.protocol.payload import pack_result
 
 from .job import DispyJob
+from .line import Line
+from .reports import Report
 
 BATCH_JOBS = 500  # in one message, so that the broker's other clients get their turn
 BATCH_BYTES = 1 << 20  # of payload in one message, unless a single job has more
@@ -46,12 +76,28 @@ PATIENCE_S = 3.0  # without any node, before the user is told
 TROUBLES_MAX = 100  # of one cluster that are remembered, so that they are told only once
 
 STATUSES = {CANCELLED, TERMINATED, ABANDONED, FINISHED}
+KINDS = {PROVISIONAL, FILE, OUTPUT}
+LEAVING = {CLOSE, DEALLOCATE, RESETUP}  # actions after which a node is not lost but wanted gone
 
 
 class Send(NamedTuple):
     """Effect: send a message to the broker."""
 
     message: Body
+
+
+class Sending(NamedTuple):
+    """Effect: these jobs are in the next message."""
+
+    cluster: int
+    jobs: list[DispyJob]
+
+
+class Known(NamedTuple):
+    """Effect: the broker knows the cluster, by a number of its own."""
+
+    cluster: int
+    computation: int
 
 
 class Ended(NamedTuple):
@@ -70,6 +116,28 @@ class Begun(NamedTuple):
     jobs: list[tuple[DispyJob, float]]
 
 
+class Requeued(NamedTuple):
+    """Effect: these jobs, which were at a node, wait again."""
+
+    cluster: int
+    jobs: list[DispyJob]
+
+
+class Told(NamedTuple):
+    """Effect: these jobs say something while they run; each record is new."""
+
+    cluster: int
+    node: int  # 0: not known
+    records: list[tuple[DispyJob, JobRecord]]
+
+
+class Silent(NamedTuple):
+    """Effect: nothing will follow what these jobs have said in this attempt."""
+
+    cluster: int
+    jobs: list[int]
+
+
 class NodeUp(NamedTuple):
     """Effect: a node is ready for the cluster's jobs."""
 
@@ -86,6 +154,39 @@ class NodeDown(NamedTuple):
     reason: str
 
 
+class NodeAlive(NamedTuple):
+    """Effect: a node tells what it has to spare."""
+
+    cluster: int
+    node: int
+    vitals: Vitals
+
+
+class Offered(NamedTuple):
+    """Effect: ask the user how much of a node to use; `Core.allocate` is the answer."""
+
+    cluster: int
+    node: NodeInfo
+    vitals: Vitals | None
+
+
+class Wanted(NamedTuple):
+    """Effect: read these pieces of blobs; `Core.send_pieces` is the answer."""
+
+    cluster: int
+    node: int
+    ranges: list[BlobRange]
+
+
+class Answered(NamedTuple):
+    """Effect: a request has been answered."""
+
+    cluster: int
+    request: int
+    code: int
+    text: str
+
+
 class Warned(NamedTuple):
     """Effect: tell the user."""
 
@@ -98,25 +199,53 @@ class Closed(NamedTuple):
     cluster: int
 
 
-Effect: TypeAlias = Send | Ended | Begun | NodeUp | NodeDown | Warned | Closed
+Effect: TypeAlias = (
+    Send
+    | Sending
+    | Known
+    | Ended
+    | Begun
+    | Requeued
+    | Told
+    | Silent
+    | NodeUp
+    | NodeDown
+    | NodeAlive
+    | Offered
+    | Wanted
+    | Answered
+    | Warned
+    | Closed
+)
 
 
 @dataclass(eq=False)
 class Cluster:
     """What the core knows of one cluster; ``unfinished`` is the fact, the rest follows it."""
 
-    opening: OpenCluster
+    opening: OpenCluster  # with all code that has been defined
     patient_until: float | None  # when to complain that there is no node
     unfinished: dict[int, DispyJob] = field(default_factory=dict)  # in order of submission
     abandoned: dict[int, DispyJob] = field(default_factory=dict)  # may still finish
-    waiting: deque[DispyJob] = field(default_factory=deque)  # not sent; some have ended here
+    waiting: Line = field(default_factory=Line)  # not sent; some have ended here
+    away: set[int] = field(default_factory=set)  # sent; as many as the broker has asked for
     cancelled: dict[int, None] = field(default_factory=dict)  # sent, and to be cancelled
+    reports: dict[int, Report] = field(default_factory=dict)  # of jobs that say something
+    heard: list[Heard] = field(default_factory=list)  # to be said with the next message
+    asked: dict[int, type] = field(default_factory=dict)  # requests without an answer
+    questions: list[NodeRequest | SendFile] = field(default_factory=list)  # not asked so far
     nodes: dict[int, NodeInfo] = field(default_factory=dict)
+    met: bool = False  # some node has been ready
+    leaving: set[int] = field(default_factory=set)  # nodes that the user has sent away
     troubles: dict[str, str] = field(default_factory=dict)  # address to reason
     sent: int = 0  # how many jobs, in this session with the broker
-    sent_seq: int = 0  # the last of them; jobs are sent in order
     credit: int = 0  # how many may be sent
     closing: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of the computation."""
+        return self.opening.computation.name
 
 
 class Core:
@@ -126,7 +255,7 @@ class Core:
         self.clusters: dict[int, Cluster] = {}
         self.joined = False  # there is a session with the broker
         self._effects: list[Effect] = []
-        self._sendable: dict[int, None] = {}  # clusters that may have jobs to send
+        self._sendable: dict[int, None] = {}  # clusters that may have something to send
         self._next_complaint = float("inf")
 
     # -- what users want -----------------------------------------------------------------
@@ -156,7 +285,7 @@ class Core:
         cluster = self.clusters.get(number)
         if cluster is None or seq not in cluster.unfinished or seq in cluster.cancelled:
             return
-        if seq > cluster.sent_seq:
+        if seq not in cluster.away:
             self._end_here(number, cluster, [seq])
             return
         cluster.cancelled[seq] = None
@@ -173,9 +302,81 @@ class Core:
         if not self.joined:
             self._forget(number, cluster)
             return
-        unsent = [seq for seq in cluster.unfinished if seq > cluster.sent_seq]
+        unsent = [seq for seq in cluster.unfinished if seq not in cluster.away]
         self._end_here(number, cluster, unsent)
         self._effects.append(Send(CloseCluster(number)))
+
+    def define(self, number: int, layers: list[Code]) -> None:
+        """Make code known to nodes that the jobs to come need."""
+        cluster = self.clusters.get(number)
+        if cluster is None or cluster.closing:
+            return
+        spec = cluster.opening.computation
+        spec = msgspec.structs.replace(spec, layers=[*spec.layers, *layers])
+        cluster.opening = msgspec.structs.replace(cluster.opening, computation=spec)
+        if self.joined:
+            self._effects.append(Send(Define(number, layers)))
+
+    def follow(self, number: int, seq: int) -> None:
+        """Have a job tell what it prints, from now on."""
+        cluster = self.clusters.get(number)
+        job = None if cluster is None else cluster.unfinished.get(seq)
+        if cluster is None or job is None or job._spec is None:
+            return
+        if job._spec.options is None:
+            job._spec.options = JobOptions()
+        job._spec.options.follow = True  # wherever it is sent from now on
+        if seq in cluster.away and self.joined:
+            self._effects.append(Send(FollowJobs(number, [seq])))
+
+    def hear(self, number: int, seq: int, attempt: int, count: int, error: str = "") -> None:
+        """A record has been dealt with; tell the job, so that it may go on."""
+        cluster = self.clusters.get(number)
+        report = None if cluster is None else cluster.reports.get(seq)
+        if cluster is None or report is None or report.attempt != attempt:
+            return
+        heard = [Heard(seq, attempt, up_to, why) for up_to, why in report.deal(count, error)]
+        cluster.heard += heard
+        self._sendable[number] = None
+
+    def send_pieces(self, number: int, node: int, pieces: list[BlobPiece]) -> None:
+        """Send pieces of blobs that a node needs."""
+        if self.joined and number in self.clusters:
+            self._effects.append(Send(BlobPieces(number, node, pieces)))
+
+    def allocate(self, message: Allocate, address: str) -> None:
+        """Use so much of a node that was offered."""
+        cluster = self.clusters.get(message.cluster)
+        if cluster is None or cluster.closing or not self.joined:
+            return  # a new session comes with new offers
+        if not message.cpus and len(cluster.troubles) < TROUBLES_MAX:
+            cluster.troubles[address] = "allocate() returned 0 CPUs for it"
+        self._effects.append(Send(message))
+
+    def request(self, message: NodeRequest | SendFile) -> None:
+        """Ask the broker for something; `Answered` follows."""
+        cluster = self.clusters.get(message.cluster)
+        if cluster is None or cluster.closing:
+            reason = "the cluster is closed"
+            self._effects.append(Answered(message.cluster, message.request, -1, reason))
+        elif self.joined:
+            self._ask(cluster, message)
+        else:
+            cluster.questions.append(message)  # whoever asks doesn't wait for ever
+
+    def explain(self, number: int, request: int, seq: int) -> None:
+        """Say what a job waits for; `Answered` follows."""
+        cluster = self.clusters.get(number)
+        job = None if cluster is None else cluster.unfinished.get(seq)
+        if cluster is None or job is None:
+            text = "it has ended"
+        elif seq in cluster.away and self.joined:
+            cluster.asked[request] = Explain
+            self._effects.append(Send(Explain(number, request, seq)))
+            return
+        else:
+            text = _why_not_sent(cluster, job, self.joined)
+        self._effects.append(Answered(number, request, 0, text))
 
     # -- what the broker does ------------------------------------------------------------
 
@@ -195,6 +396,8 @@ class Core:
         for number, cluster in list(self.clusters.items()):
             if cluster.closing:
                 self._forget(number, cluster)
+            else:
+                self._answer_all(number, cluster, "the connection to the broker was lost")
 
     def give_up(self, reason: str) -> None:
         """End everything, since this process can't go on; no job is left waiting for ever."""
@@ -238,6 +441,7 @@ class Core:
         for number in sendable:
             cluster = self.clusters.get(number)
             if cluster is not None and self.joined:
+                self._send_heard(number, cluster)
                 self._send_jobs(number, cluster)
         effects, self._effects = self._effects, []
         return effects
@@ -247,6 +451,7 @@ class Core:
     def _on_opened(self, number: int, cluster: Cluster, message: ClusterOpened) -> None:
         cluster.credit = max(cluster.credit, message.credit)
         self._sendable[number] = None
+        self._effects.append(Known(number, message.computation))
 
     def _on_credit(self, number: int, cluster: Cluster, message: Credit) -> None:
         cluster.credit = max(cluster.credit, message.limit)
@@ -255,12 +460,16 @@ class Core:
     def _on_results(self, number: int, cluster: Cluster, message: Results) -> None:
         if not {result.status for result in message.results} <= STATUSES:
             raise ProtocolError("a result says that a job ended as no job can end")
-        ended = []
+        ended, told = [], []
         for result in message.results:
             seq, status = result.seq, result.status
             job = cluster.unfinished.pop(seq, None)
             if job is not None:
+                cluster.away.discard(seq)
                 cluster.cancelled.pop(seq, None)
+                if seq in cluster.reports:
+                    del cluster.reports[seq]
+                    told.append(seq)
                 if status == ABANDONED:
                     cluster.abandoned[seq] = job
             elif status == FINISHED and seq in cluster.abandoned:
@@ -270,6 +479,8 @@ class Core:
             ended.append((job, result))
         if ended:
             self._effects.append(Ended(number, message.node, ended))
+        if told:
+            self._effects.append(Silent(number, told))
 
     def _on_running(self, number: int, cluster: Cluster, message: JobsRunning) -> None:
         unfinished = cluster.unfinished
@@ -277,8 +488,48 @@ class Core:
         if begun:
             self._effects.append(Begun(number, message.node, begun))
 
+    def _on_requeued(self, number: int, cluster: Cluster, message: JobsRequeued) -> None:
+        seqs = [seq for seq in message.jobs if seq in cluster.unfinished]
+        told = [seq for seq in seqs if seq in cluster.reports]
+        if told:
+            self._effects.append(Silent(number, told))
+        if seqs:
+            self._effects.append(Requeued(number, [cluster.unfinished[seq] for seq in seqs]))
+
+    def _on_records(self, number: int, cluster: Cluster, message: Records) -> None:
+        if not {record.kind for record in message.records} <= KINDS:
+            raise ProtocolError("a job says something of a kind that there isn't")
+        fresh = []
+        for record in message.records:
+            job = cluster.unfinished.get(record.seq)
+            if job is not None and self._arrives(number, cluster, record):
+                fresh.append((job, record))
+        if fresh:
+            self._effects.append(Told(number, message.node, fresh))
+
+    def _on_need(self, number: int, cluster: Cluster, message: NeedBlobs) -> None:
+        self._effects.append(Wanted(number, message.node, message.ranges))
+
+    def _on_offer(self, number: int, cluster: Cluster, message: NodeOffer) -> None:
+        if not cluster.closing:
+            self._effects.append(Offered(number, message.node, message.vitals))
+
+    def _on_vitals(self, number: int, cluster: Cluster, message: NodeVitals) -> None:
+        self._effects.append(NodeAlive(number, message.node, message.vitals))
+
+    def _on_answer(self, number: int, cluster: Cluster, message: Answer) -> None:
+        asked = cluster.asked.pop(message.request, None)
+        if asked is None:
+            return  # it was given up
+        text = message.text
+        if asked is Explain and (cluster.troubles or not cluster.met):
+            text = f"{text} ({_reasons(cluster)})".strip()
+        self._effects.append(Answered(number, message.request, message.code, text))
+
     def _on_node_ready(self, number: int, cluster: Cluster, message: NodeReady) -> None:
         cluster.nodes[message.node.id] = message.node
+        cluster.leaving.discard(message.node.id)
+        cluster.met = True
         cluster.patient_until = None
         cluster.troubles.clear()
         self._effects.append(NodeUp(number, message.node, message.cpus))
@@ -288,9 +539,13 @@ class Core:
         if node is None:
             return
         self._effects.append(NodeDown(number, node.id, message.reason))
-        if not cluster.closing:
-            name = cluster.opening.name
-            text = f"cluster {name!r} has lost node {node.name} {node.address}: {message.reason}"
+        if node.id in cluster.leaving:
+            cluster.leaving.discard(node.id)
+        elif not cluster.closing:
+            text = (
+                f"cluster {cluster.name!r} has lost node {node.name} {node.address}: "
+                f"{message.reason}"
+            )
             self._effects.append(Warned(text))
 
     def _on_node_trouble(self, number: int, cluster: Cluster, message: NodeTrouble) -> None:
@@ -301,7 +556,7 @@ class Core:
             return
         troubles[message.address] = message.reason
         text = (
-            f"cluster {cluster.opening.name!r} can't use node {message.address}: "
+            f"cluster {cluster.name!r} can't use node {message.address}: "
             f"{message.reason}; still trying"
         )
         self._effects.append(Warned(text))
@@ -311,44 +566,95 @@ class Core:
 
     # -- parts ---------------------------------------------------------------------------
 
+    def _ask(self, cluster: Cluster, message: NodeRequest | SendFile) -> None:
+        if isinstance(message, NodeRequest) and message.action in LEAVING:
+            cluster.leaving.add(message.node)
+        cluster.asked[message.request] = type(message)
+        self._effects.append(Send(message))
+
+    def _arrives(self, number: int, cluster: Cluster, record: JobRecord) -> bool:
+        """Whether a record is new; what was heard before is said once more."""
+        report = cluster.reports.get(record.seq)
+        if report is None or report.attempt < record.attempt:
+            if report is not None:
+                self._effects.append(Silent(number, [record.seq]))
+            report = Report(record.attempt, record.number - 1)
+            cluster.reports[record.seq] = report
+        if report.attempt > record.attempt:
+            return False
+        if record.number <= report.heard:
+            cluster.heard.append(Heard(record.seq, record.attempt, report.heard))
+            self._sendable[number] = None
+        return report.arrive(record.number)
+
+    def _send_heard(self, number: int, cluster: Cluster) -> None:
+        if cluster.heard:
+            self._effects.append(Send(RecordsHeard(number, cluster.heard)))
+            cluster.heard = []
+
     def _send_jobs(self, number: int, cluster: Cluster) -> None:
         """Send what waits, as far as the broker has asked for it."""
         while cluster.waiting and cluster.sent < cluster.credit and not cluster.closing:
             batch = _next_batch(cluster, min(BATCH_JOBS, cluster.credit - cluster.sent))
             if batch:
                 cluster.sent += len(batch)
-                self._effects.append(Send(Submit(number, batch)))
+                self._effects.append(Sending(number, batch))
+                specs = [job._spec for job in batch if job._spec is not None]
+                self._effects.append(Send(Submit(number, specs)))
 
     def _reopen(self, number: int, cluster: Cluster) -> None:
         """Say everything again. A broker that knows some of it all the same ignores that."""
         for node in cluster.nodes:
             self._effects.append(NodeDown(number, node, "the connection to the broker was lost"))
         cluster.nodes.clear()
-        cluster.credit = cluster.sent = cluster.sent_seq = 0
+        cluster.leaving.clear()
+        cluster.away.clear()
+        cluster.credit = cluster.sent = 0
+        if cluster.reports:
+            self._effects.append(Silent(number, list(cluster.reports)))
+            cluster.reports.clear()
+        cluster.heard.clear()
         self._effects.append(Send(cluster.opening))
+        questions, cluster.questions = cluster.questions, []
+        for question in questions:
+            self._ask(cluster, question)
         if cluster.cancelled:
             self._effects.append(Send(CancelJobs(number, list(cluster.cancelled))))
             self._end_here(number, cluster, list(cluster.cancelled))
-        cluster.waiting = deque(cluster.unfinished.values())
+        cluster.waiting = Line(cluster.unfinished.values())
 
     def _end_here(
         self,
         number: int,
         cluster: Cluster,
-        seqs: list[int],
+        seqs: Sequence[int],
         status: int = CANCELLED,
         body: bytes = b"",
     ) -> None:
         """End jobs that no node has, or none that we will ever hear of."""
         jobs = []
+        told = [seq for seq in seqs if seq in cluster.reports] if cluster.reports else []
         for seq in seqs:
+            cluster.away.discard(seq)
             cluster.cancelled.pop(seq, None)
+            cluster.reports.pop(seq, None)
             job = cluster.unfinished.pop(seq)
             jobs.append((job, JobResult(seq, 0, status, 0.0, 0.0, body)))
         if jobs:
             self._effects.append(Ended(number, 0, jobs))
+        if told:
+            self._effects.append(Silent(number, told))
+
+    def _answer_all(self, number: int, cluster: Cluster, reason: str) -> None:
+        for request in cluster.asked:
+            self._effects.append(Answered(number, request, -1, reason))
+        cluster.asked.clear()
+        for question in cluster.questions:
+            self._effects.append(Answered(number, question.request, -1, reason))
+        cluster.questions.clear()
 
     def _forget(self, number: int, cluster: Cluster) -> None:
+        self._answer_all(number, cluster, "the cluster was closed")
         self._end_here(number, cluster, list(cluster.unfinished))
         del self.clusters[number]
         self._effects.append(Closed(number))
@@ -360,15 +666,23 @@ class Core:
             assert not cluster.unfinished.keys() & cluster.abandoned.keys()
             assert cluster.cancelled.keys() <= cluster.unfinished.keys()
             assert list(cluster.unfinished) == sorted(cluster.unfinished)
-            waiting = [job._seq for job in cluster.waiting if job._seq in cluster.unfinished]
-            if not cluster.closing:
-                assert waiting == [seq for seq in cluster.unfinished if seq > cluster.sent_seq]
+            assert cluster.away <= cluster.unfinished.keys()
+            waiting = {job._seq for job in cluster.waiting} & cluster.unfinished.keys()
+            assert cluster.closing or waiting == cluster.unfinished.keys() - cluster.away
+            assert cluster.reports.keys() <= cluster.unfinished.keys()
+            assert cluster.cancelled.keys() <= cluster.away or not self.joined
 
     HANDLERS: ClassVar[dict[type, Callable[..., None]]] = {
         ClusterOpened: _on_opened,
         Credit: _on_credit,
         Results: _on_results,
         JobsRunning: _on_running,
+        JobsRequeued: _on_requeued,
+        Records: _on_records,
+        NeedBlobs: _on_need,
+        NodeOffer: _on_offer,
+        NodeVitals: _on_vitals,
+        Answer: _on_answer,
         NodeReady: _on_node_ready,
         NodeGone: _on_node_gone,
         NodeTrouble: _on_node_trouble,
@@ -376,34 +690,46 @@ class Core:
     }
 
 
-def payload_bytes(spec: JobSpec | JobResult) -> int:
+def payload_bytes(spec: JobSpec | JobResult | JobRecord) -> int:
     """How many bytes of payload a job or a result carries."""
     size = len(spec.payload)
     return size + sum([part.size for part in spec.parts]) if spec.parts else size
 
 
-def _next_batch(cluster: Cluster, limit: int) -> list[JobSpec]:
+def _next_batch(cluster: Cluster, limit: int) -> list[DispyJob]:
     """Take jobs off the queue, until there are enough of them for one message."""
-    batch: list[JobSpec] = []
+    batch: list[DispyJob] = []
     size = 0
     while cluster.waiting and len(batch) < limit and size < BATCH_BYTES:
-        job = cluster.waiting.popleft()
+        job = cluster.waiting.pop()
         if job._seq in cluster.unfinished:  # else it was cancelled meanwhile
             assert job._spec is not None
-            cluster.sent_seq = job._seq
-            batch.append(job._spec)
+            cluster.away.add(job._seq)
+            batch.append(job)
             size += payload_bytes(job._spec)
     return batch
 
 
+def _why_not_sent(cluster: Cluster, job: DispyJob, joined: bool) -> str:
+    """Say why a job is still here."""
+    if not joined:
+        return "it waits for the connection to the broker"
+    ahead = sum(other._seq in cluster.unfinished for other in cluster.waiting.before(job))
+    text = f"it waits in this program, behind {ahead + len(cluster.away)} jobs"
+    return text if cluster.nodes else f"{text}; {_complaint(cluster)}"
+
+
 def _complaint(cluster: Cluster) -> str:
+    """Say that a cluster has no node, and why."""
+    reasons = _reasons(cluster)
+    return f"cluster {cluster.name!r} has no node to run jobs on ({reasons}); still trying"
+
+
+def _reasons(cluster: Cluster) -> str:
     """Say which nodes a cluster waits for, and why."""
-    text = f"cluster {cluster.opening.name!r} has no node to run jobs on"
     if cluster.troubles:
-        reasons = "; ".join(f"{address}: {why}" for address, why in cluster.troubles.items())
-        return f"{text} ({reasons}); still trying"
-    wanted = ", ".join(_describe(spec) for spec in cluster.opening.nodes)
-    return f"{text}: no answer from {wanted}; still trying"
+        return "; ".join(f"{address}: {why}" for address, why in cluster.troubles.items())
+    return "no answer from " + ", ".join(_describe(spec) for spec in cluster.opening.nodes)
 
 
 def _describe(spec: NodeSpec) -> str:

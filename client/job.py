@@ -8,15 +8,32 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from dispy.protocol.messages import JobSpec
 
 from .aliases import OldJobNames
 
+if TYPE_CHECKING:
+    from .output import Output
+
 NO_KWARGS: dict[str, object] = {}  # shared by all jobs that have none
 
 _EVENT_LOCK = threading.Lock()  # so that a job gets only one event
+
+
+class Owner(Protocol):
+    """What a job needs of its cluster."""
+
+    def explain(self, job: DispyJob) -> str:
+        """Say why a job hasn't ended, or how it has."""
+
+    def follow(self, job: DispyJob) -> Iterator[Output]:
+        """Return an iterator over what a job prints."""
+
+
+OWNERS: dict[int, Owner] = {}  # clusters that aren't closed, by their numbers
 
 
 class DispyJob(OldJobNames):
@@ -27,7 +44,8 @@ class DispyJob(OldJobNames):
     - ``id``: 1, 2, 3, ... in a cluster, or anything you like.
     - ``status``: one of the constants below.
     - ``result``: what the function returned; None until then, and if it failed.
-    - ``stdout``, ``stderr``: what the job printed, as text.
+    - ``stdout``, ``stderr``: what the job printed, as text; of a program, as bytes.
+    - ``args``, ``kwargs``: what it was submitted with.
     - ``exception``: why the job failed, as text: a traceback, or what happened to its process.
     - ``exc``: the exception object itself, if it could be pickled.
     - ``submit_time``, ``start_time``, ``end_time``: seconds since the epoch, the last two by
@@ -35,7 +53,9 @@ class DispyJob(OldJobNames):
     - ``host``: address of the node where the job runs or ran (also ``ip_addr``).
     - ``finish``: a `threading.Event`, set when the job has ended.
 
-    ``job()`` waits for the end and returns the result. Jobs are ordered by submission.
+    ``job()`` waits for the end and returns the result. ``job.follow()`` goes through what it
+    prints while it runs, ``job.explain()`` says what it waits for. Jobs are ordered by
+    submission.
     """
 
     Created: ClassVar[int] = 5  # waits to be run
@@ -68,8 +88,8 @@ class DispyJob(OldJobNames):
 
     id: Any
     result: Any
-    stdout: str | None
-    stderr: str | None
+    stdout: str | bytes | None
+    stderr: str | bytes | None
     exception: str | None
     exc: BaseException | None
     submit_time: float
@@ -85,7 +105,7 @@ class DispyJob(OldJobNames):
         cluster: int,
         spec: JobSpec,
         job_id: object,  # None: its number
-        args: tuple[object, ...],
+        args: tuple[object, ...] | None,
         kwargs: dict[str, object],
     ) -> None:
         self._cluster = cluster
@@ -115,6 +135,36 @@ class DispyJob(OldJobNames):
                         event.set()
         return self._finish
 
+    @property
+    def args(self) -> tuple[Any, ...] | None:
+        """The positional arguments. None: they were too large to be kept for a recovery."""
+        return self._args
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The arguments by name."""
+        return self._kwargs
+
+    def explain(self) -> str:
+        """Say why the job hasn't ended so far, or how it has ended."""
+        owner = OWNERS.get(self._cluster)
+        return owner.explain(self) if owner is not None else explain_end(self)
+
+    def follow(self) -> Iterator[Output]:
+        """Go through what the job prints while it runs: pairs (stream, text).
+
+        The stream is "stdout" or "stderr". The iteration ends with the job; of one that has
+        ended it is all that it has printed. A job that prints faster than this is read isn't
+        held up, but what is over 1 MiB behind is lost. Raises `RuntimeError` if somebody else
+        follows the job.
+        """
+        owner = OWNERS.get(self._cluster)
+        if owner is not None:
+            return owner.follow(self)
+        from .output import whole  # a closed cluster: all jobs have ended
+
+        return whole(as_text(self.stdout), as_text(self.stderr))
+
     def __call__(self, clear: bool = False) -> Any:
         """Wait for the end of the job; return its result, None if it failed.
 
@@ -137,3 +187,16 @@ class DispyJob(OldJobNames):
 STATUS_NAMES = {
     value: name for name, value in vars(DispyJob).items() if name[0].isupper()
 }  # for messages
+
+
+def explain_end(job: DispyJob) -> str:
+    """Say how a job has ended."""
+    status = STATUS_NAMES.get(job.status, str(job.status))
+    where = f" at {job.host}" if job.host else ""
+    why = str(job.exception or "").strip().rpartition("\n")[2]
+    return f"job {job.id} is {status}{where}" + (f": {why}" if why else "")
+
+
+def as_text(output: str | bytes | None) -> str | None:
+    """Return what a job has printed as text, also of a program."""
+    return output.decode("utf-8", "replace") if isinstance(output, bytes) else output

@@ -6,31 +6,47 @@ wait on it. Only this file fills jobs in.
 
 from __future__ import annotations
 
+import copy
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from threading import Condition, Lock
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import (
     ABANDONED,
     CANCELLED,
     FINISHED,
     TERMINATED,
     Buffer,
+    JobRecord,
     JobResult,
     Large,
     NodeInfo,
+    Vitals,
 )
 from dispy.protocol.payload import unpack_result
 
+from . import callbacks
 from .allocate import LOOPBACK
 from .callbacks import Listener
 from .core import payload_bytes
-from .job import DispyJob
-from .nodes import DispyNode
+from .job import DispyJob, as_text
+from .log import logger
+from .nodes import DispyNode, DispyNodeAvailInfo
+from .orders import Follow, Hear, Order
+from .output import Feed, Output, whole
 from .pickling import load
+from .requests import Requests
+
+if TYPE_CHECKING:
+    from .blobs import BlobSource
+    from .offers import Offers
 
 JobStatus: TypeAlias = Callable[[DispyJob], Any]
+JobOutput: TypeAlias = Callable[[DispyJob, str, str], Any]
 ClusterStatusCallback: TypeAlias = Callable[[int, "DispyNode | None", "DispyJob | None"], Any]
 
 UNSAID = {  # for ends that nobody has explained
@@ -40,11 +56,39 @@ UNSAID = {  # for ends that nobody has explained
 }
 
 
+_ALONE = Lock()  # for jobs without a ledger
+
+
+class Left:
+    """What a job has left, unpacked."""
+
+    __slots__ = ("exc", "exception", "status", "stderr", "stdout", "value")
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.value: Any = None
+        self.stdout: str | bytes | None = None
+        self.stderr: str | bytes | None = None
+        self.exception: str | None = UNSAID.get(status)
+        self.exc: BaseException | None = None
+
+
+def _nobody(order: Order) -> None:
+    """Take an order when there is no session: nobody waits for what it would do."""
+
+
 class Ledger:
     """The state of a cluster as its user sees it."""
 
     def __init__(
-        self, job_status: JobStatus | None, cluster_status: ClusterStatusCallback | None
+        self,
+        job_status: JobStatus | None,
+        cluster_status: ClusterStatusCallback | None,
+        job_output: JobOutput | None = None,
+        *,
+        number: int = 0,
+        binary: bool = False,
+        blobs: BlobSource | None = None,
     ) -> None:
         self.lock = Lock()  # guards what follows
         self.change = Condition(self.lock)  # tells when no job is pending, and when it's closed
@@ -53,8 +97,19 @@ class Ledger:
         self.accepting = True  # jobs may be submitted
         self.closed = False  # nothing more will happen
         self.listener = Listener()
+        self.requests = Requests()
+        self.offers: Offers | None = None  # who decides how much of a node is used
+        self.blobs = blobs  # what nodes may ask for
+        self.folder = os.getcwd()  # where files that jobs send go
+        self.hand_over: Callable[[Order], None] = _nobody  # the session, once it has begun
+        self._number = number
+        self._binary = binary  # output stays bytes
         self._job_status = job_status
         self._cluster_status = cluster_status
+        self._job_output = job_output
+        self._feeds: dict[int, Feed] = {}  # of jobs that are followed, by seq
+        self._filling = Lock()  # so that provisional results don't overwrite ends
+        self._running: dict[int, tuple[DispyJob, DispyNode | None]] = {}  # by seq
         self._nodes: dict[int, DispyNode] = {}
         self._rows: dict[tuple[str, str], DispyNode] = {}  # the same, by address and name
 
@@ -62,13 +117,11 @@ class Ledger:
 
     def wait_idle(self, timeout: float | None) -> bool:
         """Wait until no job is pending; False if that took too long."""
-        with self.change:
-            return self.change.wait_for(lambda: not self.pending or self.closed, timeout)
+        return self._wait(lambda: not self.pending or self.closed, timeout)
 
     def wait_closed(self, timeout: float | None) -> bool:
         """Wait until the broker has closed the cluster; False if that took too long."""
-        with self.change:
-            return self.change.wait_for(lambda: self.closed, timeout)
+        return self._wait(lambda: self.closed, timeout)
 
     def stop_accepting(self, even_if_pending: bool) -> bool:
         """Take no more jobs from now on; False, and nothing changes, while jobs are pending."""
@@ -83,12 +136,38 @@ class Ledger:
         with self.lock:
             return list(self._rows.values())
 
+    def jobs_at(self, node: DispyNode) -> list[DispyJob]:
+        """Return the jobs that are known to be running at a node."""
+        running = list(self._running.values())
+        return [job for job, at in running if at is node]
+
+    def follow(self, job: DispyJob) -> Iterator[Output]:
+        """Return an iterator over what a job prints. Raises `RuntimeError` if there is one."""
+        with self._filling:
+            feed = self._feeds.get(job._seq)
+            ended = job.status >= DispyJob.Cancelled
+            if feed is None and not ended:
+                feed = self._feeds[job._seq] = self._new_feed(job)
+        if feed is None:
+            return whole(as_text(job.stdout), as_text(job.stderr))
+        follower = feed.follow()
+        self.hand_over(Follow(self._number, job._seq))
+        return follower
+
+    def order(self, order: Order) -> None:
+        """Hand an order to the session."""
+        self.hand_over(order)
+
     def orphan(self) -> None:
         """In a forked child: whatever was going on goes on in the parent."""
         self.lock = Lock()
         self.change = Condition(self.lock)
         self.accepting = False
         self.closed = True
+        self._filling = Lock()
+        self.requests.orphan()
+        for feed in self._feeds.values():
+            feed.orphan()
 
     def created(self, job: DispyJob) -> None:
         """Tell the user's callback about a new job, before anything else about it is told."""
@@ -101,8 +180,51 @@ class Ledger:
         """These jobs are running, since a time in seconds since the epoch."""
         node = self._nodes.get(node_id)
         for job, start in jobs:
-            if job.status == DispyJob.Created:
+            if job._seq in self._running:
+                job.start_time = start  # it has said something before
+            elif job.status == DispyJob.Created:
                 self._begin(job, node, start)
+
+    def requeue(self, jobs: list[DispyJob]) -> None:
+        """These jobs wait again: they failed, or their node was lost."""
+        for job in jobs:
+            if job._seq not in self._running:
+                continue
+            self._leave(job)
+            with self._filling:
+                job.status = DispyJob.Created
+                job.result = job.start_time = job.host = None
+            if self._cluster_status is not None:
+                self.listener.post(self._cluster_status, DispyJob.Created, None, job)
+
+    def provisional(self, node_id: int, job: DispyJob, record: JobRecord) -> None:
+        """A job tells a provisional result; it waits for being heard."""
+        node = self._meet(node_id, job, record)
+        if self._job_status is None and self._cluster_status is None:
+            self._say_provisional(job, node, record)
+        else:
+            self.listener.post(self._say_provisional, job, node, record)
+
+    def received(self, node_id: int, job: DispyJob, record: JobRecord) -> None:
+        """A job sends a piece of a file; somebody else writes it."""
+        self._meet(node_id, job, record)
+
+    def printed(self, node_id: int, job: DispyJob, record: JobRecord) -> None:
+        """A job tells what it has printed."""
+        self._meet(node_id, job, record)
+        feed = self._feeds.get(job._seq)
+        if feed is None and self._job_output is not None:
+            feed = self._feeds[job._seq] = self._new_feed(job)
+        if feed is None:  # nobody wants to know
+            self._hear(job._seq, record.attempt, record.number)
+        elif feed.put(record) and self._job_output is not None:
+            self.listener.post(feed.deliver, self._job_output, job)
+
+    def sent(self, node_id: int, count: int) -> None:
+        """So many bytes of files went to a node."""
+        node = self._nodes.get(node_id)
+        if node is not None:
+            node.tx += count
 
     def end(self, node_id: int, jobs: list[tuple[DispyJob, JobResult]]) -> None:
         """These jobs have ended."""
@@ -125,9 +247,10 @@ class Ledger:
         with self.lock:
             row = self._rows.get((info.address, info.name))
             if row is None:
-                row = DispyNode(address, info.name, info.cpus)
+                row = DispyNode(address, info.name, info.cpus, info.address)
                 self._rows[info.address, info.name] = row
             self._nodes[info.id] = row
+            row._id = info.id
         row.status = DispyNode.Initialized
         row.cpus, row.avail_cpus = info.cpus, cpus or info.cpus
         row.update_time = time.time()
@@ -136,34 +259,118 @@ class Ledger:
     def node_down(self, node_id: int) -> None:
         """A node gets no more jobs; those it still has may yet end."""
         node = self._nodes.get(node_id)
-        if node is not None and node.status != DispyNode.Closed:
+        if node is not None and node._id == node_id and node.status != DispyNode.Closed:
             node.status = DispyNode.Closed
             self._tell(DispyNode.Closed, node, None)
+
+    def node_alive(self, node_id: int, vitals: Vitals) -> None:
+        """A node tells what it has to spare."""
+        node = self._nodes.get(node_id)
+        if node is not None:
+            node.avail_info = avail_info(vitals)
+            node.update_time = time.time()
+            self._tell(DispyNode.AvailInfo, node, None)
+
+    def offered(self, info: NodeInfo, vitals: Vitals | None) -> None:
+        """Somebody has to decide how much of a node is used."""
+        if self.offers is not None:
+            self.listener.post(self.offers.decide, info, avail_info(vitals))
 
     def close(self) -> None:
         """Nothing more will happen; wake whoever waits for it."""
         for node_id in list(self._nodes):
             self.node_down(node_id)
+        self.requests.close()
         with self.change:
             self.accepting = False
             self.closed = True
             self.change.notify_all()
 
+    def _wait(self, done: Callable[[], bool], timeout: float | None) -> bool:
+        if callbacks.is_here():
+            return callbacks.serve_until(done, timeout)
+        with self.change:
+            return self.change.wait_for(done, timeout)
+
+    def _meet(self, node_id: int, job: DispyJob, record: JobRecord) -> DispyNode | None:
+        """Note that a job has said something, so that it is running."""
+        if job._seq not in self._running and job.status == DispyJob.Created:
+            self._begin(job, self._nodes.get(node_id), time.time())
+        node = self._running.get(job._seq, (job, None))[1]
+        if node is not None:
+            node.rx += payload_bytes(record)
+        return node
+
     def _begin(self, job: DispyJob, node: DispyNode | None, start: float) -> None:
         job.status = DispyJob.Running
         job.start_time = start
+        self._running[job._seq] = (job, node)
         if node is not None:
             job.host = node.ip_addr
             node.busy += 1
         if self._cluster_status is not None:
             self.listener.post(self._cluster_status, DispyJob.Running, node, job)
 
+    def _leave(self, job: DispyJob) -> None:
+        """Note that a job isn't running any more."""
+        _, node = self._running.pop(job._seq, (job, None))
+        if node is not None:
+            node.busy -= 1
+
+    def _say_provisional(self, job: DispyJob, node: DispyNode | None, record: JobRecord) -> None:
+        """Show a provisional result to the user, then let the job go on."""
+        error = ""
+        try:
+            shown = self._as_provisional(job, load(*_body(record)))
+        except BaseException as failure:  # unpickling runs the user's code
+            error = f"can't be unpickled: {type(failure).__name__}: {failure}"
+            logger.warning("a provisional result of job %s %s", job.id, error)
+        else:
+            if self._job_status is not None:
+                callbacks.call(self._job_status, shown)
+            if self._cluster_status is not None:
+                callbacks.call(self._cluster_status, DispyJob.ProvisionalResult, node, shown)
+        self._hear(record.seq, record.attempt, record.number, error)
+
+    def _hear(self, seq: int, attempt: int, number: int, error: str = "") -> None:
+        self.hand_over(Hear(self._number, seq, attempt, number, error))
+
+    def _new_feed(self, job: DispyJob) -> Feed:
+        return Feed(partial(self._hear, job._seq))
+
+    def _end_output(self, job: DispyJob, result: JobResult) -> None:
+        """Tell what a followed job has printed and didn't come while it ran."""
+        feed = self._feeds.pop(job._seq, None)
+        stdout, stderr = _printed(result)
+        if feed is None and self._job_output is not None and (stdout or stderr):
+            feed = self._new_feed(job)
+        if feed is not None:
+            feed.end(result.attempt, stdout, stderr)
+            if self._job_output is not None:
+                self.listener.post(feed.deliver, self._job_output, job)
+
+    def _as_provisional(self, job: DispyJob, value: object) -> DispyJob:
+        """Put a provisional result into a job, unless it has ended; return a copy that has it.
+
+        The job itself may end at any moment, and callbacks read it more than once.
+        """
+        with self._filling:
+            if job.status < DispyJob.Cancelled:
+                job.result, job.status = value, DispyJob.ProvisionalResult
+            shown = copy.copy(job)
+        shown.result, shown.status = value, DispyJob.ProvisionalResult
+        return shown
+
     def _end(self, job: DispyJob, node: DispyNode | None, result: JobResult) -> None:
         if job.status == DispyJob.Created and self._cluster_status is not None and result.start:
             self._begin(job, node, result.start)  # it was too short to be told of before
+        if job._seq in self._running:
+            self._leave(job)
         if node is not None:
             _count(job, node, result)
-        fill(job, result)
+        fill(job, result, self._binary, self._filling)
+        if self._feeds or self._job_output is not None:
+            self._end_output(job, result)
         if self._job_status is not None:
             self.listener.post(self._job_status, job)
         if self._cluster_status is not None:
@@ -174,45 +381,70 @@ class Ledger:
             self.listener.post(self._cluster_status, status, node, job)
 
 
-def fill(job: DispyJob, result: JobResult) -> None:
-    """Put into a job how it ended, and set its event."""
-    status = result.status
-    job.start_time = result.start or job.start_time
-    job.end_time = result.end or None
-    job.exception = None if status == FINISHED else UNSAID[status]
-    if result.payload or result.parts:
-        status = _unpack(job, result)
-    job._spec = None
-    # Only now, and then the event: whoever waits for it, or makes it later, sees all of it.
-    job.status = status
+def avail_info(vitals: Vitals | None) -> DispyNodeAvailInfo | None:
+    """What a node has to spare, as users see it."""
+    if vitals is None:
+        return None
+    return DispyNodeAvailInfo(vitals.cpu, vitals.memory, vitals.disk, vitals.swap)
+
+
+def fill(job: DispyJob, result: JobResult, binary: bool = False, filling: Lock = _ALONE) -> None:
+    """Put into a job how it ended, and set its event.
+
+    ``binary``: its output stays bytes. ``filling`` is held while the job is being changed.
+    """
+    left = _unpack(result, binary) if result.payload or result.parts else Left(result.status)
+    with filling:
+        job.start_time = result.start or job.start_time
+        job.end_time = result.end or None
+        job.result = left.value
+        job.exception = left.exception
+        job.exc = left.exc
+        if left.stdout is not None:
+            job.stdout, job.stderr = left.stdout, left.stderr
+        job._spec = None
+        # Only now, and then the event: whoever waits for it, or makes it later, sees all of it.
+        job.status = left.status
     if job._finish is not None:
         job._finish.set()
 
 
-def _unpack(job: DispyJob, result: JobResult) -> int:
-    """Put what a job process has packed into the job; return the status that this gives."""
+def _unpack(result: JobResult, binary: bool) -> Left:
+    """Unpack what a job process has packed."""
     body, buffers = _body(result)
+    left = Left(result.status)
     try:
         value, stdout, stderr, exception = unpack_result(body)
-        job.stdout = stdout.decode("utf-8", "replace") if stdout else ""
-        job.stderr = stderr.decode("utf-8", "replace") if stderr else ""
-        job.exception = exception or job.exception
+        left.stdout = stdout if binary else stdout.decode("utf-8", "replace")
+        left.stderr = stderr if binary else stderr.decode("utf-8", "replace")
+        left.exception = exception or left.exception
         if result.status == FINISHED:
-            job.result = load(value, buffers)
+            left.value = load(value, buffers)
         elif value:
-            job.exc = _exception(value, buffers)
+            left.exc = _exception(value, buffers)
     except BaseException as error:  # unpickling runs the user's code, which may raise anything
-        job.exception = f"the result can't be unpickled: {type(error).__name__}: {error}"
-        job.exc = error
-        return TERMINATED
-    return result.status
+        left.status = TERMINATED
+        left.exception = f"the result can't be unpickled: {type(error).__name__}: {error}"
+        left.exc = error
+    return left
 
 
-def _body(result: JobResult) -> tuple[Buffer, list[Large]]:
-    """Return a result's body and the buffers that belong to its value."""
+def _body(result: JobResult | JobRecord) -> tuple[Buffer, list[Large]]:
+    """Return a body and the buffers that belong to its value."""
     if result.payload:
         return result.payload, result.parts
     return result.parts[0].tobytes(), result.parts[1:]
+
+
+def _printed(result: JobResult) -> tuple[bytes, bytes]:
+    """Return what a job has printed, as far as it is known."""
+    if not (result.payload or result.parts):
+        return b"", b""
+    try:
+        body = unpack_result(_body(result)[0])
+    except ProtocolError:  # which the job's exception says
+        return b"", b""
+    return body.stdout, body.stderr
 
 
 def _exception(value: Buffer, buffers: list[Large]) -> BaseException | None:
@@ -227,8 +459,6 @@ def _exception(value: Buffer, buffers: list[Large]) -> BaseException | None:
 def _count(job: DispyJob, node: DispyNode, result: JobResult) -> None:
     """Add a job to what is known of its node."""
     job.host = node.ip_addr
-    if job.status == DispyJob.Running:
-        node.busy -= 1
     if job._spec is not None:
         node.tx += payload_bytes(job._spec)
     node.rx += payload_bytes(result)

@@ -102,6 +102,11 @@ def start(broker_port: int) -> str:
         return _node.name
 
 
+def name() -> str:
+    """Return the name of the private node; "" if there is none."""
+    return "" if _node is None else _node.name
+
+
 def stop() -> None:
     """End the private node, if there is one."""
     global _node

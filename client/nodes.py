@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterable
 from typing import ClassVar, NamedTuple
 
 
@@ -19,9 +21,9 @@ class DispyNode:
 
     Attributes, to be read only: ``ip_addr``, ``name``, ``cpus``, ``avail_cpus`` (CPUs that the
     cluster may use), ``busy`` (jobs known to be running there now), ``jobs_done``,
-    ``cpu_time`` (seconds that its jobs took, by the clock), ``tx``, ``rx`` (bytes of arguments
-    and of results), ``update_time`` (seconds since the epoch), ``avail_info``
-    (`DispyNodeAvailInfo` or None) and ``status`` (one of the constants below).
+    ``cpu_time`` (seconds that its jobs took, by the clock), ``tx``, ``rx`` (bytes sent to it and
+    received from it: arguments, results and files), ``update_time`` (seconds since the epoch),
+    ``avail_info`` (`DispyNodeAvailInfo` or None) and ``status`` (one of the constants below).
     """
 
     Initialized: ClassVar[int] = 4  # ready for jobs
@@ -29,6 +31,8 @@ class DispyNode:
     AvailInfo: ClassVar[int] = 17
 
     __slots__ = (
+        "_address",
+        "_id",
         "avail_cpus",
         "avail_info",
         "busy",
@@ -43,7 +47,9 @@ class DispyNode:
         "update_time",
     )
 
-    def __init__(self, ip_addr: str, name: str, cpus: int) -> None:
+    def __init__(self, ip_addr: str, name: str, cpus: int, address: str = "") -> None:
+        self._address = address  # of its door, "host:port"
+        self._id = 0  # at the broker
         self.ip_addr = ip_addr
         self.name = name
         self.cpus = cpus
@@ -59,3 +65,43 @@ class DispyNode:
 
     def __repr__(self) -> str:
         return f"<DispyNode {self.ip_addr} ({self.name}), {self.cpus} CPUs>"
+
+
+def find(known: Iterable[DispyNode], wanted: object) -> DispyNode | None:
+    """Find the node that a user means: an object, an address, "address:port" or a host name.
+
+    Of several, one that is ready is preferred. Raises `TypeError` for what is none of these.
+    """
+    if isinstance(wanted, DispyNode):
+        matching = [node for node in known if node is wanted]
+        matching += [
+            node
+            for node in known
+            if (node.ip_addr, node.name, node._address)
+            == (wanted.ip_addr, wanted.name, wanted._address)
+        ]
+    elif isinstance(wanted, str):
+        matching = _find_by_name(list(known), wanted)
+    else:
+        raise TypeError(f"node must be a DispyNode, an address or a host name, not {wanted!r}")
+    matching.sort(key=lambda node: node.status == DispyNode.Closed)
+    return matching[0] if matching else None
+
+
+def _find_by_name(known: list[DispyNode], wanted: str) -> list[DispyNode]:
+    matching = [node for node in known if wanted in (node.ip_addr, node.name, node._address)]
+    if matching:
+        return matching
+    host, colon, port = wanted.rpartition(":")
+    if not (colon and port.isdigit() and ":" not in host):
+        host, port = wanted, ""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return []
+    addresses = {str(info[4][0]) for info in found}
+    return [
+        node
+        for node in known
+        if node.ip_addr in addresses and (not port or node._address.endswith(f":{port}"))
+    ]

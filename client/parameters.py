@@ -11,39 +11,70 @@ import socket
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from dispy.protocol.folders import FileNameError, parts_of
+from dispy.protocol.messages import FileSpec, JobOptions
+
 from .allocate import PORT_MAX, beyond_loopback
 from .errors import NotSupportedError
+from .log import logger
 
 PULSE_MIN_S = 0.1
 PULSE_MAX_S = 1000.0
 PULSE_S = 5.0  # the default
 GRACE_S = 5.0  # from the interrupt of a cancelled job to the end of its process
 GRACE_MAX_S = 3600.0
+YEAR_S = 366 * 86400.0  # the most that may be waited for
+RETRIES_MAX = 1_000_000
+PRIORITY_MAX = 1 << 31
 
 INSTEAD = {  # of what isn't supported yet
     "certfile": "leave it out: there is no traffic beyond this machine yet",
-    "cleanup": "leave it out: files and processes of a computation are always removed",
-    "depends": "define or import what the function needs inside its own module",
-    "dest_path": "leave it out: every computation gets a folder of its own",
-    "dispy_job_depends": "pass what the job needs as arguments",
     "ext_host": "leave it out: nodes never connect to the client",
     "ipv4_udp_multicast": "name the nodes in nodes=",
     "keyfile": "leave it out: there is no traffic beyond this machine yet",
-    "ping_interval": "name the nodes in nodes=",
-    "poll_interval": "leave it out: results come without polling",
-    "recover_file": "keep the program running until the jobs have ended",
     "secret": "leave it out: there is no traffic beyond this machine yet",
-    "setup": "set things up in the function itself, when it is first called",
 }
 
 
 class Options(NamedTuple):
-    """What a computation says about its jobs: see `messages.OpenCluster`."""
+    """What a computation says about its jobs: see `messages.ComputationSpec`."""
 
     reentrant: bool
     max_tasks: int  # 0: no limit
     pulse_s: float
     grace_s: float
+    setup_s: float  # 0: no limit
+
+
+class JobDefaults(NamedTuple):
+    """What holds for the jobs of a cluster that don't say anything else."""
+
+    timeout_s: float  # 0: no limit
+    retries: int
+    priority: int
+    follow: bool  # what they print is told
+
+    def options(
+        self,
+        timeout: Any = None,
+        retries: Any = None,
+        priority: Any = None,
+        node: int = 0,
+        files: list[FileSpec] | None = None,
+    ) -> JobOptions | None:
+        """Return the options of a job; None: it has none. Raises for a wrong one, naming it."""
+        read = JobOptions(
+            self.priority if priority is None else _priority("dispy_job_priority", priority),
+            self.timeout_s if timeout is None else check_seconds("dispy_job_timeout", timeout),
+            self.retries if retries is None else _retries("dispy_job_retries", retries),
+            node,
+            self.follow,
+            files or [],
+        )
+        return None if read == NO_OPTIONS else read
+
+
+NO_OPTIONS = JobOptions()
 
 
 def refuse_unsupported(**given: object) -> None:
@@ -80,16 +111,67 @@ def check_port(name: str, port: Any) -> None:
 
 
 def read_options(
-    reentrant: Any, max_tasks_per_child: Any, pulse_interval: Any, cancel_grace: Any
+    reentrant: Any,
+    max_tasks_per_child: Any,
+    pulse_interval: Any,
+    cancel_grace: Any,
+    setup_timeout: Any = None,
 ) -> Options:
     """Check what a computation says about its jobs, and put defaults in place."""
     if not isinstance(reentrant, bool):
         raise TypeError(f"reentrant must be True or False, not {reentrant!r}")
     pulse_s = PULSE_S
     if pulse_interval is not None:
-        pulse_s = _seconds("pulse_interval", pulse_interval, PULSE_MIN_S, PULSE_MAX_S)
-    grace_s = _seconds("cancel_grace", cancel_grace, 0.0, GRACE_MAX_S)
-    return Options(reentrant, _max_tasks(max_tasks_per_child), pulse_s, grace_s)
+        pulse_s = check_seconds("pulse_interval", pulse_interval, PULSE_MIN_S, PULSE_MAX_S)
+    grace_s = check_seconds("cancel_grace", cancel_grace, 0.0, GRACE_MAX_S)
+    setup_s = 0.0 if setup_timeout is None else check_seconds("setup_timeout", setup_timeout)
+    return Options(reentrant, _max_tasks(max_tasks_per_child), pulse_s, grace_s, setup_s)
+
+
+def read_job_defaults(timeout: Any, retries: Any, priority: Any, follow: bool) -> JobDefaults:
+    """Check what a cluster says about each of its jobs."""
+    timeout_s = 0.0 if timeout is None else check_seconds("timeout", timeout)
+    return JobDefaults(
+        timeout_s, _retries("retries", retries), _priority("priority", priority), follow
+    )
+
+
+def read_dest_path(dest_path: Any) -> str:
+    """Return the folder to use at nodes, below their own; "": a new one."""
+    if dest_path is None or dest_path == "":
+        return ""
+    if not isinstance(dest_path, str):
+        raise TypeError(f"dest_path must be the path of a folder, not {dest_path!r}")
+    relative = dest_path.strip("/")
+    if dest_path.startswith("/"):
+        logger.warning("dest_path: %s is taken to be below the folder of nodes", dest_path)
+    try:
+        return "/".join(parts_of(relative))
+    except FileNameError as error:
+        raise ValueError(f"dest_path: {error}") from None
+
+
+def check_needless(name: str, value: Any) -> None:
+    """Accept a number of seconds for something that happens without it."""
+    if value is not None:
+        check_seconds(name, value, 0.0, YEAR_S)
+        logger.debug("%s isn't needed: nodes and results come by themselves", name)
+
+
+def check_int(name: str, value: Any) -> int:
+    """Allow a whole number."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    return value
+
+
+def check_seconds(name: str, value: Any, least: float = 0.0, most: float = YEAR_S) -> float:
+    """Allow a number of seconds in these limits."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be from {least:g} to {most:g} seconds, not {value}")
+    return float(value)
 
 
 def _max_tasks(value: Any) -> int:
@@ -102,12 +184,16 @@ def _max_tasks(value: Any) -> int:
     return value
 
 
-def _seconds(name: str, value: Any, least: float, most: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    if not least <= value <= most:
-        raise ValueError(f"{name} must be from {least:g} to {most:g} seconds, not {value}")
-    return float(value)
+def _retries(name: str, value: Any) -> int:
+    if not 0 <= check_int(name, value) <= RETRIES_MAX:
+        raise ValueError(f"{name} must be from 0 to {RETRIES_MAX}, not {value}")
+    return int(value)
+
+
+def _priority(name: str, value: Any) -> int:
+    if not -PRIORITY_MAX < check_int(name, value) < PRIORITY_MAX:
+        raise ValueError(f"{name} must be between {-PRIORITY_MAX} and {PRIORITY_MAX}")
+    return int(value)
 
 
 def _is_loopback(host: str) -> bool:

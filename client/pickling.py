@@ -1,20 +1,20 @@
 """Python objects to payloads and back.
 
-The plain C pickler does what it can; cloudpickle does the rest, and whatever belongs to the
-program itself, which nodes don't have. What neither can pickle raises here, in the caller.
+The plain C pickler does what it can; `CodePickler` does the rest. What neither can pickle raises
+here, in the caller. Which definitions nodes have already, the `Vocabulary` knows.
 """
 
 from __future__ import annotations
 
+import functools
+import io
 import pickle
 import sys
-import sysconfig
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from dispy.protocol.errors import DispyError
 from dispy.protocol.messages import Buffer, Large
@@ -23,10 +23,17 @@ from dispy.protocol.wire import chunked
 
 from .culprit import find_culprit
 
+if TYPE_CHECKING:
+    from .codepickler import CodePickler
+
 PROTOCOL = 5  # the first with out-of-band buffers
 NO_PARTS: list[Large] = []  # shared, so that a small job doesn't need a list of its own
 LARGE_TYPES = (bytes, bytearray)
-FIND_MAIN = b"__main__"
+LRU_CACHE = functools._lru_cache_wrapper
+DEFINED = (type, FunctionType, LRU_CACHE)  # what goes by its name, or by value as code
+
+Roots: TypeAlias = "Sequence[tuple[str, object]]"  # what is pickled, each with a name for people
+MakePickler: TypeAlias = "Callable[[io.BytesIO, int, OutOfBand], CodePickler]"
 
 _registry_lock = threading.RLock()  # of cloudpickle's list of modules to pickle by value
 
@@ -42,13 +49,6 @@ class Pickled(NamedTuple):
     parts: list[Large]
 
 
-class Program(NamedTuple):
-    """What belongs to the user's program, so that nodes don't have it: it goes by value."""
-
-    modules: tuple[str, ...]  # beside __main__
-    marks: tuple[bytes, ...]  # what gives them away in a pickle
-
-
 class OutOfBand(list[pickle.PickleBuffer]):
     """The buffers that pickle leaves out: large ones, as many as can be counted."""
 
@@ -60,34 +60,58 @@ class OutOfBand(list[pickle.PickleBuffer]):
         return False
 
 
-def dump_arguments(
-    args: tuple[object, ...], kwargs: dict[str, object], program: Program
-) -> Pickled:
-    """Pickle the arguments of one job.
+class Dumped(NamedTuple):
+    """What a pickler has made, and the pickler, which knows what it has met."""
 
-    Raises `PicklingError` naming the path to the culprit, such as ``args[1].lock``.
+    pickler: CodePickler
+    stream: bytes
+    buffers: OutOfBand
+
+    def packed(self) -> Pickled:
+        """Make a payload of it."""
+        return pack(self.stream, self.buffers)
+
+
+def dump(value: object, buffers: OutOfBand) -> bytes:
+    """Pickle by reference; the fastest way. Raises whatever pickling raises."""
+    return pickle.dumps(value, PROTOCOL, buffer_callback=buffers)
+
+
+def dump_by_value(value: object, roots: Roots, make_pickler: MakePickler) -> Dumped:
+    """Pickle code as well. Raises `PicklingError`, by the names in ``roots``.
+
+    ``make_pickler`` is given the file, the protocol and what takes the buffers.
     """
-    value = (args, kwargs)
+    buffers = OutOfBand()
+    stream = io.BytesIO()
+    pickler = make_pickler(stream, PROTOCOL, buffers)
+    with by_value(pickler.by_value):
+        try:
+            pickler.dump(value)
+        except Exception as error:
+            culprit = find_culprit(roots, _can_pickle) or f"{roots[0][0]}: {error}"
+            raise PicklingError(f"can't pickle {culprit} ({error})") from error
+    return Dumped(pickler, stream.getvalue(), buffers)
+
+
+def leave_out(args: tuple[object, ...]) -> tuple[object, ...]:
+    """Let large arguments travel beside the pickle stream."""
     for argument in args:
         if type(argument) in LARGE_TYPES and len(argument) >= INLINE_BYTES:  # type: ignore[arg-type]
-            value = (tuple(map(_leave_out, args)), kwargs)
-            break
-    buffers = OutOfBand()
-    try:
-        stream = pickle.dumps(value, PROTOCOL, buffer_callback=buffers)
-    except Exception:  # perhaps cloudpickle can; if not, it raises in its turn
-        stream = b""
-    for mark in program.marks:
-        if not stream or mark in stream:
-            return _dump_arguments_by_value(args, kwargs, value, program)
+            return tuple(map(_leave_out, args))
+    return args
+
+
+def pack(stream: bytes, buffers: OutOfBand) -> Pickled:
+    """Make a payload of a pickle stream and the buffers that belong to it."""
     if len(stream) < INLINE_BYTES and not buffers:
         return Pickled(pack_object((), stream), NO_PARTS)
-    return _pack(stream, buffers)
-
-
-def dump_function(function: object, name: str, program: Program) -> Pickled:
-    """Pickle the computation itself. Raises `PicklingError`."""
-    return _dump_by_value(function, [(name, function)], program)
+    flags = [buffer.raw().readonly for buffer in buffers]
+    parts = [chunked(_snapshot(buffer)) for buffer in buffers]
+    packed = pack_object(flags, stream)
+    if len(packed) < INLINE_BYTES:
+        return Pickled(packed, parts)
+    return Pickled(b"", [chunked(packed), *parts])
 
 
 def load(packed: Buffer, parts: Sequence[Large]) -> Any:
@@ -102,36 +126,6 @@ def load(packed: Buffer, parts: Sequence[Large]) -> Any:
         for read_only, part in zip(flags, parts, strict=True)
     ]
     return pickle.loads(stream, buffers=buffers)
-
-
-def find_program(functions: Sequence[object]) -> Program:
-    """Find the user's modules that these functions or classes come from."""
-    names = {str(getattr(function, "__module__", "")) for function in functions}
-    names |= {name.partition(".")[0] for name in names}  # its package: that's in there as well
-    modules = tuple(sorted(name for name in names if _is_of_user(sys.modules.get(name))))
-    return Program(modules, (FIND_MAIN, *(module.encode() for module in modules)))
-
-
-def _dump_arguments_by_value(
-    args: tuple[object, ...], kwargs: dict[str, object], value: object, program: Program
-) -> Pickled:
-    roots = [(f"args[{i}]", argument) for i, argument in enumerate(args)]
-    roots += [(f"kwargs[{name!r}]", argument) for name, argument in kwargs.items()]
-    return _dump_by_value(value, roots, program)
-
-
-def _dump_by_value(value: object, roots: Sequence[tuple[str, object]], program: Program) -> Pickled:
-    """Pickle with cloudpickle; explain a failure by the names in ``roots``."""
-    import cloudpickle  # 50 ms, and many programs' arguments don't need it
-
-    buffers = OutOfBand()
-    with _by_value(program.modules):
-        try:
-            stream = cloudpickle.dumps(value, PROTOCOL, buffer_callback=buffers)
-        except Exception as error:
-            culprit = find_culprit(roots, _can_pickle) or f"{roots[0][0]}: {error}"
-            raise PicklingError(f"can't pickle {culprit} ({error})") from error
-    return _pack(stream, buffers)
 
 
 def _can_pickle(value: object) -> bool:
@@ -151,15 +145,6 @@ def _leave_out(argument: object) -> object:
     return argument
 
 
-def _pack(stream: bytes, buffers: OutOfBand) -> Pickled:
-    flags = [buffer.raw().readonly for buffer in buffers]
-    parts = [chunked(_snapshot(buffer)) for buffer in buffers]
-    packed = pack_object(flags, stream)
-    if len(packed) < INLINE_BYTES:
-        return Pickled(packed, parts)
-    return Pickled(b"", [chunked(packed), *parts])
-
-
 def _snapshot(buffer: pickle.PickleBuffer) -> Buffer:
     """Return bytes that nobody can change between now and when they are sent."""
     view = buffer.raw()
@@ -169,38 +154,18 @@ def _snapshot(buffer: pickle.PickleBuffer) -> Buffer:
 
 
 @contextmanager
-def _by_value(modules: Sequence[str]) -> Iterator[None]:
+def by_value(modules: Iterable[str]) -> Iterator[None]:
     """Let cloudpickle pickle these modules by value, for now."""
     import cloudpickle
 
     with _registry_lock:
         known = cloudpickle.list_registry_pickle_by_value()
-        loaded = [sys.modules[name] for name in modules if name in sys.modules]
-        added = [module for module in loaded if module.__name__ not in known]
-        for module in added:
+        loaded = {name: sys.modules[name] for name in modules if name in sys.modules}
+        added = {name: module for name, module in loaded.items() if name not in known}
+        for module in added.values():
             cloudpickle.register_pickle_by_value(module)
         try:
             yield
         finally:
-            for module in added:
+            for module in added.values():
                 cloudpickle.unregister_pickle_by_value(module)
-
-
-def _is_of_user(module: ModuleType | None) -> bool:
-    """Whether nodes can't be expected to have a module: it isn't installed like others."""
-    if module is None or module.__name__.partition(".")[0] in ("__main__", "dispy"):
-        return False  # __main__ goes by value anyway, and nodes have dispy
-    places = [getattr(module, "__file__", None), *getattr(module, "__path__", [])]
-    files = [Path(place).resolve() for place in places if place]
-    return bool(files) and not any(
-        file.is_relative_to(folder) for file in files for folder in _installed()
-    )
-
-
-def _installed() -> list[Path]:
-    """The folders of the standard library and of installed packages."""
-    import site
-
-    folders = {sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
-    folders |= {*site.getsitepackages(), site.getusersitepackages()}
-    return [Path(folder).resolve() for folder in folders]

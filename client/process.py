@@ -9,6 +9,8 @@ import atexit
 import itertools
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from dispy.broker import embedded
 from dispy.protocol import identity
@@ -16,7 +18,8 @@ from dispy.protocol.exchange import Exchange
 
 from . import callbacks, local
 from ._version import __version__
-from .session import Open, Session
+from .job import OWNERS
+from .session import Session
 
 EXIT_S = 3.0  # how long unclosed clusters may take to close when the program ends
 
@@ -44,18 +47,18 @@ def start_broker(port: int) -> embedded.Broker:
         return _broker
 
 
-def open_cluster(broker: embedded.Broker, order: Open) -> Session:
-    """Give a new cluster to the session with a broker; return the session."""
+@contextmanager
+def session_with(broker: embedded.Broker) -> Iterator[Session]:
+    """Give the session with a broker, which isn't ended while it gets a new cluster."""
     with _lock:
         session = _sessions.get(broker.address)
         if session is None or not session.alive():
             me = identity.describe("client", __version__)
             exchange = Exchange(me, broker, identity.random_name)
-            session = Session(broker.address, broker, exchange)
+            session = Session(broker.address, broker, exchange, f"127.0.0.1:{broker.port}")
             session.start()
             _sessions[broker.address] = session
-        session.hand_over(order)
-        return session
+        yield session
 
 
 def end(timeout_s: float = EXIT_S) -> None:
@@ -88,6 +91,7 @@ def _forget() -> None:
     for session in _sessions.values():
         session.orphan()
     _sessions.clear()
+    OWNERS.clear()
     callbacks.forget()
     local.forget()
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
 
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.exchange import (
@@ -23,45 +24,50 @@ from dispy.protocol.exchange import (
     Left,
     Received,
 )
-from dispy.protocol.messages import OpenCluster
+from dispy.protocol.messages import FILE, PROVISIONAL
 
-from .core import Begun, Closed, Core, Effect, Ended, NodeDown, NodeUp, Send, Warned
+from .core import (
+    Answered,
+    Begun,
+    Closed,
+    Core,
+    Effect,
+    Ended,
+    Known,
+    NodeAlive,
+    NodeDown,
+    NodeUp,
+    Offered,
+    Requeued,
+    Send,
+    Sending,
+    Silent,
+    Told,
+    Wanted,
+    Warned,
+)
+from .filework import FileWork, Pieces, Written
 from .job import DispyJob
 from .ledger import Ledger
 from .log import logger
+from .orders import (
+    Ask,
+    AskWhy,
+    Cancel,
+    Close,
+    Define,
+    Follow,
+    Forget,
+    Hear,
+    Open,
+    Order,
+    Use,
+)
+from .recording import Recordings
 
 ORDERS_MAX = 5_000  # taken at a time, so that the network gets its turn
 PAUSE_MAX_S = 1.0
 STOP_S = 2.0  # how long the thread may take to end
-
-
-class Open(NamedTuple):
-    """Order: begin with a cluster."""
-
-    opening: OpenCluster
-    ledger: Ledger
-
-
-class Cancel(NamedTuple):
-    """Order: end a job."""
-
-    cluster: int
-    seq: int
-
-
-class Close(NamedTuple):
-    """Order: end a cluster and all of its jobs."""
-
-    cluster: int
-
-
-class Forget(NamedTuple):
-    """Order of the session to itself: no job of this cluster can be in the queue any more."""
-
-    cluster: int
-
-
-Order: TypeAlias = DispyJob | Open | Cancel | Close | Forget
 
 
 class Waiter(Protocol):
@@ -80,11 +86,13 @@ class Waiter(Protocol):
 class Session:
     """One broker, and the clusters of this process there."""
 
-    def __init__(self, address: str, bus: Waiter, exchange: Exchange) -> None:
+    def __init__(self, address: str, bus: Waiter, exchange: Exchange, door: str = "") -> None:
         self.address = address
         self._bus = bus
         self._exchange = exchange
         self._core = Core()
+        self._files = FileWork(self.hand_over)
+        self._recordings = Recordings(door)
         self._ledgers: dict[int, Ledger] = {}
         self.orders: deque[Order] = deque()
         self._sleeping = False
@@ -138,6 +146,8 @@ class Session:
         opening = [order.ledger for order in self.orders if type(order) is Open]
         for ledger in [*self._ledgers.values(), *opening]:
             ledger.orphan()
+        self._files.forget()
+        self._recordings.forget()
 
     # -- the thread ----------------------------------------------------------------------
 
@@ -159,6 +169,8 @@ class Session:
             self._take_orders()
             self._core.give_up(reason)
             self._carry_out(self._core.take())
+        self._recordings.flush(time.monotonic())
+        self._files.stop()
         self._bus.close()
 
     def _step(self) -> None:
@@ -166,6 +178,7 @@ class Session:
         self._take_orders()
         self._carry_out(self._core.take())
         now = time.monotonic()
+        self._recordings.flush(now)
         self._exchange.flush(now)
         self._sleeping = True
         pause = 0.0 if self.orders or self._stopping else self._pause(now)
@@ -179,7 +192,8 @@ class Session:
         self._core.tick(now)
 
     def _pause(self, now: float) -> float:
-        until = min(self._exchange.deadline(), self._core.deadline(), now + PAUSE_MAX_S)
+        deadlines = (self._exchange, self._core, self._recordings)
+        until = min(now + PAUSE_MAX_S, *[owner.deadline() for owner in deadlines])
         return max(0.0, until - now)
 
     def _take_orders(self) -> None:
@@ -188,15 +202,50 @@ class Session:
             order = orders.popleft()
             if type(order) is DispyJob:
                 core.submit(order._cluster, order)
-            elif type(order) is Cancel:
-                core.cancel(order.cluster, order.seq)
-            elif type(order) is Close:
-                core.close(order.cluster)
-            elif type(order) is Open:
-                self._ledgers[order.opening.cluster] = order.ledger
-                core.open(order.opening, time.monotonic())
-            elif type(order) is Forget:
-                del self._ledgers[order.cluster]
+            else:
+                self.ORDERS[type(order)](self, order)
+
+    def _open(self, order: Open) -> None:
+        number = order.opening.cluster
+        ledger = self._ledgers[number] = order.ledger
+        ledger.hand_over = self.hand_over
+        spec = order.opening.computation
+        self._recordings.open(number, spec.name, bool(spec.program), order.recover_file)
+        self._core.open(order.opening, time.monotonic())
+
+    def _define(self, order: Define) -> None:
+        self._core.define(order.cluster, order.layers)
+
+    def _cancel(self, order: Cancel) -> None:
+        self._core.cancel(order.cluster, order.seq)
+
+    def _follow(self, order: Follow) -> None:
+        self._core.follow(order.cluster, order.seq)
+
+    def _hear(self, order: Hear | Written) -> None:
+        self._core.hear(*order)
+
+    def _use(self, order: Use) -> None:
+        self._core.allocate(order.message, order.address)
+
+    def _ask(self, order: Ask) -> None:
+        self._core.request(order.message)
+
+    def _ask_why(self, order: AskWhy) -> None:
+        self._core.explain(order.cluster, order.request, order.seq)
+
+    def _send_pieces(self, order: Pieces) -> None:
+        ledger = self._ledgers.get(order.cluster)
+        if ledger is not None:
+            sizes = [len(p.data) + sum([part.size for part in p.parts]) for p in order.pieces]
+            ledger.sent(order.node, sum(sizes))
+        self._core.send_pieces(order.cluster, order.node, order.pieces)
+
+    def _close(self, order: Close) -> None:
+        self._core.close(order.cluster)
+
+    def _forget(self, order: Forget) -> None:
+        del self._ledgers[order.cluster]
 
     def _handle(self, events: list[Event], now: float) -> None:
         for event in events:
@@ -230,18 +279,97 @@ class Session:
 
     def _carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:
-            if type(effect) is Send:
+            if isinstance(effect, Send):
                 self._exchange.send(self._broker, effect.message)
-            elif type(effect) is Warned:
+            elif isinstance(effect, Warned):
                 logger.warning(effect.text)
-            elif type(effect) is Closed:
-                self._ledgers[effect.cluster].close()  # after that, no job comes any more
-                self.orders.append(Forget(effect.cluster))
-            elif type(effect) is Ended:
-                self._ledgers[effect.cluster].end(effect.node, effect.jobs)
-            elif type(effect) is Begun:
-                self._ledgers[effect.cluster].begin(effect.node, effect.jobs)
-            elif type(effect) is NodeUp:
-                self._ledgers[effect.cluster].node_up(effect.node, effect.cpus)
-            elif type(effect) is NodeDown:
-                self._ledgers[effect.cluster].node_down(effect.node)
+            else:
+                self.EFFECTS[type(effect)](self, effect, self._ledgers[effect.cluster])
+
+    def _on_sending(self, effect: Sending, ledger: Ledger) -> None:
+        self._recordings.sent(effect.cluster, effect.jobs)
+
+    def _on_known(self, effect: Known, ledger: Ledger) -> None:
+        self._recordings.opened(effect.cluster, effect.computation, self._broker)
+
+    def _on_ended(self, effect: Ended, ledger: Ledger) -> None:
+        self._recordings.ended(effect.cluster, [result.seq for _, result in effect.jobs])
+        ledger.end(effect.node, effect.jobs)
+
+    def _on_begun(self, effect: Begun, ledger: Ledger) -> None:
+        self._recordings.running(effect.cluster, effect.node, [job._seq for job, _ in effect.jobs])
+        ledger.begin(effect.node, effect.jobs)
+
+    def _on_requeued(self, effect: Requeued, ledger: Ledger) -> None:
+        ledger.requeue(effect.jobs)
+
+    def _on_told(self, effect: Told, ledger: Ledger) -> None:
+        for job, record in effect.records:
+            if record.kind == PROVISIONAL:
+                ledger.provisional(effect.node, job, record)
+            elif record.kind == FILE:
+                ledger.received(effect.node, job, record)
+                self._files.write(effect.cluster, record, ledger.folder)
+            else:
+                ledger.printed(effect.node, job, record)
+
+    def _on_silent(self, effect: Silent, ledger: Ledger) -> None:
+        for seq in effect.jobs:
+            self._files.drop_job(effect.cluster, seq)
+
+    def _on_node_up(self, effect: NodeUp, ledger: Ledger) -> None:
+        self._recordings.node(effect.cluster, effect.node)
+        ledger.node_up(effect.node, effect.cpus)
+
+    def _on_node_down(self, effect: NodeDown, ledger: Ledger) -> None:
+        ledger.node_down(effect.node)
+
+    def _on_node_alive(self, effect: NodeAlive, ledger: Ledger) -> None:
+        ledger.node_alive(effect.node, effect.vitals)
+
+    def _on_offered(self, effect: Offered, ledger: Ledger) -> None:
+        ledger.offered(effect.node, effect.vitals)
+
+    def _on_wanted(self, effect: Wanted, ledger: Ledger) -> None:
+        if ledger.blobs is not None:
+            self._files.read(ledger.blobs, effect.cluster, effect.node, effect.ranges)
+
+    def _on_answered(self, effect: Answered, ledger: Ledger) -> None:
+        ledger.requests.answer(effect.request, effect.code, effect.text)
+
+    def _on_closed(self, effect: Closed, ledger: Ledger) -> None:
+        self._recordings.closed(effect.cluster)
+        self._files.drop(effect.cluster)
+        ledger.close()  # after that, no job comes any more
+        self.orders.append(Forget(effect.cluster))
+
+    ORDERS: ClassVar[dict[type, Callable[[Session, Any], None]]] = {
+        Open: _open,
+        Define: _define,
+        Cancel: _cancel,
+        Follow: _follow,
+        Hear: _hear,
+        Written: _hear,
+        Use: _use,
+        Ask: _ask,
+        AskWhy: _ask_why,
+        Pieces: _send_pieces,
+        Close: _close,
+        Forget: _forget,
+    }
+    EFFECTS: ClassVar[dict[type, Callable[[Session, Any, Ledger], None]]] = {
+        Sending: _on_sending,
+        Known: _on_known,
+        Ended: _on_ended,
+        Begun: _on_begun,
+        Requeued: _on_requeued,
+        Told: _on_told,
+        Silent: _on_silent,
+        NodeUp: _on_node_up,
+        NodeDown: _on_node_down,
+        NodeAlive: _on_node_alive,
+        Offered: _on_offered,
+        Wanted: _on_wanted,
+        Answered: _on_answered,
+        Closed: _on_closed,
+    }

@@ -14,6 +14,8 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+from node_option import command_line
+
 import dispy
 
 NOT_SOURCES = {"__pycache__", "site-packages"}
@@ -48,10 +50,9 @@ def files_below(tree: Path, limit: int) -> list[Path]:
     return sources[:limit]
 
 
-def by_jobs(contents: dict[Path, bytes], node: str | None) -> Outcome:
+def by_jobs(contents: dict[Path, bytes], nodes: list[str] | None) -> Outcome:
     """Compute all summaries on nodes."""
     began = time.perf_counter()
-    nodes = [node] if node else None
     # The jobs are short and leave nothing behind, so they may share processes.
     with dispy.JobCluster(summarize, nodes=nodes, max_tasks_per_child=None) as cluster:
         jobs = {path: cluster.submit(content) for path, content in contents.items()}
@@ -98,8 +99,7 @@ def compare(jobs: Outcome, here: Outcome, size_bytes: int) -> int:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--node", metavar="HOST:PORT", help="use this node and no other")
+    parser = command_line(__doc__)
     standard_library = Path(sysconfig.get_paths()["stdlib"])
     parser.add_argument("--tree", type=Path, default=standard_library)
     parser.add_argument("--limit", type=int, default=800, help="at most so many files")
@@ -114,7 +114,7 @@ def main() -> int:
         return 1
     print(f"{len(contents):,} files of {options.tree}", flush=True)
     size_bytes = sum(map(len, contents.values()))
-    jobs = by_jobs(contents, options.node)
+    jobs = by_jobs(contents, options.nodes)
     return 1 if compare(jobs, by_this_process(contents), size_bytes) else 0
 
 

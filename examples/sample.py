@@ -10,6 +10,8 @@ import random
 import socket
 import time
 
+from node_option import command_line
+
 import dispy
 
 JOBS = 20
@@ -22,8 +24,7 @@ def compute(seconds: float) -> tuple[str, float]:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--node", metavar="HOST:PORT", help="use this node and no other")
+    parser = command_line(__doc__)
     parser.add_argument("--longest", type=float, default=0.25, help="limit of a job's seconds")
     return parser.parse_args()
 
@@ -44,8 +45,7 @@ def report(job: dispy.DispyJob) -> bool:
 
 def main() -> int:
     options = arguments()
-    nodes = [options.node] if options.node else None
-    with dispy.JobCluster(compute, nodes=nodes) as cluster:
+    with dispy.JobCluster(compute, nodes=options.nodes) as cluster:
         jobs = [cluster.submit(random.uniform(0, options.longest)) for _ in range(JOBS)]
         well = [report(job) for job in jobs]
         cluster.print_status()

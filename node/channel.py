@@ -25,6 +25,16 @@ KIND = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
+def pack(value: object) -> bytes:
+    """Return plain values as bytes, for another process of this node."""
+    return marshal.dumps(value)
+
+
+def unpack(data: bytes) -> Any:
+    """Undo `pack`."""
+    return marshal.loads(data)
+
+
 class ChannelClosed(Exception):
     """The other end is gone."""
 

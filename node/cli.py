@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PORT = 9700  # the base: the node's own door is the next one
 LOOPBACK = ("127.", "localhost", "::1")
+UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}  # powers of two
 EPILOG = """\b
 Examples:
   dispy-node                       all CPUs, waiting at 127.0.0.1:9701
@@ -29,6 +30,18 @@ Examples:
 \b
 Exit codes: 0 stopped as asked; 1 can't run here; 2 wrong options.
 """
+
+
+class Offer(NamedTuple):
+    """What the daemon's settings will be, before the daemon may be imported."""
+
+    name: str
+    cpus: int
+    door: str
+    broker: str
+    blobs: Path
+    files: Path
+    max_file_bytes: int
 
 
 def _cpus(context: click.Context, parameter: click.Parameter, value: int) -> int:
@@ -50,6 +63,14 @@ def _host(context: click.Context, parameter: click.Parameter, value: str) -> str
             "yet: use 127.0.0.1"
         )
     return "127.0.0.1" if value == "localhost" else value
+
+
+def _size(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """How many bytes are meant by "10m" and the like."""
+    number, unit = (value[:-1], value[-1:].lower()) if value[-1:].isalpha() else (value, "")
+    if not number.isdecimal() or unit not in UNITS:
+        raise click.BadParameter(f"{value!r} is not a number, or one with k, m, g or t")
+    return int(number) << UNITS[unit]
 
 
 def _broker(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -93,6 +114,23 @@ def _broker(context: click.Context, parameter: click.Parameter, value: str) -> s
     help="Folder for the files of computations  [default: a new temporary one]",
 )
 @click.option(
+    "--max-file-size",
+    "--max_file_size",
+    "max_file_bytes",
+    default="0",
+    show_default=True,
+    metavar="N[kmgt]",
+    callback=_size,
+    help="Refuse larger files, in bytes, KiB, MiB, GiB or TiB; 0: no limit.",
+)
+@click.option(
+    "--client-shutdown",
+    "--client_shutdown",
+    "client_shutdown",
+    is_flag=True,
+    help="Let a computation's cleanup stop the node, by dispynode_shutdown().",
+)
+@click.option(
     "--broker", default="", metavar="HOST[:PORT]", callback=_broker, help="Dial this broker."
 )
 @click.option("--private", is_flag=True, hidden=True, help="End when stdin does; open no door.")
@@ -104,6 +142,8 @@ def main(
     port: int,
     name: str,
     prefix: Path | None,
+    max_file_bytes: int,
+    client_shutdown: bool,
     broker: str,
     private: bool,
     debug: bool,
@@ -123,7 +163,12 @@ def main(
         door = f"{host}:{port and port + 1}"
     try:
         with tempfile.TemporaryDirectory(prefix="dispy-node-", dir=_made(prefix)) as folder:
-            _serve(Path(folder), name or socket.gethostname(), cpus, door, broker, private)
+            blobs, files = Path(folder, "blobs"), prefix or Path(folder, "files")
+            for made in (blobs, files):
+                made.mkdir(mode=0o700, parents=True, exist_ok=True)
+            name = name or socket.gethostname()
+            offer = Offer(name, cpus, door, broker, blobs, files, max_file_bytes)
+            _serve(Path(folder), offer, client_shutdown, private)
     except OSError as error:
         raise click.ClickException(str(error)) from None
 
@@ -134,12 +179,12 @@ def _made(prefix: Path | None) -> Path | None:
     return prefix
 
 
-def _serve(folder: Path, name: str, cpus: int, door: str, broker: str, private: bool) -> None:
+def _serve(folder: Path, offer: Offer, client_shutdown: bool, private: bool) -> None:
     """Start the zygote first, then all that it must not inherit."""
     from .launcher import Launcher
 
-    names = {"dispy_node_name": name, "dispy_node_ip_addr": "127.0.0.1"}
-    launcher = Launcher(folder, names)
+    names = {"dispy_node_name": offer.name, "dispy_node_ip_addr": "127.0.0.1"}
+    launcher = Launcher(folder, names, offer.blobs, offer.files, client_shutdown)
     launcher.start()
     from dispy.protocol.transport import Bus
 
@@ -150,11 +195,11 @@ def _serve(folder: Path, name: str, cpus: int, door: str, broker: str, private: 
     bus = Bus()
     launcher.attach(bus)
     try:
-        settings = Settings(__version__, name, cpus, door, broker)
+        settings = Settings(__version__, *offer)
         daemon = NodeDaemon(settings, launcher, bus)
     except OSError as error:
         launcher.close(1.0)
-        raise OSError(_taken(door, error)) from None
+        raise OSError(_taken(offer.door, error)) from None
     _stop_on_signals(daemon)
     if private:
         _stop_with_stdin(daemon)

@@ -1,4 +1,4 @@
-"""The node's shell: sockets, processes and clock around the agent. It decides nothing.
+"""The node's shell: sockets, processes, files and clock around the agent. It decides nothing.
 
 The launcher starts the zygote before this module is imported, since importing it loads
 ZeroMQ: no job process may ever hold a descriptor of the node's sockets.
@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.exchange import (
@@ -29,11 +30,20 @@ from dispy.protocol.transport import Bus
 from . import launcher as processes
 from .core import Agent
 from .effects import (
+    Acknowledge,
+    DefineLayers,
     Destroy,
+    DropBlob,
     Effect,
+    FollowOutput,
     Give,
     Goodbye,
     Interrupt,
+    KeepPiece,
+    Leave,
+    Measure,
+    Put,
+    Retire,
     Revoke,
     Send,
     Spawn,
@@ -41,6 +51,9 @@ from .effects import (
     StopTemplate,
     Terminate,
 )
+from .fetching import STORE_BYTES
+from .store import SpoiledBlob, Store, idle_bytes
+from .vitals import Gauge
 
 log = logging.getLogger("dispy.node")
 CLOSE_S = 4.0  # to end all processes when the node is stopped
@@ -56,6 +69,9 @@ class Settings:
     cpus: int
     door: str  # "host:port" to listen at; empty: no door of its own
     broker: str  # "host:port" to dial; empty: wait to be dialled
+    blobs: Path  # the store's folder
+    files: Path  # where the folders of computations are
+    max_file_bytes: int = 0  # larger files are refused; 0: none are
 
 
 class NodeDaemon:
@@ -64,7 +80,14 @@ class NodeDaemon:
     def __init__(self, settings: Settings, launcher: processes.Launcher, bus: Bus) -> None:
         self.bus = bus
         self.launcher = launcher
-        self.agent = Agent(settings.cpus, time.time() - time.monotonic())
+        self.store = Store(settings.blobs)
+        self.gauge = Gauge(settings.files)
+        self.agent = Agent(
+            settings.cpus,
+            time.time() - time.monotonic(),
+            idle_bytes(settings.blobs, STORE_BYTES),
+            settings.max_file_bytes,
+        )
         self.settings = settings
         self.address = bus.listen(settings.door) if settings.door else ""
         identity = describe(
@@ -97,6 +120,7 @@ class NodeDaemon:
         self.agent.stop()
         self._round(time.monotonic())
         self.launcher.close(CLOSE_S)
+        self.store.close()
         self.bus.close()
 
     def _deadline(self) -> float:
@@ -132,8 +156,12 @@ class NodeDaemon:
         if isinstance(event, Received):
             self.agent.receive(event.peer, event.message, now)
         elif isinstance(event, Joined):
-            log.info("working for %s", event.identity.name)
-            self.agent.joined(event.peer, event.identity, event.undelivered, now)
+            vitals = self.gauge.read()
+            self.agent.joined(event.peer, event.identity, event.undelivered, now, vitals)
+            if self.agent.broker == event.peer:
+                log.info("working for %s", event.identity.name)
+            else:
+                log.info("%s gets the results that were kept for it", event.identity.name)
         elif isinstance(event, Back):
             self.agent.back(event.peer)
         elif isinstance(event, Away):
@@ -159,29 +187,76 @@ class NodeDaemon:
         for event in self.launcher.take_events():
             if isinstance(event, processes.Outcomes):
                 agent.outcomes(event.worker, event.results, now)
+            elif isinstance(event, processes.Recorded):
+                agent.recorded(event.worker, event.records)
             elif isinstance(event, processes.WorkerExited):
                 output = (event.stdout, event.stderr)
                 agent.worker_exited(event.worker, event.started, event.reason, output, now)
-            elif isinstance(event, processes.TemplateReady):
-                agent.template_ready(event.computation)
-            elif isinstance(event, processes.TemplateFailed):
-                agent.template_failed(event.computation, event.reason)
-            elif isinstance(event, processes.TemplateGone):
-                agent.template_gone(event.computation)
             else:
-                log.error("the process that starts job processes died; starting it anew")
+                self._report_template(event)
+
+    def _report_template(self, event: processes.Event) -> None:
+        agent = self.agent
+        if isinstance(event, processes.TemplateReady):
+            agent.template_ready(event.computation)
+        elif isinstance(event, processes.TemplateFailed):
+            agent.template_failed(event.computation, event.reason)
+        elif isinstance(event, processes.TemplateGone):
+            agent.template_gone(event.computation)
+        elif isinstance(event, processes.FilePlaced):
+            agent.file_placed(event.computation, event.request, event.error)
+        elif isinstance(event, processes.LayerFailed):
+            log.error("definitions could not be loaded: %s", event.reason)
+        elif isinstance(event, processes.ShutdownAsked):
+            log.info("a computation asks the node to stop")
+            agent.shutdown_asked()
+        else:
+            log.error("the process that starts job processes died; starting it anew")
 
     # -- what the agent wants -------------------------------------------------------------
 
     def _carry_out(self, effect: Effect, now: float) -> None:
         if isinstance(effect, Send):
             self.exchange.send(effect.peer, effect.message)
-        elif isinstance(effect, Goodbye):
-            self.exchange.goodbye(effect.peer, effect.reason)
         elif isinstance(effect, Revoke):
             self.agent.revoked(effect.worker, self.launcher.revoke(effect.worker), now)
+        elif isinstance(effect, KeepPiece):
+            self._keep_piece(effect)
+        elif isinstance(effect, DropBlob):
+            self.store.drop(effect.digest)
+        elif isinstance(effect, Goodbye):
+            self._say_goodbye(effect, now)
+        elif isinstance(effect, Measure):
+            vitals = self.gauge.read()
+            if vitals is not None:
+                self.agent.measured(vitals)
+        elif isinstance(effect, Leave):
+            self._stopping = True
         else:
             self._launch(effect)
+
+    def _say_goodbye(self, effect: Goodbye, now: float) -> None:
+        link = self.exchange.links.get(effect.peer)
+        if effect.keep and link is not None:
+            self.agent.kept_for(effect.peer, link.undelivered(), now)
+        self.exchange.goodbye(effect.peer, effect.reason)
+
+    def _keep_piece(self, piece: KeepPiece) -> None:
+        """Write to the disk; whatever is wrong with it concerns this blob only."""
+        digest = piece.digest
+        try:
+            if piece.offset and not self.store.has_begun(digest):
+                return  # an earlier piece of the same moment could not be written
+            self.store.write(digest, piece.offset, piece.buffers)
+            if piece.last:
+                self.store.commit(digest)
+                self.agent.blob_kept(digest)
+        except SpoiledBlob:
+            self.agent.blob_spoiled(digest)
+        except OSError as error:
+            reason = f"it can't be written at the node: {error.strerror or error}"
+            log.warning("blob %s: %s", digest.hex()[:12], reason)
+            self.agent.blob_failed(digest, reason)
 
     def _launch(self, effect: Effect) -> None:
         launcher = self.launcher
@@ -189,13 +264,28 @@ class NodeDaemon:
             launcher.give(effect.worker, effect.jobs)
         elif isinstance(effect, Spawn):
             launcher.spawn(effect.computation, effect.worker, effect.max_tasks)
-        elif isinstance(effect, StartTemplate):
-            launcher.prepare(effect.computation, effect.prepare.name, effect.prepare.code)
-        elif isinstance(effect, StopTemplate):
-            launcher.release(effect.computation)
+        elif isinstance(effect, Acknowledge):
+            launcher.acknowledge(*effect)
+        elif isinstance(effect, FollowOutput):
+            launcher.follow(effect.worker, effect.seq, effect.attempt)
+        elif isinstance(effect, Retire):
+            launcher.retire(effect.worker)
         elif isinstance(effect, Interrupt):
             launcher.interrupt(effect.worker)
         elif isinstance(effect, Terminate):
             launcher.terminate(effect.worker)
         elif isinstance(effect, Destroy):
             launcher.kill(effect.worker)
+        else:
+            self._set_up(effect)
+
+    def _set_up(self, effect: Effect) -> None:
+        launcher = self.launcher
+        if isinstance(effect, StartTemplate):
+            launcher.prepare(effect.prepare)
+        elif isinstance(effect, DefineLayers):
+            launcher.define(effect.computation, effect.layers)
+        elif isinstance(effect, Put):
+            launcher.put(effect.computation, effect.request, effect.file)
+        elif isinstance(effect, StopTemplate):
+            launcher.release(effect.computation, effect.keep)

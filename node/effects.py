@@ -4,21 +4,52 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from dispy.protocol.messages import Body, JobSpec, Prepare
+from dispy.protocol.messages import Body, Buffer, Code, FileSpec, JobSpec, Prepare
 
 
 class Send(NamedTuple):
-    """Send a message to the broker."""
+    """Send a message to a broker."""
 
     peer: str
     message: Body
 
 
 class Goodbye(NamedTuple):
-    """End the session with a broker."""
+    """End the session with a broker.
+
+    ``keep``: hand what it has not acknowledged to `Agent.kept_for`.
+    """
 
     peer: str
     reason: str
+    keep: bool = False
+
+
+class Leave(NamedTuple):
+    """Stop the node: a computation asked for it, and all are gone."""
+
+
+class Measure(NamedTuple):
+    """Look at what the node has to spare; answered by `Agent.measured`."""
+
+
+class KeepPiece(NamedTuple):
+    """Append a piece to a blob; at offset 0, begin it anew.
+
+    Answered by `Agent.blob_failed` when that can't be done; after the ``last`` piece by
+    `Agent.blob_kept` or `Agent.blob_spoiled`.
+    """
+
+    digest: bytes
+    offset: int
+    buffers: list[Buffer]
+    last: bool
+
+
+class DropBlob(NamedTuple):
+    """Remove a blob, or the part of it that is here."""
+
+    digest: bytes
 
 
 class StartTemplate(NamedTuple):
@@ -28,10 +59,29 @@ class StartTemplate(NamedTuple):
     prepare: Prepare
 
 
-class StopTemplate(NamedTuple):
-    """End a computation's template, all its job processes and whatever they left."""
+class DefineLayers(NamedTuple):
+    """Load more layers of code; job processes that are forked from now on know them."""
 
     computation: int
+    layers: list[Code]
+
+
+class StopTemplate(NamedTuple):
+    """End a computation's template, all its job processes and whatever they left.
+
+    ``keep``: its files stay.
+    """
+
+    computation: int
+    keep: bool = False
+
+
+class Put(NamedTuple):
+    """Copy a file from the store to the computation; answered by `Agent.file_placed`."""
+
+    computation: int
+    request: int
+    file: FileSpec
 
 
 class Spawn(NamedTuple):
@@ -47,6 +97,12 @@ class Give(NamedTuple):
 
     worker: int
     jobs: list[JobSpec]
+
+
+class Retire(NamedTuple):
+    """End a job process that has no jobs: its code is out of date."""
+
+    worker: int
 
 
 class Revoke(NamedTuple):
@@ -73,15 +129,42 @@ class Destroy(NamedTuple):
     worker: int
 
 
+class Acknowledge(NamedTuple):
+    """Tell a job process that the client has dealt with its records up to ``number``."""
+
+    worker: int
+    seq: int
+    attempt: int
+    number: int
+    error: str
+
+
+class FollowOutput(NamedTuple):
+    """Tell from now on what an attempt prints."""
+
+    worker: int
+    seq: int
+    attempt: int
+
+
 Effect: TypeAlias = (
     Send
     | Goodbye
+    | Leave
+    | Measure
+    | KeepPiece
+    | DropBlob
     | StartTemplate
+    | DefineLayers
     | StopTemplate
+    | Put
     | Spawn
     | Give
+    | Retire
     | Revoke
     | Interrupt
     | Terminate
     | Destroy
+    | Acknowledge
+    | FollowOutput
 )

@@ -16,10 +16,23 @@ import tempfile
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import NamedTuple, TypeAlias
 
+from dispy.protocol.blobs import file_name
 from dispy.protocol.errors import ProtocolError
-from dispy.protocol.messages import FINISHED, TERMINATED, Buffer, JobResult, JobSpec
+from dispy.protocol.messages import (
+    FINISHED,
+    RECORD_BYTES,
+    TERMINATED,
+    Buffer,
+    FileSpec,
+    JobRecord,
+    JobResult,
+    JobSpec,
+)
 
+from .conversation import Conversation
+from .plan import FileEntry
 from .runner import (
     EMPTIED,
     EXIT_UNREACHABLE,
@@ -27,12 +40,14 @@ from .runner import (
     OUTBOX_BYTES,
     OUTBOX_HEAD,
     OUTPUT_BYTES,
+    PROVISIONAL,
+    RETURNED,
     TOKEN,
     USED,
     cut_mark,
     head_of,
 )
-from .traffic import Block, Ended, Intake, pack_blocks
+from .traffic import Block, Ended, Intake, pack_blocks, pack_files, pack_heard
 
 # A signal that comes just before a system call doesn't end it: Python answers it afterwards. So
 # an interrupt is repeated, at each tick; the job process takes no notice of any but the first.
@@ -41,12 +56,27 @@ GIVEN_MAX = 4096  # jobs that a process may hold: their tokens must fit into a p
 READ_BYTES = 1 << 18
 READS = 16  # at a time, so that one process with a large result holds nobody up
 BUFFERS = 64  # in one system call
+STRANGE = "a job process sent the result of a job that it doesn't have"
+REFUSAL_CHARS = 10000  # of why a record was refused
+
+
+Said: TypeAlias = JobResult | JobRecord
+
+
+class Places(NamedTuple):
+    """Where a job with files finds things."""
+
+    jobs: str  # folder for the folders of jobs
+    base: str  # folder of the computation
+    blobs: str  # folder of the store
 
 
 class JobProcess:
     """One job process, from its descriptors to its end."""
 
-    def __init__(self, worker: int, computation: int, max_tasks: int) -> None:
+    def __init__(
+        self, worker: int, computation: int, max_tasks: int, places: Places | None = None
+    ) -> None:
         """Open everything that the process needs. Raises `OSError`, with nothing left open."""
         self.worker = worker
         self.computation = computation
@@ -55,6 +85,12 @@ class JobProcess:
         self._repeats = 0  # of the interrupt, still to come
         self.fault = ""  # why we gave it up
         self.silent = False  # it has closed its end
+        self.retired = False  # ended by us, since it is out of date
+        self._places = places
+        self._conversation: Conversation | None = None  # of the first job without a result
+        self._own_records = 0  # that it has sent, ever
+        self._followed: set[tuple[int, int]] = set()  # attempts whose output is to be told
+        self._nudged = 0  # the number of the job that was told so
         self._given = 0  # jobs, and the number of the last one
         self._revoked = 0  # of these
         self._jobs: deque[tuple[int, int, int]] = deque()  # number, seq, attempt; no result yet
@@ -116,14 +152,30 @@ class JobProcess:
         assert len(self._jobs) + len(jobs) <= GIVEN_MAX
         first = self._given + 1
         self._given += len(jobs)
-        numbered = enumerate(jobs, first)
-        self._jobs.extend([(number, job.seq, job.attempt) for number, job in numbered])
-        self._unsent.extend(pack_blocks(first, jobs))
+        numbered_jobs = list(enumerate(jobs, first))
+        self._jobs.extend([(number, job.seq, job.attempt) for number, job in numbered_jobs])
+        blocks = pack_blocks(first, jobs)
+        self._unsent.extend(blocks)
+        for number, job in numbered_jobs:
+            if job.options is not None:
+                self._give_special(number, job, blocks)
         self.flush()  # first the jobs, then the tokens: whoever has a token finds its job
         if self._outbox is not None:
             tokens = [TOKEN.pack(number) for number in range(first, self._given + 1)]
             with suppress(OSError):  # it has died
                 os.write(self._tokens[1], b"".join(tokens))
+
+    def _give_special(self, number: int, job: JobSpec, blocks: list[Block]) -> None:
+        """See to what a job asks for; its block is among these."""
+        assert job.options is not None
+        if job.options.follow:
+            self._followed.add((job.seq, job.attempt))
+        if job.options.files and self._places is not None:
+            jobs, base, blobs = self._places
+            folder = f"{jobs}/{self.worker}-{number}"
+            files = [tuple(entry_of(file)) for file in job.options.files]
+            block = max((each for each in blocks if each.first <= number), key=_first_of)
+            block.buffers.insert(0, pack_files(number, (folder, base, blobs, files)))
 
     def flush(self) -> None:
         """Write as much as the process takes."""
@@ -148,7 +200,8 @@ class JobProcess:
             return 0
         self._revoked += len(numbers)
         for _ in numbers:
-            self._jobs.pop()
+            _, *attempt = self._jobs.pop()
+            self._followed.discard((attempt[0], attempt[1]))
         while self._unsent and self._unsent[-1].first >= numbers[0]:
             self._unsent.pop()
         return len(numbers)
@@ -178,20 +231,20 @@ class JobProcess:
 
     # -- results back ----------------------------------------------------------------------
 
-    def receive(self) -> list[JobResult]:
-        """Return what has arrived. ``silent`` says that was all, ``fault`` that it's nonsense."""
+    def receive(self) -> list[Said]:
+        """Return what has arrived, in order. ``silent`` says that was all, ``fault`` that it's nonsense."""
         return self._receive(READS)
 
-    def _receive(self, reads: int) -> list[JobResult]:
+    def _receive(self, reads: int) -> list[Said]:
         try:
             while reads and self._receive_once() > 0:
                 reads -= 1
         except ProtocolError as error:
             self.fault = str(error)
-        results, fit = self._accept(self._intake.take())
+        said, fit = self._accept(self._intake.take())
         if not fit:
-            self.fault = "a job process sent the result of a job that it doesn't have"
-        return results
+            self.fault = self.fault or STRANGE
+        return said
 
     def _receive_once(self) -> int:
         """Read once; return how many bytes, 0: the end, -1: nothing there."""
@@ -213,7 +266,7 @@ class JobProcess:
         # Less than asked for was all there is: no need to be told so.
         return len(data) if len(data) == READ_BYTES or self._intake.target is not None else -1
 
-    def peek(self) -> list[JobResult]:
+    def peek(self) -> list[Said]:
         """Return results that wait for company in the outbox of a living process."""
         if self._outbox is None or not self._jobs:
             return []
@@ -230,24 +283,97 @@ class JobProcess:
         # When these don't fit, earlier ones are still on their way through the socket.
         return self._accept(intake.take())[0]
 
-    def _accept(self, ended: list[Ended]) -> tuple[list[JobResult], bool]:
-        """Match results with the jobs that were given; return those that have not come before.
+    def _accept(self, ended: list[Ended]) -> tuple[list[Said], bool]:
+        """Match results and records with the jobs that were given; leave out what came before.
 
         Also whether all fit: each was of a job that the process has, and none was left out.
         """
-        results = []
-        for number, returned, start, end, payload, parts in ended:
+        said: list[Said] = []
+        for number, kind, start, end, payload, parts in ended:
             if self._jobs and number == self._jobs[0][0]:
+                if kind >= PROVISIONAL:
+                    try:
+                        said.append(self._converse().tell(kind - 1, payload, parts))
+                    except ProtocolError as error:
+                        self.fault = str(error)
+                        return said, False
+                    continue
                 _, seq, attempt = self._jobs.popleft()
-                status = FINISHED if returned else TERMINATED
-                results.append(JobResult(seq, attempt, status, start, end, payload, parts))
+                status = FINISHED if kind == RETURNED else TERMINATED
+                said.append(JobResult(seq, attempt, status, start, end, payload, parts))
+                if self._conversation or self._followed:
+                    self._end_conversation(seq, attempt)
             elif number > (self._jobs[0][0] - 1 if self._jobs else self._given):
-                return results, False
-        return results, True
+                return said, False
+        return said, True
+
+    # -- records ---------------------------------------------------------------------------
+
+    def _converse(self) -> Conversation:
+        """Return the conversation of the first job without a result."""
+        if self._conversation is None:
+            _, seq, attempt = self._jobs[0]
+            self._conversation = Conversation(seq, attempt, self._own_records)
+        return self._conversation
+
+    def _end_conversation(self, seq: int, attempt: int) -> None:
+        if self._conversation is not None:
+            self._own_records = self._conversation.own
+        self._conversation = None
+        self._followed.discard((seq, attempt))
+
+    def acknowledge(self, seq: int, attempt: int, number: int, error: str) -> None:
+        """Tell the process that the client has dealt with records of its present job."""
+        talk = self._conversation
+        if talk is None or (talk.seq, talk.attempt) != (seq, attempt):
+            return
+        heard, refusal = talk.hear(number, error)
+        if heard:
+            # Before the jobs that wait, but not into what is half written.
+            begun = int(bool(self._unsent) and not self._unsent[0].first)
+            self._unsent.insert(begun, Block(0, [pack_heard(heard, refusal[:REFUSAL_CHARS])]))
+            self.flush()
+
+    def follow(self, seq: int, attempt: int) -> None:
+        """Have the output of a job told, if the process has it."""
+        if any(job[1:] == (seq, attempt) for job in self._jobs):
+            self._followed.add((seq, attempt))
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether the output of the first job without a result is to be told."""
+        return bool(self._followed and self._jobs) and self._jobs[0][1:] in self._followed
+
+    def needs_nudge(self) -> bool:
+        """Whether the process is still to be told, once, that its job is followed."""
+        if not self.is_followed or self._nudged == self._jobs[0][0]:
+            return False
+        self._nudged = self._jobs[0][0]
+        return True
+
+    def read_more_output(self) -> list[Said]:
+        """Return what the followed job has written since the last time, and what it has said.
+
+        What has been read is of that job only when it has no result even then: a process
+        empties its output files after it has sent a result.
+        """
+        number = self._jobs[0][0]
+        talk = self._converse()
+        read = [
+            os.pread(fd, min(RECORD_BYTES, OUTPUT_BYTES - told), told)
+            for fd, told in zip(self._outputs, talk.told, strict=True)
+        ]
+        said = [] if self.silent else self._receive(READS)
+        said += self.peek()
+        if not self.fault and self._jobs and self._jobs[0][0] == number:
+            for stream, data in enumerate(read, 1):
+                if data and talk.has_room:
+                    said.append(talk.tell_output(stream, data))
+        return said
 
     # -- what is left ----------------------------------------------------------------------
 
-    def last_results(self) -> list[JobResult]:
+    def last_results(self) -> list[Said]:
         """Return the results that a dead process has sent or left behind."""
         results = [] if self.fault or self.silent else self._receive(-1)
         return results + self.peek()
@@ -275,7 +401,7 @@ class JobProcess:
 
     def explain(self, code: int, peak_kib: int) -> str:
         """Say why a process that ended this way has left a job without a result."""
-        if self.fault:
+        if self.fault or self.retired:
             return self.fault
         if code == EXIT_UNREACHABLE:
             return "the job closed the connection between its process and the node"
@@ -290,6 +416,15 @@ class JobProcess:
         if signum == signal.SIGKILL:
             return f"{text}: likely out of memory (it used {peak_kib // 1024} MiB), or by hand"
         return text
+
+
+def entry_of(file: FileSpec) -> FileEntry:
+    """Return a file as those see it who place it."""
+    return FileEntry(file.path, file_name(file.digest), file.size, file.mode, file.mtime)
+
+
+def _first_of(block: Block) -> int:
+    return block.first
 
 
 def describe_signal(signum: int) -> str:

@@ -20,11 +20,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from dispy.protocol.messages import Buffer, JobResult, JobSpec
+from dispy.protocol.folders import FileNameError, parts_of
+from dispy.protocol.messages import (
+    Buffer,
+    Code,
+    FileSpec,
+    JobRecord,
+    JobResult,
+    JobSpec,
+    Prepare,
+)
 
-from . import channel
+from . import channel, jobfolder
 from .channel import Channel, ChannelClosed
-from .jobprocess import JobProcess, describe_signal, open_memory
+from .jobprocess import JobProcess, Places, Said, describe_signal, entry_of, open_memory
+from .plan import LayerEntry, Plan
 
 _READ = selectors.EVENT_READ
 _READ_WRITE = selectors.EVENT_READ | selectors.EVENT_WRITE
@@ -56,6 +66,32 @@ class Outcomes(NamedTuple):
     results: list[JobResult]
 
 
+class Recorded(NamedTuple):
+    """What a running job has said, in order, also among the `Outcomes` of its worker."""
+
+    worker: int
+    records: list[JobRecord]
+
+
+class LayerFailed(NamedTuple):
+    """A later layer of code can't be loaded; jobs that need it will fail."""
+
+    computation: int
+    reason: str
+
+
+class FilePlaced(NamedTuple):
+    """After `put`: the file is there, unless ``error`` says why not."""
+
+    computation: int
+    request: int
+    error: str
+
+
+class ShutdownAsked(NamedTuple):
+    """The cleanup function of a computation wants the node to stop."""
+
+
 class WorkerExited(NamedTuple):
     """A job process has ended; comes after all its results.
 
@@ -76,7 +112,16 @@ class ZygoteLost(NamedTuple):
 
 
 Event: TypeAlias = (
-    TemplateReady | TemplateFailed | TemplateGone | Outcomes | WorkerExited | ZygoteLost
+    TemplateReady
+    | TemplateFailed
+    | TemplateGone
+    | Outcomes
+    | Recorded
+    | LayerFailed
+    | FilePlaced
+    | ShutdownAsked
+    | WorkerExited
+    | ZygoteLost
 )
 
 
@@ -93,11 +138,15 @@ class Watcher(Protocol):
 class _Template:
     """What the node knows of a template."""
 
-    def __init__(self, computation: int, connection: Channel, folder: Path) -> None:
+    def __init__(self, computation: int, connection: Channel, plan: Plan) -> None:
         self.computation = computation
         self.channel = connection
-        self.folder = folder
+        self.plan = plan
+        self.paths = [file.path for file in plan.files]  # of all files that were placed
+        self.puts: dict[int, None] = {}  # requests that were not answered
         self.reason = ""  # why it has failed
+        self.ready = False
+        self.keeps = False  # its files, after it was released
         self.released = False
         self.closed = False  # it has closed its end: it is ending
         self.orphaned = False  # its zygote is dead, and won't tell of its end
@@ -107,13 +156,30 @@ class _Template:
 class Launcher:
     """All processes of a node.
 
-    ``folder`` is where computations get folders of their own; ``names`` are names that jobs
-    find without an import. Workers and computations are numbered by the caller, from 1.
+    ``folder`` is where computations get folders of their own, ``files`` where those are that
+    they name themselves (``dest_path``), ``blobs`` the folder of the store. ``names`` are names
+    that jobs find without an import, in programs as environment variables. With
+    ``client_shutdown`` cleanup functions may ask for `ShutdownAsked`; ``max_file_size`` is the
+    limit for files that jobs send, in bytes (0: none). Workers and computations are numbered
+    by the caller, from 1.
     """
 
-    def __init__(self, folder: Path, names: dict[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        names: dict[str, str],
+        blobs: Path,
+        files: Path,
+        client_shutdown: bool = False,
+        max_file_size: int = 0,
+    ) -> None:
         self._folder = folder
         self._names = names
+        self._blobs = blobs
+        self._files = files
+        self._client_shutdown = client_shutdown
+        self._max_file_size = max_file_size
+        self._kept: dict[int, Plan] = {}  # computations that were released, but not their files
         self._events: list[Event] = []
         self._zygote: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
@@ -167,7 +233,10 @@ class Launcher:
         for process in self._workers.values():
             process.close()
         for template in self._templates.values():
-            shutil.rmtree(template.folder, ignore_errors=True)
+            self._remove(template)
+        for plan in self._kept.values():
+            _remove_files(plan, [file.path for file in plan.files])
+        self._kept.clear()
         self._selector.close()
         self._templates.clear()
         self._workers.clear()
@@ -185,43 +254,110 @@ class Launcher:
 
     # -- computations ----------------------------------------------------------------------
 
-    def prepare(self, computation: int, name: str, code: JobSpec) -> None:
-        """Load a computation's function; answered by `TemplateReady` or `TemplateFailed`."""
+    def prepare(self, prepare: Prepare) -> None:
+        """Load a computation; answered by `TemplateReady` or `TemplateFailed`.
+
+        All of its files are in the store.
+        """
+        computation = prepare.computation
         assert computation not in self._templates
         if self._channel is None:
             self.start()
+        try:
+            plan = self._plan(prepare)
+        except FileNameError as error:
+            reason = f"dest_path: {error}"
+            self._events.append(TemplateFailed(computation, reason))
+            return
         ours, theirs = channel.pair()
-        folder = self._folder / f"computation-{computation}"
-        template = _Template(computation, Channel(ours, blocking=False), folder)
+        template = _Template(computation, Channel(ours, blocking=False), plan)
         self._templates[computation] = template
+        self._kept.pop(computation, None)
         self._selector.register(template.channel, _READ, partial(self._on_template, template))
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file, sizes = _write_code(code)
-        except OSError as error:
+            file = _write_plan(channel.pack(plan.plain()), _pickled_of(prepare))
+        except (OSError, ValueError) as error:
             template.reason = f"the computation can't be stored: {error}"
             theirs.close()
             template.orphaned = True  # never had a zygote
             return
         assert self._channel is not None
-        message = ("prepare", computation, str(folder), self._names, sizes)
-        self._send(self._channel, message, [theirs.detach(), file])
+        message = ("prepare", computation, file.plan_bytes)
+        self._send(self._channel, message, [theirs.detach(), file.descriptor])
 
-    def release(self, computation: int) -> None:
-        """End all that runs of a computation, remove its files; answered by `TemplateGone`.
+    def _plan(self, prepare: Prepare) -> Plan:
+        """Write down what the template is to do. Raises `FileNameError`."""
+        spec = prepare.spec
+        own = not spec.dest_path
+        folder = self._folder / f"computation-{prepare.computation}"
+        files = {file.path: entry_of(file) for file in (*spec.files, *prepare.files)}
+        return Plan(
+            name=spec.name,
+            folder=str(folder if own else self._files.joinpath(*parts_of(spec.dest_path))),
+            own=own,
+            above=str(folder if own else self._files),
+            jobs=str(self._folder / f"computation-{prepare.computation}-jobs"),
+            blobs=str(self._blobs),
+            names=self._names,
+            layers=[_entry_of_layer(code) for code in spec.layers],
+            setup_args=_sizes_of(prepare.setup_args) if prepare.setup_args is not None else [],
+            files=list(files.values()),
+            program=spec.program,
+            removes=spec.cleanup,
+            client_shutdown=self._client_shutdown,
+            max_file_size=self._max_file_size,
+        )
 
-        No other events of it and its workers come after this.
+    def define(self, computation: int, layers: Sequence[Code]) -> None:
+        """Load later layers of code; processes that are spawned from now on know them.
+
+        `LayerFailed` tells of one that can't be loaded.
+        """
+        template = self._templates.get(computation)
+        if template is None or template.closed:
+            return
+        for layer in layers:
+            try:
+                plain = channel.pack(tuple(_entry_of_layer(layer)))
+                file = _write_plan(plain, [layer.pickled])
+            except (OSError, ValueError) as error:
+                self._events.append(LayerFailed(computation, str(error)))
+            else:
+                self._send(template.channel, ("define", file.plan_bytes, 0), [file.descriptor])
+
+    def put(self, computation: int, request: int, file: FileSpec) -> None:
+        """Place a file in the folder of a computation; answered by `FilePlaced`."""
+        template = self._templates.get(computation)
+        if template is None or template.closed or len(file.path) > channel.TEXT_CHARS:
+            error = "the computation is not running" if template is None else "not possible"
+            self._events.append(FilePlaced(computation, request, error))
+            return
+        template.paths.append(file.path)
+        template.puts[request] = None
+        self._send(template.channel, ("put", request, tuple(entry_of(file))))
+
+    def release(self, computation: int, keep: bool = False) -> None:
+        """End all that runs of a computation, and what it has set up; answered by `TemplateGone`.
+
+        Its files are removed as it wants it; with ``keep`` they are left for the next time that
+        it is prepared. Only `ShutdownAsked` may come before the answer, and no other events of
+        the computation and its workers.
         """
         template = self._templates.get(computation)
         if template is None:
+            if not keep and (plan := self._kept.pop(computation, None)):
+                _remove_files(plan, [file.path for file in plan.files])
             self._events.append(TemplateGone(computation))
             return
         template.released = True
+        template.keeps = keep
         for process in list(template.workers.values()):
             self._forget(process)
         if not template.orphaned:
             assert self._channel is not None
-            self._send(self._channel, ("end", computation))
+            # In this order: the template looks for the first when it gets a signal for the other.
+            self._send(template.channel, ("release", int(keep), 0))
+            self._send(self._channel, ("end", computation, template.ready))
 
     # -- workers ---------------------------------------------------------------------------
 
@@ -235,7 +371,9 @@ class Launcher:
             self._events.append(WorkerExited(worker, 0, "its computation is not running"))
             return
         try:
-            process = JobProcess(worker, computation, max_tasks)
+            plan = template.plan
+            places = Places(plan.jobs, plan.folder, plan.blobs)
+            process = JobProcess(worker, computation, max_tasks, places)
         except OSError as error:
             self._events.append(WorkerExited(worker, 0, _unborn(str(error))))
             return
@@ -251,8 +389,34 @@ class Launcher:
         """
         process = self._workers.get(worker)
         if process is not None:
+            if any(job.options is not None and job.options.files for job in jobs):
+                template = self._templates[process.computation]
+                self._send(template.channel, ("folders", worker, 0))
             process.give(jobs)
             self._ask_for_room(process)
+
+    def acknowledge(self, worker: int, seq: int, attempt: int, number: int, error: str) -> None:
+        """The client has dealt with the records of an attempt up to this one.
+
+        ``error``: why it refuses the last. Nothing happens when the worker runs something else.
+        """
+        process = self._workers.get(worker)
+        if process is not None:
+            process.acknowledge(seq, attempt, number, error)
+            self._ask_for_room(process)
+
+    def follow(self, worker: int, seq: int, attempt: int) -> None:
+        """Tell the output of an attempt from now on, as `Recorded`, while it runs."""
+        process = self._workers.get(worker)
+        if process is not None:
+            process.follow(seq, attempt)
+
+    def retire(self, worker: int) -> None:
+        """End a process that has no jobs; answered by `WorkerExited` without a reason."""
+        process = self._workers.get(worker)
+        if process is not None:
+            process.retired = True
+            self._signal(process, signal.SIGKILL)
 
     def revoke(self, worker: int) -> int:
         """Take back the jobs that have not begun; return how many, the last ones given.
@@ -314,10 +478,43 @@ class Launcher:
         """
         for process in self._workers.values():
             process.cut_output()
-            if results := process.peek():
-                self._events.append(Outcomes(process.worker, results))
+            if said := process.peek():
+                self._report(process.worker, said)
+            if process.is_followed:
+                self._follow(process)
             if process.repeats_interrupt():
                 self._send_signal(process, signal.SIGINT, "repeat")
+
+    def _follow(self, process: JobProcess) -> None:
+        if process.needs_nudge():
+            self._send_signal(process, signal.SIGURG, "repeat")
+        said = process.read_more_output()
+        self._report(process.worker, said)
+        self._watch(process)
+
+    def _report(self, worker: int, said: list[Said]) -> None:
+        """Tell what a job process has sent: results and records, in order."""
+        results: list[JobResult] = []
+        records: list[JobRecord] = []
+        for each in said:
+            if isinstance(each, JobResult):
+                if not results:
+                    self._events.append(Outcomes(worker, results))
+                results.append(each)
+                records = []
+            else:
+                if not records:
+                    self._events.append(Recorded(worker, records))
+                records.append(each)
+                results = []
+
+    def _watch(self, process: JobProcess) -> None:
+        """Look what has become of a process while it was read."""
+        if process.fault:
+            self._give_up(process)
+        elif process.silent:
+            with suppress(KeyError):
+                self._selector.unregister(process.socket)
 
     def _on_worker(self, process: JobProcess, mask: int) -> None:
         if self._workers.get(process.worker) is not process or process.silent:
@@ -326,12 +523,9 @@ class Launcher:
             process.flush()
             self._ask_for_room(process)
         if mask & selectors.EVENT_READ:
-            if results := process.receive():
-                self._events.append(Outcomes(process.worker, results))
-            if process.fault:
-                self._give_up(process)
-            elif process.silent:
-                self._selector.unregister(process.socket)
+            if said := process.receive():
+                self._report(process.worker, said)
+            self._watch(process)
 
     def _ask_for_room(self, process: JobProcess) -> None:
         if not process.silent:
@@ -340,7 +534,8 @@ class Launcher:
     def _give_up(self, process: JobProcess) -> None:
         """End a process whose bytes make no sense."""
         process.silent = True
-        self._selector.unregister(process.socket)
+        with suppress(KeyError):
+            self._selector.unregister(process.socket)
         self._signal(process, signal.SIGKILL)
 
     def _on_template(self, template: _Template, mask: int) -> None:
@@ -375,7 +570,16 @@ class Launcher:
                 self._events.append(WorkerExited(worker, 0, _unborn(reason)))
         elif kind == "failed":
             template.reason = rest[0]
+        elif kind == "placed":
+            request, error = rest
+            template.puts.pop(request, None)
+            self._events.append(FilePlaced(template.computation, request, error))
+        elif kind == "layer":
+            self._events.append(LayerFailed(template.computation, rest[0]))
+        elif kind == "shutdown":
+            self._events.append(ShutdownAsked())
         elif not template.released:
+            template.ready = True
             self._events.append(TemplateReady(template.computation))
 
     def _on_exit(self, process: JobProcess | None, code: int, peak_kib: int) -> None:
@@ -392,8 +596,8 @@ class Launcher:
         self._events.append(WorkerExited(process.worker, started, reason, *output))
 
     def _report_results(self, process: JobProcess) -> None:
-        if results := process.last_results():
-            self._events.append(Outcomes(process.worker, results))
+        if said := process.last_results():
+            self._report(process.worker, said)
 
     def _forget(self, process: JobProcess) -> None:
         """Close our end of a process that is dead or doomed."""
@@ -424,6 +628,7 @@ class Launcher:
 
     def _finish(self, template: _Template, reason: str) -> None:
         """Nothing lives of a template any more: report what it leaves, and remove that."""
+        clean = template.released and reason == _describe_end(0)
         reason = template.reason or f"the process that starts the jobs of the computation {reason}"
         for process in list(template.workers.values()):
             process.fault = process.fault or reason
@@ -431,7 +636,12 @@ class Launcher:
         if not template.closed:
             self._selector.unregister(template.channel)
         template.channel.close()
-        shutil.rmtree(template.folder, ignore_errors=True)
+        if not clean:
+            self._remove(template)
+        if template.keeps:
+            self._kept[template.computation] = template.plan
+        for request in template.puts:
+            self._events.append(FilePlaced(template.computation, request, "it has been closed"))
         del self._templates[template.computation]
         if template.released:
             self._events.append(TemplateGone(template.computation))
@@ -452,6 +662,12 @@ class Launcher:
             template.reason = template.reason or "the process that forks all others has died"
             if template.closed:
                 self._finish(template, "")
+
+    def _remove(self, template: _Template) -> None:
+        """Remove what a template has left, in its place."""
+        shutil.rmtree(template.plan.jobs, ignore_errors=True)
+        if not template.keeps:
+            _remove_files(template.plan, template.paths)
 
     # -- sending ---------------------------------------------------------------------------
 
@@ -489,15 +705,50 @@ def _describe_end(code: int) -> str:
     return f"ended with exit code {code}"
 
 
-def _write_code(code: JobSpec) -> tuple[int, list[int]]:
-    """Write a pickled object and its buffers into memory; return a descriptor and the sizes."""
-    whole: list[list[Buffer]] = [part.chunks for part in code.parts]
-    if code.payload:
-        whole.insert(0, [code.payload])
-    fd = open_memory("code", 0)
-    sizes = []
+def _remove_files(plan: Plan, paths: Sequence[str]) -> None:
+    """Remove the files of a computation; its own folder in any case, at the latest now."""
+    if plan.own:
+        shutil.rmtree(plan.folder, ignore_errors=True)
+    elif plan.removes:
+        jobfolder.remove_files(plan.folder, paths)
+
+
+def _entry_of_layer(code: Code) -> LayerEntry:
+    return LayerEntry(code.python, code.source, code.by_name, _sizes_of(code.pickled))
+
+
+def _pickled_of(prepare: Prepare) -> list[JobSpec]:
+    """Return the pickled objects of a computation, in the order in which its plan counts them."""
+    layers = [code.pickled for code in prepare.spec.layers]
+    return layers if prepare.setup_args is None else [*layers, prepare.setup_args]
+
+
+def _buffers_of(pickled: JobSpec) -> list[list[Buffer]]:
+    whole: list[list[Buffer]] = [part.chunks for part in pickled.parts]
+    if pickled.payload or not whole:
+        whole.insert(0, [pickled.payload])
+    return whole
+
+
+def _sizes_of(pickled: JobSpec) -> list[int]:
+    """Return the sizes of a pickled object and of its buffers."""
+    return [sum(map(len, chunks)) for chunks in _buffers_of(pickled)]
+
+
+class _Written(NamedTuple):
+    """A plan and pickled objects, in memory."""
+
+    descriptor: int
+    plan_bytes: int
+
+
+def _write_plan(plan: bytes, pickled: Sequence[JobSpec]) -> _Written:
+    """Write a plan and the pickled objects that belong to it into memory."""
+    fd = open_memory("plan", 0)
     with open(os.dup(fd), "wb") as file:
-        for chunks in whole:
-            sizes.append(sum([file.write(chunk) for chunk in chunks]))
+        file.write(plan)
+        for each in pickled:
+            for chunks in _buffers_of(each):
+                file.writelines(chunks)
     os.lseek(fd, 0, os.SEEK_SET)
-    return fd, sizes
+    return _Written(fd, len(plan))

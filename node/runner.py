@@ -7,7 +7,13 @@ Jobs arrive in *blocks*: `BLOCK` (length of the rest, number of the first job, h
 then for each job `JOB` (length of its body, how many parts), the sizes of the parts of the last
 one, the bodies; behind the block the parts. Only the last job of a block can have parts. Each
 job that a process is given has a number, counted from 1, and results carry it: `RESULT`, the
-sizes of its parts, its body, its parts.
+sizes of its parts, its body, its parts. Its second field says how the job ended, or that this
+is no result but a *record* of the job that runs: PROVISIONAL or FILE. Records are sent at once,
+and so are from then on the results of that process, so that none overtakes a record.
+
+A block without jobs tells something else. With the number of a job: that job, which comes in
+the next block, has files (`GivenFiles`, as marshal). With 0: the client has dealt with so many
+of the records of this process, and maybe why it refuses the last of them (as marshal).
 
 A process for many jobs takes a *token* from a pipe before each job: the job's number. The node
 puts a token in for each job that it gives, and takes back jobs by taking their tokens out
@@ -49,9 +55,12 @@ from dispy.protocol.payload import (
     unpack_object,
 )
 
+from . import environment
+
 BLOCK = struct.Struct("<QQI")
 JOB = struct.Struct("<QH")
-RESULT = struct.Struct("<QBddQH")  # number, returned, start, end, length of the body, parts
+RESULT = struct.Struct("<QBddQH")  # number, kind, start, end, length of the body, parts
+FAILED, RETURNED, PROVISIONAL, FILE = range(4)  # kinds
 SIZE = struct.Struct("<Q")
 TOKEN = struct.Struct("<Q")
 
@@ -62,9 +71,14 @@ OUTPUT_BYTES = 1 << 20  # of stdout and of stderr of one job; the rest is cut
 FLUSH_S = 0.001  # a result waits at most so long for company, while jobs follow each other
 REHEARSALS = 60  # all code that gets adapted has been after so many
 SKIP_BYTES = 1 << 20  # parts of dropped jobs are read away in such pieces
+FILE_BYTES = 1 << 18  # of a file that a job sends, in one record
+OWN_AHEAD = 6  # records that the client has not dealt with; the node adds two of output
 
 EXIT_UNREACHABLE = 72  # the connection to the node is closed
 
+# A folder to be made for the job, that of the computation, that of the store, and the files: see
+# `jobfolder`.
+GivenFiles: TypeAlias = "tuple[str, str, str, list[tuple[str, str, int, int, float]]]"
 Job: TypeAlias = "tuple[int, memoryview, list[int]]"  # number, body, sizes of its parts
 
 
@@ -78,34 +92,73 @@ class Inbox:
     def __init__(self, sock: _socket.socket) -> None:
         self._socket = sock
         self._jobs: deque[Job] = deque()
+        self._early: dict[int, list[bytearray]] = {}  # parts that were read before their job began
+        self.given: dict[int, GivenFiles] = {}  # by job
+        self.heard = 0  # records that the client has dealt with
+        self.refusals: dict[int, str] = {}  # records that the client did not want, and why
 
     def take(self, number: int) -> Job:
         """Return the job of this number (0: the next), whose parts are still to be read."""
         while True:
-            if not self._jobs:
+            while not self._jobs:
                 self._read_block()
             job = self._jobs.popleft()
             if number in (0, job[0]):
                 return job
-            for size in job[2]:
-                self._skip(size)
+            self.given.pop(job[0], None)
+            if self._early.pop(job[0], None) is None:
+                for size in job[2]:
+                    self._skip(size)
 
-    def read_parts(self, readonly: list[bool], sizes: list[int]) -> list[bytes | bytearray]:
+    def read_parts(
+        self, number: int, readonly: list[bool], sizes: list[int]
+    ) -> list[bytes | bytearray]:
         """Read the out-of-band buffers of a job, each straight into its final place."""
+        if self._early and (parts := self._early.pop(number, None)) is not None:
+            return [
+                bytes(part) if constant else part
+                for constant, part in zip(readonly, parts, strict=True)
+            ]
         return [
             self._read(size) if constant else self._read_writable(size)
             for constant, size in zip(readonly, sizes, strict=True)
         ]
 
+    def hear(self, seconds: float) -> None:
+        """Wait so long for another block, and read it, while a job runs."""
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLIN)
+        if not poll.poll(seconds * 1000):
+            return
+        if self._jobs and self._jobs[-1][2] and self._jobs[-1][0] not in self._early:
+            number, _, sizes = self._jobs[-1]  # its parts come first
+            self._early[number] = [self._read_writable(size) for size in sizes]
+        self._read_block()
+
     def _read_block(self) -> None:
         length, first, count = BLOCK.unpack(self._read(BLOCK.size))
         view = memoryview(self._read(length))
+        if not count:
+            self._read_note(first, view)
+            return
         heads = list(JOB.iter_unpack(view[: count * JOB.size]))
         position = count * JOB.size + heads[-1][1] * SIZE.size
         sizes = [size for (size,) in SIZE.iter_unpack(view[count * JOB.size : position])]
         for number, (body, parts) in enumerate(heads, first):
             self._jobs.append((number, view[position : position + body], sizes if parts else []))
             position += body
+
+    def _read_note(self, number: int, content: memoryview) -> None:
+        """Read a block without jobs."""
+        import marshal
+
+        if number:
+            self.given[number] = marshal.loads(content)
+            return
+        heard, refusal = marshal.loads(content)
+        self.heard = max(self.heard, heard)
+        if refusal:
+            self.refusals[heard] = refusal
 
     def _read(self, size: int) -> bytes:
         data = self._socket.recv(size, _socket.MSG_WAITALL) if size else b""
@@ -150,13 +203,17 @@ class Outbox:
         middle = self._end + len(head)
         end = middle + len(body)
         if self._memory is None or self._words is None or buffers or end > OUTBOX_BYTES:
-            self.flush()
-            self._send([memoryview(head), memoryview(body), *buffers])
+            self.put_at_once(head, body, buffers)
             return
         self._memory[self._end : middle] = head
         self._memory[middle:end] = body
         self._words[USED] = end - OUTBOX_HEAD
         self._end = end
+
+    def put_at_once(self, head: bytes, body: bytes, buffers: list[memoryview]) -> None:
+        """Send something behind all that is there."""
+        self.flush()
+        self._send([memoryview(head), memoryview(body), *buffers])
 
     def flush_if_due(self) -> None:
         """Send what is there when the last sending was a while ago."""
@@ -202,6 +259,7 @@ class Interrupts:
         self._arrived = False
         self.number = 0  # of the present job
         self.running = False  # its function runs
+        self.held = False  # it runs, but nothing may be raised just now
 
     def install(self) -> None:
         """Answer SIGINT from now on, and one that was held back."""
@@ -214,6 +272,18 @@ class Interrupts:
         if self._words is None:
             return self._arrived
         return self._words[INTERRUPTED] == self.number
+
+    def hold(self) -> bool:
+        """Raise nothing until `let_go`; return whether something could have been raised."""
+        self.held, self.running = self.running, False
+        return self.held
+
+    def let_go(self) -> None:
+        """Undo `hold`. Raises KeyboardInterrupt when one has come meanwhile."""
+        self.held, self.running = False, True
+        if self.running and self.meant:
+            self.running = False
+            raise KeyboardInterrupt
 
     def _on_signal(self, signum: int, frame: object) -> None:
         self._arrived = True
@@ -235,12 +305,14 @@ class Runner:
     ) -> None:
         self._function = function
         self._tokens = tokens  # the pipe to take them from; -1: the process is for one job
-        self._inbox = Inbox(sock)
+        self.inbox = Inbox(sock)
         self._outbox = Outbox(sock, memory)
-        self._interrupts = Interrupts(head_of(memory) if memory else None)
+        self.interrupts = Interrupts(head_of(memory) if memory else None)
+        self.talk: Any = None  # a `jobnames.Talk`, once a job has told something
+        self._borrowed: list[Any] = []  # what only the present job has, to be undone
         self._in_step = True  # whether the next byte to be read is that of a block or part
         self._outputs = outputs  # the files behind 1 and 2, which a job may close or redirect
-        self._pid = os.getpid()
+        self.pid = os.getpid()
 
     def serve(self, max_tasks: int) -> None:
         """Run so many jobs (0: no limit); returns early when the node is gone.
@@ -248,13 +320,13 @@ class Runner:
         Also returns when the parts of a job could not be read: jobs that have not begun are
         given to another process.
         """
-        self._interrupts.install()
+        self.interrupts.install()
         done = 0
         while self._in_step and (not max_tasks or done < max_tasks):
             number = self._take_token()
             if number is None:
                 return
-            self._run(*self._inbox.take(number))
+            self._run(*self.inbox.take(number))
             done += 1
         self._outbox.flush()
 
@@ -278,13 +350,23 @@ class Runner:
         poll.poll()
         self._outbox.restart_clock()
 
+    def send_record(self, kind: int, content: bytes, buffers: list[memoryview]) -> None:
+        """Send a record of the present job."""
+        head = RESULT.pack(self.interrupts.number, kind, 0.0, 0.0, len(content), len(buffers))
+        head += b"".join([SIZE.pack(len(buffer)) for buffer in buffers])
+        self._outbox.put_at_once(head, content, buffers)
+
     def _run(self, number: int, body: memoryview, sizes: list[int]) -> None:
         start = time.time()
-        self._interrupts.number = number
-        value, buffers, text = self._perform(body, sizes)
-        if os.getpid() != self._pid:
+        self.interrupts.number = number
+        value, buffers, text = self._perform(number, body, sizes)
+        if os.getpid() != self.pid:
             _leave_copy()
         _flush_streams()
+        if _followed:
+            _print_in_blocks()
+        if self._borrowed:
+            self._give_back()
         end = time.time()
         written = [os.lseek(fd, 0, os.SEEK_END) for fd in self._outputs]
         stdout, stderr = map(_read_output, self._outputs, written)
@@ -292,7 +374,11 @@ class Runner:
         head = RESULT.pack(number, not text, start, end, len(content), len(buffers))
         if buffers:
             head += b"".join([SIZE.pack(len(buffer)) for buffer in buffers])
-        self._outbox.put(head, content, buffers)
+        if self.talk is None:
+            self._outbox.put(head, content, buffers)
+        else:
+            self.talk.end()
+            self._outbox.put_at_once(head, content, buffers)
         for fd, size in zip(self._outputs, written, strict=True):
             if size:
                 os.ftruncate(fd, 0)
@@ -300,40 +386,79 @@ class Runner:
             os.dup2(self._outputs[0], 1)
             os.dup2(self._outputs[1], 2)
 
-    def _perform(self, body: memoryview, sizes: list[int]) -> Packed:
+    def _perform(self, number: int, body: memoryview, sizes: list[int]) -> Packed:
         """Do the job; return its value and no text, or a text that says how it failed."""
         self._in_step = False
         try:
-            readonly, stream = unpack_object(body)
-            parts = self._inbox.read_parts(readonly, sizes)
-            self._in_step = True
-            args, kwargs = pickle.loads(stream, buffers=parts)
+            args, kwargs = self._load_arguments(number, body, sizes)
         except NodeGone:
             raise
+        except environment.LoadError as error:
+            return b"", [], str(error)
         except BaseException as error:
-            return failure("the arguments of the job could not be unpickled", error, own_frames=1)
+            reason = f"the arguments of the job could not be unpickled{environment.hint()}"
+            return failure(reason, error)
+        if self.talk is not None:
+            self.talk.begin()
         try:
             value = self._call(args, kwargs)
         except SystemExit as error:
             code = "" if error.code is None else repr(error.code)
             return b"", [], f"the job called sys.exit({code})"
         except KeyboardInterrupt as error:
-            if self._interrupts.meant:
-                return b"", [], failure("the job was cancelled", error, own_frames=2)[2]
-            return failure("", error, own_frames=2)
+            if self.interrupts.meant:
+                return b"", [], failure("the job was cancelled", error)[2]
+            return failure("", error)
         except BaseException as error:
-            return failure("", error, own_frames=2)
+            return failure("", error)
         return pack_value(value)
 
+    def _load_arguments(self, number: int, body: memoryview, sizes: list[int]) -> Any:
+        """Return the arguments of a job; see to what it needs before they can be unpickled."""
+        readonly, stream = unpack_object(body)
+        parts = self.inbox.read_parts(number, readonly, sizes)
+        self._in_step = True
+        if self.inbox.given:
+            self._enter_folder(number)
+        arguments = pickle.loads(stream, buffers=parts)
+        return arguments if len(arguments) == 2 else self._define(*arguments)
+
+    def _enter_folder(self, number: int) -> None:
+        """Give a job that has files a folder of its own."""
+        given = self.inbox.given.pop(number, None)
+        if given is None:
+            return
+        from .jobfolder import JobFolder
+        from .plan import FileEntry
+
+        folder, base, blobs, files = given
+        own = JobFolder(folder, base, blobs, [FileEntry(*file) for file in files])
+        self._borrowed.append(own.leave)
+        try:
+            own.enter()
+        except OSError as error:
+            raise environment.LoadError(f"the job can't have its files: {error}") from None
+
+    def _define(self, args: Any, kwargs: Any, names: environment.Names) -> Any:
+        """Define what only this job needs; return its other arguments."""
+        own = environment.JobNames(names)
+        self._borrowed.append(own.take_away)
+        own.define()
+        return args, kwargs
+
+    def _give_back(self) -> None:
+        while self._borrowed:
+            self._borrowed.pop()()
+
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._interrupts.running = True
-        if self._interrupts.meant:
-            self._interrupts.running = False
+        self.interrupts.running = True
+        if self.interrupts.meant:
+            self.interrupts.running = False
             raise KeyboardInterrupt
         try:
             return self._function(*args, **kwargs)
         finally:
-            self._interrupts.running = False
+            self.interrupts.running = False
 
 
 # -- values ---------------------------------------------------------------------------------
@@ -379,7 +504,7 @@ def dump(value: object) -> tuple[bytes, list[memoryview]]:
     buffers = Buffers()
     try:
         stream = pickle.dumps(value, 5, buffer_callback=buffers.offer)
-        if b"__main__" not in stream:
+        if environment.is_of_client(stream):
             return stream, buffers.views
     except Exception:  # cloudpickle will say what is wrong, if it can't do better
         pass
@@ -393,13 +518,13 @@ def dump(value: object) -> tuple[bytes, list[memoryview]]:
 _NONE = pack_object([], pickle.dumps(None, 5))
 
 
-def failure(reason: str, error: BaseException, own_frames: int) -> Packed:
+def failure(reason: str, error: BaseException) -> Packed:
     """Describe an exception: itself if it can be pickled, and its traceback without ours."""
     import traceback
 
     trace = error.__traceback__
-    for _ in range(own_frames):
-        trace = trace.tb_next if trace else None
+    while trace and trace.tb_frame.f_code.co_filename.startswith(_OWN_FILES):
+        trace = trace.tb_next
     try:
         text = "".join(traceback.format_exception(type(error), error, trace))
     except Exception as second:  # its own __str__ raises
@@ -408,6 +533,9 @@ def failure(reason: str, error: BaseException, own_frames: int) -> Packed:
     if not _comes_back(value, views):
         value, views = b"", []
     return value, views, f"{reason}:\n{text}" if reason else text
+
+
+_OWN_FILES = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 def _comes_back(value: bytes, views: list[memoryview]) -> bool:
@@ -420,6 +548,28 @@ def _comes_back(value: bytes, views: list[memoryview]) -> bool:
 
 
 # -- output ---------------------------------------------------------------------------------
+
+
+_followed = False  # somebody wants to see the output of the present job
+
+
+def follow(signum: int = 0, frame: object = None) -> None:
+    """Print line by line until the end of the job: somebody follows it."""
+    global _followed
+    _followed = True
+    _set_buffering(by_line=True)
+
+
+def _print_in_blocks() -> None:
+    global _followed
+    _followed = False
+    _set_buffering(by_line=False)
+
+
+def _set_buffering(by_line: bool) -> None:
+    # When the job has closed or replaced it, or is just writing, it stays as it is.
+    with suppress(AttributeError, OSError, RuntimeError, ValueError):
+        sys.stdout.reconfigure(line_buffering=by_line)  # type: ignore[union-attr]
 
 
 def _flush_streams() -> None:
@@ -471,6 +621,14 @@ def rehearse(times: int = REHEARSALS) -> None:
         os.close(fd)
 
 
+_present: Runner | None = None  # that of this process
+
+
+def present() -> Runner | None:
+    """Return the runner of this process, if it is a job process."""
+    return _present
+
+
 def run(function: Callable[..., Any], descriptors: list[int], max_tasks: int) -> NoReturn:
     """Be a job process, over a connection, stdout, stderr and, to be reused, tokens and outbox."""
     connection, output, error, *shared = descriptors
@@ -482,8 +640,10 @@ def run(function: Callable[..., Any], descriptors: list[int], max_tasks: int) ->
     code = 0
     if max_tasks == 1:
         rehearse(1)
+    global _present
     try:
-        Runner(function, sock, tokens, memory, (output, error)).serve(max_tasks)
+        _present = Runner(function, sock, tokens, memory, (output, error))
+        _present.serve(max_tasks)
     except (NodeGone, OSError):
         with suppress(OSError):  # the job has closed it, too
             os.write(2, b"dispy: the connection to the node is closed\n")

@@ -1,6 +1,7 @@
 """What the agent knows: computations, the jobs that it holds, job processes.
 
-Plain records. Only `core.Agent` changes them.
+Plain records. Only `core` changes them, and what it imports: `setups`, `handover`, `reports`,
+`endings`, `files`, `watching` and `telling`.
 """
 
 from __future__ import annotations
@@ -9,26 +10,51 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 
-from dispy.protocol.messages import JobSpec, Prepare
+from dispy.protocol.messages import Code, JobResult, JobSpec, Prepare
+
+from .effects import Effect
+from .fetching import Claim, Fetching
+
+NEVER = float("inf")
 
 
 class Task:
     """One attempt of a job at this node."""
 
-    __slots__ = ("announced", "cancelled", "computation", "false_starts", "spec", "worker")
+    __slots__ = (
+        "announced",
+        "cancelled",
+        "computation",
+        "false_starts",
+        "spec",
+        "special",
+        "worker",
+    )
 
     def __init__(self, spec: JobSpec, computation: Computation) -> None:
         self.spec = spec
         self.computation = computation
-        self.worker: Worker | None = None  # None while it waits in the computation's queue
+        self.worker: Worker | None = None  # None while it waits
         self.cancelled = False
         self.announced = False  # the broker knows that it runs
         self.false_starts = 0  # job processes that died before they began it
+        self.special: Special | None = None
+
+
+@dataclass(eq=False)
+class Special:
+    """What few jobs need. They are given to a process one at a time."""
+
+    limit_s: float = 0.0  # how long it may run; 0: no limit
+    overdue: bool = False  # it ran longer, and is being ended
+    claim: Claim | None = None  # its files
+    follow: bool = False  # its output is to be told as soon as we know that it runs
 
 
 class Stage(Enum):
     """How far a computation has got here."""
 
+    FETCHING = "fetching"  # its files are on the way; there is no template yet
     PREPARING = "preparing"
     READY = "ready"
     RELEASING = "releasing"
@@ -55,14 +81,20 @@ class Worker:
     ended: int = 0  # of these, tasks that have a result
     head_since: float = 0.0  # when the first of its tasks became the first
     cancelling: Cancelling = Cancelling.NOT
-    next_step_at: float = float("inf")  # of cancelling
+    next_step_at: float = NEVER  # of cancelling
     revoking: bool = False  # `Agent.revoked` is due
+    outdated: bool = False  # there are layers of code that it doesn't know
+
+    @property
+    def used_up(self) -> bool:
+        """Whether it has had as many tasks as it takes; it ends by itself."""
+        return bool(self.max_tasks) and self.given >= self.max_tasks
 
     @property
     def spent(self) -> bool:
         """Whether it may not be given anything more."""
-        used_up = bool(self.max_tasks) and self.given >= self.max_tasks
-        return used_up or self.revoking or self.cancelling is not Cancelling.NOT
+        stopped = self.revoking or self.outdated or self.cancelling is not Cancelling.NOT
+        return stopped or self.used_up
 
 
 @dataclass(eq=False)
@@ -71,12 +103,47 @@ class Computation:
 
     id: int
     prepare: Prepare
-    stage: Stage = Stage.PREPARING
+    cpus: int  # so many jobs at a time; 0: as many as the node has CPUs
+    max_tasks: int  # of a job process; 0: no limit
+    stage: Stage = Stage.FETCHING
     tasks: dict[int, Task] = field(default_factory=dict)  # all that have no result, by seq
+    waiting: dict[Task, None] = field(default_factory=dict)  # their files are on the way
     queue: deque[Task] = field(default_factory=deque)  # not given to a worker yet
     spares: deque[Worker] = field(default_factory=deque)  # have nothing to do, oldest first
     workers: dict[int, Worker] = field(default_factory=dict)
+    has_special: bool = False  # some of its tasks are or were special
     run_s: float = -1.0  # how long a job takes, smoothed; below 0: not known
     spawn_at: float = 0.0  # not before; grows after failures
     spawn_pause_s: float = 0.0
+    claim: Claim | None = None  # its files
+    setup_until: float = NEVER  # ... its set-up may take
+    layers: list[Code] = field(default_factory=list)  # to be loaded when it is ready
+    puts: dict[int, Claim] = field(default_factory=dict)  # files to be put there, by request
     again: Prepare | None = None  # asked for anew while it is being released
+
+
+@dataclass(eq=False)
+class Node:
+    """Everything that the agent knows."""
+
+    cpus: int
+    wall_offset_s: float
+    fetching: Fetching
+    broker: str = ""  # the peer that we serve
+    computations: dict[int, Computation] = field(default_factory=dict)
+    workers: dict[int, Worker] = field(default_factory=dict)
+    busy: int = 0  # workers that have tasks
+    youngest: float = 0.0  # when the last job began to run
+    last_worker: int = 0
+    turns: deque[Computation] = field(default_factory=deque)  # computations with a queue
+    results: dict[Computation, list[JobResult]] = field(default_factory=dict)
+    held_since: float | None = None  # the oldest of these results
+    again: list[Prepare] = field(default_factory=list)  # those before them are gone now
+    leaving: bool = False  # it stops when all computations are gone
+    effects: list[Effect] = field(default_factory=list)
+    next_tick: float = NEVER
+
+    def wake_at(self, when: float) -> None:
+        """Have `Agent.tick` called by then."""
+        if when < self.next_tick:
+            self.next_tick = when

@@ -1,14 +1,17 @@
 """The template: one process per computation, with its function loaded, that forks the jobs.
 
-It is forked from the zygote, runs the user's code once, to load it, and from then on nothing but
-its own loop: fork on demand, reap, and end whatever a dead job process has left. It has no
-threads of its own. Whatever ends it ends all its job processes.
+It is forked from the zygote, runs the user's code once, to load it and to set it up, and from
+then on nothing but its own loop: fork on demand, reap, and end whatever a dead job process has
+left. At the end it runs the user's cleanup. It has no threads of its own. Whatever ends it ends
+all its job processes.
+
+SIGTERM ends it at once while it loads. Once it serves, the first one only says that it is time
+to end, and how, is told by the node's message; the second ends a cleanup that takes too long.
 """
 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # for what each fork does: see `runner`
-import builtins
 import gc
 import os
 import pickle
@@ -19,12 +22,14 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from dispy.protocol.payload import unpack_object
 
-from . import runner
+from . import channel, environment, jobnames, runner
 from .channel import TEXT_CHARS, Channel, ChannelClosed
+from .environment import LoadError
+from .plan import FileEntry, LayerEntry, Plan
 from .processes import (
     Children,
     adopt_orphans,
@@ -34,6 +39,8 @@ from .processes import (
     signal_group,
 )
 
+LOADING, SERVING, CLEANING, ENDING = range(4)  # stages
+END_RETRY_S = 0.001
 END_S = 5.0  # how long the end of all job processes may take
 _HELD_BACK = (_signal.SIGCHLD, _signal.SIGINT, _signal.SIGTERM)  # while forking
 
@@ -84,49 +91,135 @@ def register_deferred_hooks() -> None:
 class Template:
     """Forks the job processes of one computation."""
 
-    def __init__(self, channel: Channel, folder: str) -> None:
-        self._channel = channel
-        self._folder = folder
+    def __init__(self, connection: Channel, plan: Plan, code: BinaryIO) -> None:
+        self._channel = connection
+        self._plan = plan
+        self._code = code
         self._pid = os.getpid()
         self._workers: dict[int, int] = {}  # worker to process id
         self._pids: dict[int, int] = {}  # and back
         self._function: Any = None
-        self._own: set[int] = set()  # children that loading the function has left running
+        self._cleanup: Any = None
+        self._setup_args: tuple[Any, ...] = ()
+        self._own: set[int] = set()  # children that loading the computation has left running
+        self._foldered: set[int] = set()  # workers that were given jobs with files
+        self._placed = [file.path for file in plan.files]
+        self._keep = False  # the files, at the end
+        self._stage = LOADING
+        self._terminated = 0  # how often SIGTERM has come
         self._children = Children()
+        self._log = os.dup(2)
         self._wakeup = listen_for_signals()
-        mine = (self._wakeup, channel.fileno(), self._children.fileno())
+        self._write_end = signal.set_wakeup_fd(-1)
+        mine = (self._wakeup, connection.fileno(), self._children.fileno())
         self._descriptors = [fd for fd in mine if fd >= 0]
-        signal.signal(signal.SIGTERM, self._on_terminate)
+        self._listen()
 
-    def load(self, names: dict[str, str], code: int, sizes: Sequence[int]) -> bool:
-        """Unpickle the function, tell the node how that went, and return whether it did."""
-        os.chdir(self._folder)
-        sys.path.insert(0, self._folder)
-        sys.modules["__main__"] = type(sys)("__main__")  # ours is no business of the user's
-        given = {"os": os, "sys": sys, "time": time, "dispy_job_path": self._folder, **names}
-        for name, value in given.items():
-            setattr(builtins, name, value)
+    def _listen(self) -> None:
+        """Get signals, also after user code has set handlers of its own."""
+        signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, _ignore)
+        signal.signal(signal.SIGTERM, self._on_terminate)
+        signal.signal(signal.SIGURG, runner.follow)
+
+    # -- loading -------------------------------------------------------------------------
+
+    def load(self) -> bool:
+        """Do as the plan says, tell the node how that went, and return whether it did."""
         try:
-            self._function = _unpickle(code, sizes)
-        except BaseException as error:
-            reason = "the function of the computation could not be loaded"
-            text = runner.failure(reason, error, own_frames=2)[2]
-            self._channel.send(("failed", text[:TEXT_CHARS]))
+            self._load()
+        except LoadError as error:
+            self._channel.send(("failed", str(error)[:TEXT_CHARS]))
             return False
         self._settle()
+        self._stage = SERVING
         self._channel.send(("ready",))
         return True
 
+    def _load(self) -> None:
+        """Make the folder, load the code, set it up. Raises `LoadError`."""
+        plan = self._plan
+        environment.open_main()
+        names = jobnames.offered(plan.max_file_size, self._log)
+        environment.offer({**names, **plan.names, "dispy_job_path": plan.folder})
+        try:
+            self._place()
+        except (OSError, ValueError) as error:
+            raise LoadError(f"the files of the computation: {error}") from None
+        sys.path.insert(0, plan.folder)
+        setup = None
+        for number, layer in enumerate(plan.layers):
+            _, function, *others = self._define(layer)
+            if not number:
+                self._function, (setup, self._cleanup) = function, others
+        if plan.program:
+            from .program import Program  # most computations are functions
+
+            self._function = Program(plan.program, plan.names)
+        self._set_up(setup)
+
+    def _place(self) -> None:
+        if self._plan.own and not self._plan.files:
+            os.makedirs(self._plan.folder, mode=0o700, exist_ok=True)
+            os.chdir(self._plan.folder)
+            return
+        from . import jobfolder  # only what has files pays for it
+
+        jobfolder.enter_folder(self._plan.above, self._plan.folder)
+        jobfolder.place_all(self._plan.blobs, self._plan.folder, self._plan.files)
+
+    def _define(self, layer: LayerEntry) -> tuple[Any, ...]:
+        """Load a layer of code; return what is in it."""
+        try:
+            loaded = self._unpickle_layer(layer)
+            environment.define(loaded[0])
+        except LoadError:
+            raise
+        except BaseException as error:
+            reason = f"the code of the computation could not be loaded{environment.hint()}"
+            raise LoadError(runner.failure(reason, error)[2]) from None
+        return tuple(loaded)
+
+    def _unpickle_layer(self, layer: LayerEntry) -> Any:
+        if layer.python == environment.PYTHON:
+            return _unpickle(self._code, layer.sizes)
+        environment.note_version(layer.python)
+        if not layer.source:
+            raise LoadError(
+                f"the client runs Python {layer.python}, this node {environment.PYTHON}, and "
+                f"{self._plan.name!r} can't travel as source: install the same version on both"
+            )
+        self._code.seek(sum(layer.sizes), os.SEEK_CUR)
+        environment.execute(layer.source)
+        return pickle.loads(unpack_object(layer.by_name)[1])
+
+    def _set_up(self, setup: Any) -> None:
+        """Run the user's code that comes before all jobs."""
+        plan = self._plan
+        step = "the arguments of setup could not be unpickled"
+        try:
+            if plan.setup_args:
+                self._setup_args = tuple(_unpickle(self._code, plan.setup_args)[0])
+            step = "init_depends failed"
+            if init := vars(environment.main).get("init_depends"):
+                init()
+            step = "setup failed"
+            result = setup(*self._setup_args) if setup is not None else 0
+        except BaseException as error:
+            raise LoadError(runner.failure(step, error)[2]) from None
+        if not isinstance(result, int) or result not in (0, 1, 2):
+            raise LoadError(f"setup returned {_brief(result)}: it must return 0, 1 or 2")
+
     def _settle(self) -> None:
         """Make what every fork copies final, and the copying cheap."""
+        self._listen()
+        os.chdir(self._plan.folder)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         self._own = self._children.pids()
         if len(sys._current_frames()) > 1:
             register_deferred_hooks()
-        gc.collect()
-        gc.disable()
-        gc.freeze()  # a collection in a child would touch, and so copy, every page
+        _freeze()
 
     def run(self) -> None:
         """Serve the node until it's gone."""
@@ -142,21 +235,75 @@ class Template:
                     self._on_message()
                 except ChannelClosed:
                     return
+            elif self._terminated and not select.select([self._channel], [], [], 0)[0]:
+                return  # without a word from the node
+            if self._stage == CLEANING:
+                self._clean_up()
+                return
+
+    def _clean_up(self) -> None:
+        """Run the user's cleanup function, after all job processes."""
+        for pid in self._pids:
+            signal_group(pid, signal.SIGKILL)
+        gc.enable()
+        self._end_workers()
+        if not callable(self._cleanup):
+            return
+        environment.offer({"dispynode_shutdown": self._ask_for_shutdown})
+        try:
+            self._cleanup(*_fitting(self._cleanup, self._setup_args))
+        except BaseException as error:
+            print(runner.failure("cleanup failed", error)[2], file=sys.stderr)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError, OSError, ValueError):
+                stream.flush()
+
+    def _end_workers(self) -> None:
+        """Wait until no job process is left, nor what they have left, but keep other children."""
+        deadline = time.monotonic() + END_S
+        while time.monotonic() < deadline:
+            while self._bury_next():
+                pass
+            left = self._leftovers()
+            if not self._pids and not left:
+                return
+            signal_all(left, signal.SIGKILL)
+            time.sleep(END_RETRY_S)
+
+    def _ask_for_shutdown(self) -> None:
+        """Stop the node once the cleanup has ended. Raises `RuntimeError` if it may not."""
+        if not self._plan.client_shutdown:
+            raise RuntimeError("dispynode_shutdown: the node must run with --client-shutdown")
+        self._channel.send(("shutdown",))
 
     def end(self) -> None:
-        """Kill all job processes and what they left; remove the computation's folder."""
+        """Kill all job processes and what they left; remove the computation's files."""
+        self._stage = ENDING
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it has been heard
         import shutil
 
         end_descendants(self._children, list(self._pids), END_S)
 
         os.chdir("/")
-        shutil.rmtree(self._folder, ignore_errors=True)
+        plan = self._plan
+        if self._foldered:
+            shutil.rmtree(plan.jobs, ignore_errors=True)
+        if self._keep or not plan.removes:
+            return
+        if plan.own:
+            shutil.rmtree(plan.folder, ignore_errors=True)
+        else:
+            from . import jobfolder
+
+            jobfolder.remove_files(plan.folder, self._placed)
 
     def _on_terminate(self, signum: int, frame: object) -> None:
-        if os.getpid() == self._pid:
+        if os.getpid() != self._pid:
+            os._exit(0)
+        self._terminated += 1
+        if self._stage == LOADING or (self._stage == CLEANING and self._terminated > 1):
             self.end()
-        os._exit(0)
+            os._exit(0)
 
     # -- messages ------------------------------------------------------------------------
 
@@ -167,12 +314,56 @@ class Template:
         (kind, worker, number), descriptors = received
         if kind == "spawn":
             self._spawn(worker, number, descriptors)
+        elif kind == "define":
+            self._define_more(worker, descriptors)
+        elif kind == "put":
+            self._put(worker, FileEntry(*number))
+        elif kind == "release":
+            self._keep = bool(worker)
+            self._stage = CLEANING
+        elif kind == "folders":
+            self._foldered.add(worker)
+            if worker not in self._workers:
+                self._remove_folders(worker)
         elif worker not in self._workers:
             return
         elif kind == "signal":
             signal_group(self._workers[worker], number)
-        else:  # "repeat": its other processes have got theirs
+        else:  # "repeat": only to the process itself
             signal_all([self._workers[worker]], number)
+
+    def _define_more(self, plan_bytes: int, descriptors: list[int]) -> None:
+        """Load a later layer of code."""
+        if not descriptors:
+            self._channel.send(("layer", "too many open files"))
+            return
+        with open(descriptors[0], "rb") as self._code:
+            try:
+                self._define(LayerEntry(*channel.unpack(self._code.read(plan_bytes))))
+            except LoadError as error:
+                self._channel.send(("layer", str(error)[:TEXT_CHARS]))
+        _freeze()
+
+    def _put(self, request: int, file: FileEntry) -> None:
+        """Place a file that came later."""
+        from . import jobfolder
+
+        error = ""
+        try:
+            jobfolder.place_all(self._plan.blobs, self._plan.folder, [file])
+            self._placed.append(file.path)
+        except OSError as problem:
+            error = str(problem)
+        self._channel.send(("placed", request, error[:TEXT_CHARS]))
+
+    def _remove_folders(self, worker: int) -> None:
+        """Remove the folders of the jobs of a process that has died."""
+        import shutil
+
+        with suppress(OSError):
+            for name in os.listdir(self._plan.jobs):
+                if name.startswith(f"{worker}-"):
+                    shutil.rmtree(os.path.join(self._plan.jobs, name), ignore_errors=True)
 
     def _spawn(self, worker: int, max_tasks: int, descriptors: list[int]) -> None:
         """Fork a job process; its ends are passed as connection, output, error, [...]."""
@@ -232,11 +423,18 @@ class Template:
         ended: list[tuple[int, int, int]] = []
         while found := self._bury_next():
             ended.append(found)
-        leftovers = self._children.pids() - self._pids.keys() - self._own
-        signal_all(leftovers, signal.SIGKILL)
+        signal_all(self._leftovers(), signal.SIGKILL)
         ended = [exit for exit in ended if exit[0]]
         if ended:
             self._channel.send(("exited", ended))
+
+    def _leftovers(self) -> set[int]:
+        """Return the process ids of what dead job processes have left.
+
+        What the setup has started has our group, or was there before all jobs.
+        """
+        others = self._children.pids() - self._pids.keys() - self._own
+        return {pid for pid in others if _group_of(pid) != os.getpgrp()} if others else others
 
     def _bury_next(self) -> tuple[int, int, int] | None:
         """Reap a child that has ended; return its worker (0: none), status and peak KiB."""
@@ -247,6 +445,8 @@ class Template:
             pid, status, usage = os.wait4(pid or -1, os.WNOHANG)
             worker = self._pids.pop(pid, 0)
             self._workers.pop(worker, None)
+            if worker in self._foldered:
+                self._remove_folders(worker)
             self._own.discard(pid)
             if pid:
                 return worker, os.waitstatus_to_exitcode(status), usage.ru_maxrss
@@ -265,32 +465,67 @@ def _next_ended() -> int:
     return found.si_pid if found else 0
 
 
-def _unpickle(code: int, sizes: Sequence[int]) -> Any:
+def _group_of(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+def _freeze() -> None:
+    """Keep collections from what is there: in a child they would touch, and so copy, each page."""
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+
+
+def _fitting(function: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return these arguments, or none when the function takes none."""
+    import inspect
+
+    try:
+        signature = inspect.signature(function)
+        signature.bind(*args)
+    except TypeError:
+        with suppress(TypeError):
+            signature.bind()
+            return ()
+    except ValueError:  # a function of C that doesn't tell
+        pass
+    return args
+
+
+def _brief(value: object) -> str:
+    try:
+        return repr(value)[:200]
+    except Exception:
+        return f"a {type(value).__name__}"
+
+
+def _unpickle(file: BinaryIO, sizes: Sequence[int]) -> Any:
     """Read a pickled object and its buffers, one after the other, from a file."""
-    with open(code, "rb") as file:
-        readonly, stream = unpack_object(file.read(sizes[0]))
-        parts: list[bytes | bytearray] = []
-        for constant, size in zip(readonly, sizes[1:], strict=True):
-            data = file.read(size)
-            parts.append(data if constant else bytearray(data))
+    readonly, stream = unpack_object(file.read(sizes[0]))
+    parts: list[bytes | bytearray] = []
+    for constant, size in zip(readonly, sizes[1:], strict=True):
+        data = file.read(size)
+        parts.append(data if constant else bytearray(data))
     return pickle.loads(stream, buffers=parts)
 
 
-def run(
-    connection: socket.socket,
-    zygote: int,
-    code: int,
-    folder: str,
-    names: dict[str, str],
-    sizes: Sequence[int],
-) -> NoReturn:
-    """Be a template, in a fresh fork of the zygote (its process id)."""
+def run(connection: socket.socket, zygote: int, code: int, plan_bytes: int) -> NoReturn:
+    """Be a template, in a fresh fork of the zygote (its process id).
+
+    ``code`` is the file with the plan, which has so many bytes, and the pickled objects.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    template = Template(Channel(connection, blocking=True), folder)
-    die_with_parent(zygote, signal.SIGTERM)
-    adopt_orphans()
-    if template.load(names, code, sizes):
+    with open(code, "rb") as file:
+        plan = Plan.typed(channel.unpack(file.read(plan_bytes)))
+        template = Template(Channel(connection, blocking=True), plan, file)
+        die_with_parent(zygote, signal.SIGTERM)
+        adopt_orphans()
+        loaded = template.load()
+    if loaded:
         template.run()
     template.end()
     os._exit(0)

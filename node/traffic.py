@@ -15,7 +15,8 @@ from dispy.protocol.messages import Buffer, JobSpec, Large
 from dispy.protocol.payload import INLINE_BYTES, MAX_BUFFERS
 from dispy.protocol.wire import CHUNK_BYTES
 
-from .runner import BLOCK, JOB, RESULT, SIZE
+from . import channel
+from .runner import BLOCK, FILE, JOB, RESULT, SIZE, GivenFiles
 
 BLOCK_BYTES = 1 << 18  # jobs are put together up to this size; a larger one goes alone
 RESULT_BYTES_MAX = 16 << 30  # of one result: a limit for nonsense, not for users
@@ -57,11 +58,23 @@ def _pack(first: int, jobs: Sequence[JobSpec]) -> list[Buffer]:
     return [small, *large]
 
 
+def pack_files(number: int, files: GivenFiles) -> bytes:
+    """Prepare what a job process is told of the files of the job that follows."""
+    content = channel.pack(files)
+    return BLOCK.pack(len(content), number, 0) + content
+
+
+def pack_heard(count: int, refusal: str) -> bytes:
+    """Prepare the news that the client has dealt with so many records of the process."""
+    content = channel.pack((count, refusal))
+    return BLOCK.pack(len(content), 0, 0) + content
+
+
 class Ended(NamedTuple):
-    """A job that has ended by itself: by returning or by an exception."""
+    """A job that has ended by itself, or a record of one that runs."""
 
     number: int
-    returned: bool
+    kind: int  # FAILED, RETURNED, PROVISIONAL or FILE
     start: float
     end: float
     payload: bytes
@@ -142,12 +155,12 @@ class Intake:
         part.chunks.append(bytearray(min(part.size, CHUNK_BYTES)))
 
     def _read_one(self, data: memoryview, start: int) -> int:
-        """Read the result that begins here, without parts; return its length, 0: not all here."""
+        """Read what begins here, without parts; return its length, 0: not all of it is here."""
         if len(data) - start < RESULT.size:
             return 0
-        number, returned, began, ended, length, parts = RESULT.unpack_from(data, start)
+        number, kind, began, ended, length, parts = RESULT.unpack_from(data, start)
         body = start + RESULT.size + parts * SIZE.size
-        if returned > 1 or parts > MAX_BUFFERS or length > RESULT_BYTES_MAX:
+        if kind > FILE or parts > MAX_BUFFERS or length > RESULT_BYTES_MAX:
             raise ProtocolError("a job process sent something that is no result")
         if len(data) < body:
             return 0
@@ -164,7 +177,7 @@ class Intake:
         else:
             sizes.insert(0, length)
         larges = [Large(size, []) for size in sizes]
-        self._complete(Ended(number, returned == 1, began, ended, payload, larges))
+        self._complete(Ended(number, kind, began, ended, payload, larges))
         return end - start
 
     def _complete(self, ended: Ended) -> None:

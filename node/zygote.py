@@ -15,12 +15,13 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from . import runner, template
 from .channel import TEXT_CHARS, Channel, ChannelClosed
 from .processes import Children, adopt_orphans, die_with_parent, end_descendants, signal_all
 
+CLEANUP_S = 60.0  # how long a cleanup function may run
 GRACE_S = 8.0  # from SIGTERM to SIGKILL of a template, which ends its jobs in the meantime
 
 
@@ -42,6 +43,7 @@ class Zygote:
         self.dismissed = False  # the node ends as it should
         self._computations: dict[int, int] = {}  # process id of the template to computation
         self._deadlines: dict[int, float] = {}  # process id to when it's killed
+        self._cleanups: dict[int, float] = {}  # process id to when its cleanup is ended
         self._ended: list[tuple[int, int]] = []  # computation, exit code; still to be told
         self._children = Children()
         self._wakeup = template.listen_for_signals()
@@ -81,15 +83,13 @@ class Zygote:
         elif kind == "close":
             self.dismissed = True
         else:
-            self._end_template(computation)
+            self._end_template(computation, *rest)
 
     def _prepare(
         self,
         computation: int,
         descriptors: list[int],
-        folder: str,
-        names: dict[str, str],
-        sizes: list[int],
+        plan_bytes: int,
     ) -> None:
         zygote = os.getpid()
         pid = -1
@@ -100,7 +100,7 @@ class Zygote:
         except OSError as error:
             reason = error.strerror or str(error)
         if pid == 0:
-            self._be_template(zygote, descriptors, folder, names, sizes)
+            self._be_template(zygote, descriptors, plan_bytes)
         for fd in descriptors:
             os.close(fd)
         if pid > 0:
@@ -108,7 +108,7 @@ class Zygote:
         else:
             self._channel.send(("unborn", computation, reason[:TEXT_CHARS]))
 
-    def _be_template(self, zygote: int, descriptors: list[int], *rest: Any) -> NoReturn:
+    def _be_template(self, zygote: int, descriptors: list[int], plan_bytes: int) -> NoReturn:
         """Turn a forked copy of the zygote into a template, dropping what's not for it."""
         try:
             os.close(signal.set_wakeup_fd(-1))
@@ -116,20 +116,29 @@ class Zygote:
             self._channel.close()
             self._children.close()
             connection, code = descriptors
-            template.run(socket.socket(fileno=connection), zygote, code, *rest)
+            template.run(socket.socket(fileno=connection), zygote, code, plan_bytes)
         except BaseException:
             sys.excepthook(*sys.exc_info())
         os._exit(1)
 
-    def _end_template(self, computation: int) -> None:
+    def _end_template(self, computation: int, was_ready: bool) -> None:
+        """Tell a template to end. One that was ready may run the user's cleanup function."""
+        now = time.monotonic()
         for pid, known in self._computations.items():
             if known == computation:
                 signal_all([pid], signal.SIGTERM)
-                self._deadlines[pid] = time.monotonic() + GRACE_S
+                self._deadlines[pid] = now + GRACE_S
+                if was_ready:
+                    self._cleanups[pid] = now + CLEANUP_S
+                    self._deadlines[pid] += CLEANUP_S
 
     def _on_children(self) -> None:
         """Reap; kill what dead templates left; tell of a template once nothing of it is left."""
         now = time.monotonic()
+        late = [pid for pid, limit in self._cleanups.items() if now > limit]
+        signal_all(late, signal.SIGTERM)
+        for pid in late:
+            del self._cleanups[pid]
         signal_all([pid for pid, limit in self._deadlines.items() if now > limit], signal.SIGKILL)
         self._reap()
         leftovers = self._children.pids() - self._computations.keys()
@@ -144,6 +153,7 @@ class Zygote:
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = found
                 self._deadlines.pop(pid, None)
+                self._cleanups.pop(pid, None)
                 if pid in self._computations:
                     code = os.waitstatus_to_exitcode(status)
                     self._ended.append((self._computations.pop(pid), code))
@@ -157,6 +167,7 @@ def main(folder: str, connection: int, node: int) -> None:
     The node removes its folder itself, unless it is killed.
     """
     os.environ.pop("LD_BIND_NOW", None)  # the node's wish for this process, not for programs
+    os.dup2(2, 1)  # what the code of a computation prints goes to the log
     import_for_jobs()
     runner.rehearse()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -156,7 +156,7 @@ class Vitals(Frozen, frozen=True):
     cpu: float  # percent; 100: idle
     memory: int  # bytes
     disk: int  # bytes, where the files of computations are
-    swap: float  # percent
+    swap: float  # percent; 100: all of it is free
 
 
 class JobRecord(Struct):
@@ -325,6 +325,7 @@ class NodeRequest(Message, tag=15):
     nodes: list[NodeSpec] = []  # for ALLOCATE and DISCOVER
     cpus: int = 0  # for SET_CPUS; negative: all but so many
     terminate: bool = False  # for CLOSE and RESETUP: don't wait for jobs
+    asks: bool = False  # for ALLOCATE: from now on, nodes are offered as `OpenCluster` says
 
 
 class Allocate(Message, tag=16):
@@ -370,6 +371,7 @@ class Records(Message, tag=31):
 
     cluster: int
     records: list[JobRecord]
+    node: int = 0  # its id, from the broker on
 
 
 class RecordsHeard(Message, tag=32):
@@ -404,6 +406,7 @@ class ClusterOpened(Message, tag=20):
 
     cluster: int
     credit: int
+    computation: int = 0  # the broker's number for it, by which nodes know it
 
 
 class Credit(Message, tag=21):

@@ -10,45 +10,88 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dispy.core import BATCH_JOBS, PATIENCE_S, Begun, Closed, Core, Effect, Ended, Send, Warned
+from dispy.core import (
+    BATCH_JOBS,
+    PATIENCE_S,
+    Answered,
+    Begun,
+    Closed,
+    Core,
+    Effect,
+    Ended,
+    Offered,
+    Requeued,
+    Send,
+    Silent,
+    Told,
+    Wanted,
+    Warned,
+)
 from dispy.job import DispyJob
-from dispy.ledger import Ledger
-from dispy.nodes import DispyNode
-from dispy.pickling import Program, dump_arguments
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import (
     ABANDONED,
     CANCELLED,
+    CLOSE,
+    DEALLOCATE,
+    FILE,
     FINISHED,
+    PROVISIONAL,
     TERMINATED,
+    Allocate,
+    Answer,
+    BlobPiece,
+    BlobPieces,
+    BlobRange,
     Body,
     CancelJobs,
     CloseCluster,
     ClusterClosed,
     ClusterOpened,
+    Code,
+    ComputationSpec,
     Credit,
+    Define,
     Done,
+    Explain,
+    FollowJobs,
+    Heard,
+    JobOptions,
+    JobRecord,
     JobResult,
     JobSpec,
+    JobsRequeued,
     JobsRunning,
     Large,
+    NeedBlobs,
     NodeGone,
     NodeInfo,
+    NodeOffer,
     NodeReady,
+    NodeRequest,
     NodeSpec,
     NodeTrouble,
     OpenCluster,
+    Records,
+    RecordsHeard,
     Results,
     Submit,
+    Vitals,
 )
 from dispy.protocol.payload import pack_object, pack_result
+from dispy.reports import Report
 
-OPENING = OpenCluster(1, "compute", JobSpec(0, 0, b""), [NodeSpec("127.0.0.1", 9701)])
+OPENING = OpenCluster(1, ComputationSpec("compute", []), [NodeSpec("127.0.0.1", 9701)])
 NODE = NodeInfo(7, "127.0.0.1:9701", "here", 2, "Linux")
 
 
-def job(seq: int, payload: bytes = b"x") -> DispyJob:
-    return DispyJob(1, JobSpec(seq, 0, payload), None, (), {})
+def job(seq: int, payload: bytes = b"x", priority: int | None = None) -> DispyJob:
+    options = None if priority is None else JobOptions(priority)
+    return DispyJob(1, JobSpec(seq, 0, payload, [], options), None, (), {})
+
+
+def said(seq: int, number: int, kind: int = PROVISIONAL, attempt: int = 1) -> JobRecord:
+    return JobRecord(seq, attempt, number, kind, b"x")
 
 
 def returned(seq: int, value: object = None, status: int = FINISHED) -> JobResult:
@@ -281,6 +324,193 @@ def test_what_no_broker_says_is_refused() -> None:
     assert core.take() == []
 
 
+def test_higher_priorities_go_first_and_equal_ones_in_order() -> None:
+    core = opened(credit=0)
+    for seq, priority in enumerate([None, 0, 5, -1, 5, None, 7], 1):
+        core.submit(1, job(seq, priority=priority))
+    core.check()
+    core.receive(Credit(1, 4), 0.0)
+    (first,) = sent(core)
+    assert isinstance(first, Submit) and [spec.seq for spec in first.jobs] == [7, 3, 5, 1]
+    core.submit(1, job(8, priority=1))
+    core.check()
+    core.cancel(1, 2)  # not sent, though later ones have been
+    core.receive(Credit(1, 10), 0.0)
+    (second,) = sent(core)
+    assert isinstance(second, Submit) and [spec.seq for spec in second.jobs] == [8, 6, 4]
+    core.check()
+
+
+def test_jobs_that_wait_again_are_told() -> None:
+    core = opened()
+    core.submit(1, job(1))
+    core.take()
+    core.receive(JobsRequeued(1, [1, 2]), 0.0)
+    (effect,) = core.take()
+    assert isinstance(effect, Requeued) and [one._seq for one in effect.jobs] == [1]
+    core.check()
+
+
+def test_records_are_told_once_and_heard_in_order() -> None:
+    core = opened()
+    core.submit(1, job(1))
+    core.take()
+    for _ in range(2):  # again, as after a reconnect
+        core.receive(Records(1, [said(1, 1), said(1, 2, FILE), said(2, 1)], 7), 0.0)
+    (told,) = core.take()
+    assert isinstance(told, Told) and told.node == 7
+    assert [record.number for _, record in told.records] == [1, 2]
+    core.hear(1, 1, 1, 2, "disk full")
+    assert sent(core) == []  # the first is still being dealt with
+    core.hear(1, 1, 1, 1)
+    assert sent(core) == [RecordsHeard(1, [Heard(1, 1, 2, "disk full")])]
+    core.receive(Records(1, [said(1, 2)], 7), 0.0)  # the answer was lost
+    assert sent(core) == [RecordsHeard(1, [Heard(1, 1, 2)])]
+    core.check()
+
+
+def test_a_new_attempt_begins_anew_and_old_records_are_dropped() -> None:
+    core = opened()
+    core.submit(1, job(1))
+    core.take()
+    core.receive(Records(1, [said(1, 1), said(1, 2)]), 0.0)
+    core.take()
+    core.receive(Records(1, [said(1, 1, attempt=2), said(1, 3, attempt=1)]), 0.0)
+    silent, told = core.take()
+    assert isinstance(silent, Silent) and isinstance(told, Told)
+    assert [(record.attempt, record.number) for _, record in told.records] == [(2, 1)]
+    core.hear(1, 1, 1, 1)  # of the old one: nobody needs it
+    assert core.take() == []
+    core.hear(1, 1, 2, 1)
+    assert sent(core) == [RecordsHeard(1, [Heard(1, 2, 1)])]
+    core.receive(Results(1, 7, [returned(1)]), 0.0)
+    assert [type(effect) for effect in core.take()] == [Ended, Silent]
+    assert not core.clusters[1].reports
+    core.hear(1, 1, 2, 2)
+    assert core.take() == []
+
+
+def test_a_record_of_no_kind_is_refused() -> None:
+    core = opened()
+    core.submit(1, job(1))
+    with pytest.raises(ProtocolError):
+        core.receive(Records(1, [said(1, 1, kind=9)]), 0.0)
+
+
+def test_code_goes_before_the_jobs_that_need_it_and_again_to_a_new_broker() -> None:
+    core = opened()
+    layer = Code("3.11", JobSpec(0, 0, b"layer"))
+    core.define(1, [layer])
+    core.submit(1, job(1))
+    assert sent(core) == [Define(1, [layer]), Submit(1, [JobSpec(1, 0, b"x")])]
+    core.leave()
+    core.join(0.0)
+    (again,) = sent(core)
+    assert isinstance(again, OpenCluster) and again.computation.layers == [layer]
+    assert OPENING.computation.layers == []
+
+
+def test_a_followed_job_is_followed_wherever_it_goes() -> None:
+    core = opened(credit=1)
+    one, two = job(1), job(2)
+    core.submit(1, one)
+    core.submit(1, two)
+    core.take()
+    core.follow(1, 1)
+    core.follow(1, 2)
+    core.follow(1, 3)
+    assert sent(core) == [FollowJobs(1, [1])]
+    core.receive(Credit(1, 9), 0.0)
+    (message,) = sent(core)
+    assert isinstance(message, Submit)
+    assert message.jobs[0].options is not None and message.jobs[0].options.follow
+
+
+def test_a_node_is_offered_and_allocated() -> None:
+    core = opened()
+    vitals = Vitals(50.0, 1, 2, 3.0)
+    core.receive(NodeOffer(1, NODE, vitals), 0.0)
+    assert core.take() == [Offered(1, NODE, vitals)]
+    core.allocate(Allocate(1, 7, 0), NODE.address)
+    assert sent(core) == [Allocate(1, 7, 0)]
+    core.tick(PATIENCE_S)
+    (warned,) = core.take()
+    assert isinstance(warned, Warned) and "allocate() returned 0" in warned.text
+
+
+def test_requests_are_answered_once_also_when_the_broker_goes() -> None:
+    core = opened()
+    for number in (1, 2):
+        core.request(NodeRequest(1, number, DEALLOCATE, 7))
+    assert len(sent(core)) == 2
+    for _ in range(2):
+        core.receive(Answer(1, 1, 0), 0.0)
+    assert core.take() == [Answered(1, 1, 0, "")]
+    core.leave()
+    (answer,) = core.take()
+    assert isinstance(answer, Answered) and (answer.request, answer.code) == (2, -1)
+    assert "broker" in answer.text
+    later = NodeRequest(1, 3, DEALLOCATE, 7)
+    core.request(later)
+    assert core.take() == []
+    core.join(0.0)
+    assert sent(core) == [OPENING, later]
+    core.leave()
+    core.request(NodeRequest(1, 4, DEALLOCATE, 7))
+    core.close(1)
+    answers = [effect for effect in core.take() if isinstance(effect, Answered)]
+    assert [(answer.request, answer.code) for answer in answers] == [(3, -1), (4, -1)]
+
+
+def test_a_node_that_was_sent_away_is_not_lost() -> None:
+    core = opened()
+    core.receive(NodeReady(1, NODE), 0.0)
+    core.request(NodeRequest(1, 1, CLOSE, 7))
+    core.take()
+    core.receive(NodeGone(1, 7, "closed"), 0.0)
+    assert [type(effect).__name__ for effect in core.take()] == ["NodeDown"]
+
+
+def test_explain_says_what_is_known_here_or_asks() -> None:
+    core = opened(credit=1)
+    for seq in (1, 2, 3):
+        core.submit(1, job(seq))
+    core.take()
+    core.explain(1, 1, 3)
+    (answer,) = core.take()
+    assert isinstance(answer, Answered) and "behind 2 jobs" in answer.text
+    assert "no node" in answer.text
+    core.explain(1, 2, 1)
+    assert sent(core) == [Explain(1, 2, 1)]
+    core.receive(Answer(1, 2, 0, "It waits."), 0.0)
+    (answer,) = core.take()
+    assert isinstance(answer, Answered) and answer.text == "It waits. (no answer from 127.0.0.1:9701)"
+    core.explain(1, 3, 99)
+    (answer,) = core.take()
+    assert isinstance(answer, Answered) and "ended" in answer.text
+
+
+def test_pieces_of_blobs_are_read_and_sent() -> None:
+    core = opened()
+    core.receive(NeedBlobs(1, 7, [BlobRange(b"d", 0, 3)]), 0.0)
+    assert core.take() == [Wanted(1, 7, [BlobRange(b"d", 0, 3)])]
+    pieces = [BlobPiece(b"d", 0, b"abc")]
+    core.send_pieces(1, 7, pieces)
+    core.send_pieces(2, 7, pieces)  # a cluster that was closed
+    assert sent(core) == [BlobPieces(1, 7, pieces)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.permutations(range(1, 9)))
+def test_whatever_the_order_all_records_are_heard(order: list[int]) -> None:
+    report = Report(1, 0)
+    assert all(report.arrive(number) for number in range(1, 9))
+    said = [heard for number in order for heard in report.deal(number, "")]
+    assert [number for number, _ in said] == sorted({number for number, _ in said})
+    assert report.heard == said[-1][0] == 8
+    assert report.deal(8, "") == []
+
+
 class FakeBroker:
     """What the core may assume of a broker, with every liberty that it has."""
 
@@ -340,34 +570,51 @@ class FakeBroker:
         self.opened = False
         self.core.join(0.0)
 
+    def speak(self, seq: int) -> None:
+        """Let a job say something, which may be anything that it said before."""
+        attempt, number = self.chance.randint(1, 2), self.chance.randint(1, 4)
+        self.core.receive(Records(1, [said(seq, number, attempt=attempt)]), 0.0)
+        self.core.hear(1, seq, attempt, self.chance.randint(1, 4))
+
     def grant(self) -> None:
         if self.opened:
             self.credit += self.chance.randrange(1, 6)
             self.core.receive(Credit(1, self.credit), 0.0)
 
 
+def submit_one(core: Core, seq: int, chance: random.Random) -> bool:
+    core.submit(1, job(seq, priority=chance.choice([None, None, 1, -1])))
+    return True
+
+
+def take_step(core: Core, broker: FakeBroker, seq: int, chance: random.Random) -> None:
+    step = chance.randrange(7)
+    if step == 0 and seq:
+        core.cancel(1, chance.randint(1, seq))
+    elif step == 1:
+        broker.finish(chance.randrange(4), chance.choice([FINISHED, TERMINATED, ABANDONED]))
+    elif step == 2:
+        broker.grant()
+    elif step == 3 and chance.random() < 0.3:
+        broker.restart()
+    elif step == 4 and seq:
+        broker.speak(chance.randint(1, seq))
+    elif step == 5 and broker.jobs:
+        core.receive(JobsRequeued(1, [chance.choice(list(broker.jobs))]), 0.0)
+    elif not core.joined:
+        core.join(0.0)
+
+
 @settings(max_examples=200, deadline=None)
-@given(st.randoms(use_true_random=False), st.integers(1, 60))
+@given(st.randoms(use_true_random=False), st.integers(1, 90))
 def test_whatever_happens_every_job_ends_once(chance: random.Random, steps: int) -> None:
     core = Core()
     broker = FakeBroker(core, chance)
     core.open(OPENING, 0.0)
     seq = 0
     for _ in range(steps):
-        step = chance.randrange(7)
-        if step <= 1:
-            seq += 1
-            core.submit(1, job(seq))
-        elif step == 2 and seq:
-            core.cancel(1, chance.randint(1, seq))
-        elif step == 3:
-            broker.finish(chance.randrange(4), chance.choice([FINISHED, TERMINATED, ABANDONED]))
-        elif step == 4:
-            broker.grant()
-        elif step == 5 and chance.random() < 0.3:
-            broker.restart()
-        elif not core.joined:
-            core.join(0.0)
+        seq += chance.random() < 0.2 and submit_one(core, seq + 1, chance)
+        take_step(core, broker, seq, chance)
         core.check()
         broker.take()
         core.check()
@@ -377,138 +624,3 @@ def test_whatever_happens_every_job_ends_once(chance: random.Random, steps: int)
     assert sorted(broker.ends) == list(range(1, seq + 1))
     for statuses in broker.ends.values():
         assert len(statuses) == 1 or statuses == [ABANDONED, FINISHED]
-
-
-# -- what jobs look like ------------------------------------------------------------------------
-
-
-def ledger_with(*jobs: DispyJob) -> Ledger:
-    ledger = Ledger(None, None)
-    ledger.pending = len(jobs)
-    ledger.node_up(NODE)
-    return ledger
-
-
-def test_a_finished_job_has_everything() -> None:
-    one = job(1)
-    assert one.status == DispyJob.Created and not one.finish.is_set()
-    ledger = ledger_with(one)
-    ledger.end(7, [(one, returned(1, {"a": 1}))])
-    assert one.status == DispyJob.Finished and one.finish.is_set()
-    assert (one(), one.stdout, one.stderr, one.exception) == ({"a": 1}, "out", "err", None)
-    assert (one.start_time, one.end_time, one.host, one.ip_addr) == (
-        10.0,
-        12.0,
-        "127.0.0.1",
-        "127.0.0.1",
-    )
-    assert ledger.wait_idle(0)
-    (node,) = ledger.nodes()
-    assert (node.jobs_done, node.cpu_time, node.busy, node.tx) == (1, 2.0, 0, 1)
-
-
-def test_the_event_may_be_asked_for_only_after_the_end() -> None:
-    one = job(1)
-    ledger_with(one).end(7, [(one, returned(1))])
-    assert one.finish.is_set()
-    one(clear=True)
-    assert not one.finish.is_set()
-
-
-def test_a_failed_job_has_the_text_and_the_exception() -> None:
-    one = job(1)
-    value = pack_object([], pickle.dumps(ValueError("no")))
-    body = pack_result(value, b"", b"", "Traceback ... ValueError: no")
-    ledger_with(one).end(7, [(one, JobResult(1, 1, TERMINATED, 10.0, 12.0, body))])
-    assert one.status == DispyJob.Terminated and one() is None
-    assert one.exception == "Traceback ... ValueError: no"
-    assert isinstance(one.exc, ValueError) and str(one.exc) == "no"
-
-
-@pytest.mark.parametrize("status", [CANCELLED, TERMINATED, ABANDONED])
-def test_an_end_without_a_word_is_explained(status: int) -> None:
-    one = job(1)
-    ledger_with(one).end(0, [(one, JobResult(1, 0, status, 0.0, 0.0, b""))])
-    assert one.status == status and one.exception and one.start_time is None
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"garbage",
-        pack_result(b"\0garbage", b"", b"", ""),
-        pack_result(pack_object([True], pickle.dumps(1)), b"", b"", ""),
-        pack_result(pack_object([], b"cno.such.module\nx\n."), b"", b"", ""),
-    ],
-)
-def test_a_result_that_cannot_be_unpickled_terminates_the_job(body: bytes) -> None:
-    one = job(1)
-    ledger = ledger_with(one)
-    ledger.end(7, [(one, JobResult(1, 1, FINISHED, 10.0, 12.0, body))])
-    assert one.status == DispyJob.Terminated and one.result is None
-    assert one.exception is not None and "can't be unpickled" in one.exception
-    assert ledger.pending == 0
-
-
-def test_a_large_result_comes_in_parts() -> None:
-    one = job(1)
-    packed = dump_arguments((b"x" * 100_000, bytearray(70_000)), {}, Program((), ()))
-    assert packed.payload and len(packed.parts) == 2
-    body = pack_result(packed.payload, b"", b"", "")
-    result = JobResult(1, 1, FINISHED, 10.0, 12.0, b"", [Large(len(body), [body]), *packed.parts])
-    ledger_with(one).end(7, [(one, result)])
-    (constant, variable), _ = one.result
-    assert type(constant) is bytes and constant == b"x" * 100_000
-    assert type(variable) is bytearray and variable == bytearray(70_000)
-
-
-def test_abandoned_is_counted_once_and_may_finish() -> None:
-    one = job(1)
-    ledger = ledger_with(one)
-    ledger.begin(7, [(one, 9.0)])
-    assert one.status == DispyJob.Running and ledger.nodes()[0].busy == 1
-    ledger.end(7, [(one, JobResult(1, 1, ABANDONED, 0.0, 0.0, b""))])
-    assert one.status == DispyJob.Abandoned and ledger.pending == 0
-    ledger.end(7, [(one, returned(1, 5))])
-    assert one.status == DispyJob.Finished and one() == 5
-    assert ledger.pending == 0 and ledger.nodes()[0].busy == 0
-
-
-def test_callbacks_come_in_order_and_survive_exceptions() -> None:
-    calls: list[tuple[object, ...]] = []
-
-    def on_job(ended: DispyJob) -> None:
-        calls.append(("job", ended.status))
-        raise RuntimeError("must be survived")
-
-    def on_cluster(status: int, node: DispyNode | None, about: DispyJob | None) -> None:
-        calls.append((status, node and node.name, about and about.id))
-
-    one = job(1)
-    ledger = Ledger(on_job, on_cluster)
-    ledger.pending = 1
-    ledger.created(one)
-    ledger.node_up(NODE)
-    ledger.end(7, [(one, returned(1))])
-    ledger.close()
-    assert ledger.listener.drain(10)
-    assert calls == [
-        (DispyJob.Created, None, 1),
-        (DispyNode.Initialized, "here", None),
-        (DispyJob.Running, "here", 1),
-        ("job", DispyJob.Finished),
-        (DispyJob.Finished, "here", 1),
-        (DispyNode.Closed, "here", None),
-    ]
-    ledger.listener.silent = True
-    ledger.node_up(NODE)
-    assert ledger.listener.drain(10) and len(calls) == 6
-
-
-def test_a_node_that_comes_back_keeps_its_row() -> None:
-    ledger = ledger_with()
-    ledger.node_down(7)
-    assert ledger.nodes()[0].status == DispyNode.Closed
-    ledger.node_up(NodeInfo(8, NODE.address, NODE.name, 4, "Linux"))
-    (node,) = ledger.nodes()
-    assert node.status == DispyNode.Initialized and node.cpus == 4

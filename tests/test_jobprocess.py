@@ -40,10 +40,10 @@ class Pair:
         self.outbox.put(RESULT.pack(number, 1, 0.0, 0.0, 0, 0), b"", [])
 
     def received(self) -> list[int]:
-        return [result.seq for result in self.node.receive()]
+        return [each.seq for each in self.node.receive()]
 
     def peeked(self) -> list[int]:
-        return [result.seq for result in self.node.peek()]
+        return [each.seq for each in self.node.peek()]
 
     def close(self) -> None:
         self.node.close()

@@ -26,7 +26,15 @@ from dispy.node.launcher import (
     WorkerExited,
     ZygoteLost,
 )
-from dispy.protocol.messages import FINISHED, TERMINATED, JobResult, JobSpec
+from dispy.protocol.messages import (
+    FINISHED,
+    TERMINATED,
+    Code,
+    ComputationSpec,
+    JobResult,
+    JobSpec,
+    Prepare,
+)
 from dispy.protocol.payload import (
     INLINE_BYTES,
     ResultBody,
@@ -39,6 +47,7 @@ from dispy.protocol.wire import chunked
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and memfd")
 
 DEADLINE_S = 30.0
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 COMPUTATION = 1
 E = TypeVar("E", bound=Event)
 
@@ -48,7 +57,9 @@ class Node:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.launcher = Launcher(folder, {"dispy_node_name": "testnode"})
+        names = {"dispy_node_name": "testnode"}
+        places = folder / "blobs", folder / "files"
+        self.launcher = Launcher(folder, names, *places)
         self.launcher.start()
         self.workers = 0
         self.jobs = 0
@@ -69,9 +80,13 @@ class Node:
         raise AssertionError(f"no {kind.__name__}; there is {self._events}")
 
     def prepare(self, function: Callable[..., Any], computation: int = COMPUTATION) -> None:
-        code = pack_object([], cloudpickle.dumps(function))
-        self.launcher.prepare(computation, "test", JobSpec(0, 0, code))
+        layer = pack_object([], cloudpickle.dumps(({}, function, None, None)))
+        self.load(JobSpec(0, 0, layer), computation)
         self.expect(TemplateReady)
+
+    def load(self, layer: JobSpec, computation: int = COMPUTATION) -> None:
+        spec = ComputationSpec("test", [Code(PYTHON, layer)])
+        self.launcher.prepare(Prepare(computation, spec))
 
     def spawn(self, max_tasks: int = 1, computation: int = COMPUTATION) -> int:
         self.workers += 1
@@ -369,8 +384,10 @@ def test_surroundings(node: Node) -> None:
     assert found["names"] == (folder, "testnode") and folder.endswith("computation-1")
     assert found["leader"] and found["stdin"] == "" and not found["modules"]
     assert not {name for name in found["main"] if not name.startswith("__")}
+    log = os.readlink("/proc/self/fd/2").partition(":")[0]
     # Its outputs are there twice: a job may close or redirect those that it writes to.
-    assert sorted(filter(None, found["open"])) == ["/dev/null", *["/memfd"] * 4, "socket"]
+    expected = ["/dev/null", *["/memfd"] * 4, "socket", log]
+    assert sorted(filter(None, found["open"])) == sorted(expected)
 
 
 def test_secrets_stay_at_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -597,7 +614,7 @@ def test_terminate_and_kill(node: Node) -> None:
 
 def test_function_that_can_not_be_loaded(node: Node) -> None:
     code = pack_object([], b"cno_such_module\nname\n.")
-    node.launcher.prepare(COMPUTATION, "test", JobSpec(0, 0, code))
+    node.load(JobSpec(0, 0, code))
     assert "No module named 'no_such_module'" in node.expect(TemplateFailed).reason
     node.launcher.release(COMPUTATION)
     node.expect(TemplateGone)
@@ -607,14 +624,12 @@ def test_function_with_much_data(node: Node) -> None:
     table = bytes(3 << 20)
     views: list[memoryview] = []
     stream = cloudpickle.dumps(
-        lambda number: table[number],
+        ({}, lambda number: table[number], None, None),
         5,
         buffer_callback=lambda buffer: views.append(buffer.raw()),
     )
     code = pack_object([view.readonly for view in views], stream)
-    node.launcher.prepare(
-        COMPUTATION, "test", JobSpec(0, 0, b"", [chunked(code), *map(chunked, views)])
-    )
+    node.load(JobSpec(0, 0, b"", [chunked(code), *map(chunked, views)]))
     node.expect(TemplateReady)
     worker = node.spawn()
     node.give(worker, (7,))
@@ -709,10 +724,11 @@ def test_fork_that_is_not_possible(node: Node) -> None:
     """The template has no descriptors left, so those of a new process don't get there."""
     text = (
         "[__import__('resource').setrlimit(7, (30, 30)),"
-        "[os.dup(0) for _ in range(30 - len(os.listdir('/proc/self/fd')))], abs][-1]"
+        "[os.dup(0) for _ in range(30 - len(os.listdir('/proc/self/fd')))],"
+        "({}, abs, None, None)][-1]"
     )
     code = pack_object([], pickle.dumps(Loader(text)))
-    node.launcher.prepare(COMPUTATION, "test", JobSpec(0, 0, code))
+    node.load(JobSpec(0, 0, code))
     node.expect(TemplateReady)
     worker = node.spawn()
     node.give(worker, (1,))
@@ -749,7 +765,7 @@ DAEMON = """
 import os, select, sys, pathlib, cloudpickle
 sys.path.insert(0, sys.argv[2])
 from dispy.node.launcher import Launcher, TemplateReady
-from dispy.protocol.messages import JobSpec
+from dispy.protocol.messages import Code, ComputationSpec, JobSpec, Prepare
 from dispy.protocol.payload import pack_object
 import pickle
 
@@ -759,9 +775,12 @@ def function():
         os.execlp("sleep", "sleep", "1000")
     os.system("exec sleep 1000")
 
-launcher = Launcher(pathlib.Path(sys.argv[1]), {})
+folder = pathlib.Path(sys.argv[1])
+launcher = Launcher(folder, {}, folder, folder)
 launcher.start()
-launcher.prepare(1, "", JobSpec(0, 0, pack_object([], cloudpickle.dumps(function))))
+layer = JobSpec(0, 0, pack_object([], cloudpickle.dumps(({}, function, None, None))))
+python = "%d.%d" % sys.version_info[:2]
+launcher.prepare(Prepare(1, ComputationSpec("", [Code(python, layer)])))
 while not any(isinstance(event, TemplateReady) for event in launcher.take_events()):
     select.select([launcher.fileno()], [], [])
     launcher.receive()

@@ -7,16 +7,17 @@ import logging
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import dispy
-from dispy import allocate, config, parameters
+from dispy import allocate, config, nodes, parameters
 from dispy.aliases import PARAMETERS, new_names
 from dispy.callbacks import check_callback
 from dispy.job import STATUS_NAMES
-from dispy.protocol.messages import JobSpec, NodeSpec
+from dispy.protocol.messages import JobOptions, JobSpec, NodeSpec
 from dispy.status import table
 
 HEAVY = ("asyncio", "cloudpickle", "logging", "msgspec", "threading", "zmq")
@@ -155,7 +156,9 @@ def test_the_log_speaks_unless_the_program_has_set_up_logging(configured: bool) 
         ("nodes", ["no-such-host.invalid"], OSError),
         ("nodes", ["10.1.2.3"], dispy.SecretNeededError),
         ("nodes", ["10.*"], dispy.SecretNeededError),
-        ("depends", [nothing], dispy.NotSupportedError),
+        ("depends", [3j], TypeError),
+        ("depends", ["no/such/file"], FileNotFoundError),
+        ("depends", "a string", TypeError),
         ("job_status", 3, TypeError),
         ("job_status", nothing, TypeError),
         ("cluster_status", lambda job: None, TypeError),
@@ -165,11 +168,12 @@ def test_the_log_speaks_unless_the_program_has_set_up_logging(configured: bool) 
         ("dispy_port", "9700", TypeError),
         ("dispy_port", 65535, ValueError),
         ("ipv4_udp_multicast", True, dispy.NotSupportedError),
-        ("dest_path", "x", dispy.NotSupportedError),
-        ("setup", nothing, dispy.NotSupportedError),
-        ("cleanup", nothing, dispy.NotSupportedError),
-        ("cleanup", False, dispy.NotSupportedError),
-        ("ping_interval", 5, dispy.NotSupportedError),
+        ("dest_path", 3, TypeError),
+        ("dest_path", "../x", ValueError),
+        ("setup", 3, TypeError),
+        ("cleanup", 3, TypeError),
+        ("ping_interval", "often", TypeError),
+        ("poll_interval", -1, ValueError),
         ("pulse_interval", "5", TypeError),
         ("pulse_interval", 0.05, ValueError),
         ("pulse_interval", 1001, ValueError),
@@ -177,8 +181,16 @@ def test_the_log_speaks_unless_the_program_has_set_up_logging(configured: bool) 
         ("secret", "x", dispy.NotSupportedError),
         ("keyfile", "x", dispy.NotSupportedError),
         ("certfile", "x", dispy.NotSupportedError),
-        ("recover_file", "x", dispy.NotSupportedError),
-        ("poll_interval", 5, dispy.NotSupportedError),
+        ("recover_file", 3, TypeError),
+        ("recover_file", "/", OSError),
+        ("recover_file", "no/such/folder/file", OSError),
+        ("setup_timeout", -1, ValueError),
+        ("timeout", "long", TypeError),
+        ("retries", -1, ValueError),
+        ("retries", 0.5, TypeError),
+        ("priority", "high", TypeError),
+        ("priority", 1 << 40, ValueError),
+        ("job_output", nothing, TypeError),
         ("max_tasks_per_child", 0, ValueError),
         ("max_tasks_per_child", "all", TypeError),
         ("cancel_grace", -1, ValueError),
@@ -194,9 +206,10 @@ def test_a_wrong_parameter_raises_and_is_named(
     assert threading.active_count() == before  # nothing was started
 
 
-def test_submit_refuses_what_it_cannot_do_yet() -> None:
-    with pytest.raises(dispy.NotSupportedError, match="dispy_job_depends"):
-        parameters.refuse_unsupported(dispy_job_depends=[nothing])
+@pytest.mark.parametrize("computation", [3, "no-such-program-anywhere", "/no/such/file"])
+def test_a_wrong_computation_raises(computation: Any) -> None:
+    with pytest.raises((TypeError, OSError), match="computation"):
+        dispy.JobCluster(computation)
 
 
 def test_errors_are_also_of_builtin_types() -> None:
@@ -206,10 +219,27 @@ def test_errors_are_also_of_builtin_types() -> None:
 
 
 def test_harmless_parameters_are_accepted() -> None:
-    parameters.refuse_unsupported(depends=[], secret="", recover_file=None, cleanup=False)
+    parameters.refuse_unsupported(secret="", keyfile=None, ipv4_udp_multicast=False)
+    parameters.check_needless("ping_interval", 5)
     parameters.check_host(["127.0.0.1", "localhost"])
-    assert parameters.read_options(False, None, None, 0) == (False, 0, 5.0, 0.0)
-    assert parameters.read_options(True, 3, 1, 2.5) == (True, 3, 1.0, 2.5)
+    assert parameters.read_options(False, None, None, 0) == (False, 0, 5.0, 0.0, 0.0)
+    assert parameters.read_options(True, 3, 1, 2.5, 9) == (True, 3, 1.0, 2.5, 9.0)
+    paths = [None, "", "a/b", "/a/b/"]
+    assert [parameters.read_dest_path(path) for path in paths] == ["", "", "a/b", "a/b"]
+
+
+def test_jobs_have_options_only_when_asked_for() -> None:
+    none = parameters.read_job_defaults(None, 0, 0, False)
+    assert none.options() is None
+    assert none.options(0, 0, 0) is None
+    assert none.options(2.5, 3, -1) == JobOptions(-1, 2.5, 3)
+    some = parameters.read_job_defaults(9, 2, 1, True)
+    assert some.options() == JobOptions(1, 9.0, 2, 0, True)
+    assert some.options(0, 0, 0, 7) == JobOptions(0, 0.0, 0, 7, True)
+    with pytest.raises(ValueError, match="dispy_job_timeout"):
+        none.options(timeout=-1)
+    with pytest.raises(TypeError, match="dispy_job_priority"):
+        none.options(priority="high")
 
 
 def test_old_names() -> None:
@@ -218,6 +248,7 @@ def test_old_names() -> None:
             assert new_names({old: "x"}) == {new: "x"}
     with pytest.deprecated_call():
         assert new_names({"node_port": 9701}) == {"dispy_port": 9700}
+    assert new_names({"fault_recover": True}) == {}
     job = dispy.DispyJob(1, JobSpec(1, 0, b""), None, (), {})
     job.host = "127.0.0.1"
     assert job.ip_addr == "127.0.0.1"
@@ -251,6 +282,7 @@ def test_callbacks_may_be_anything_that_takes_the_arguments() -> None:
         ({"host": "127.0.0.1", "cpus": 2}, NodeSpec("127.0.0.1", 9701, 2)),
         (dispy.NodeAllocate("127.0.0.1", 9800, 1), NodeSpec("127.0.0.1", 9800, 1)),
         (dispy.DispyNode("127.0.0.1", "here", 2), NodeSpec("127.0.0.1", 9701)),
+        (dispy.DispyNode("127.0.0.1", "a", 2, "127.0.0.1:9800"), NodeSpec("127.0.0.1", 9800)),
     ],
 )
 def test_a_node_may_be_written_in_many_ways(entry: Any, expected: NodeSpec) -> None:
@@ -273,17 +305,50 @@ def test_allocate_does_what_the_documentation_says() -> None:
     assert [cpus(host, 0) for host in ("10.0.0.*", "10.0.0.7", "seven", "10.0.1.*")] == [8, 8, 8, 0]
 
 
-def test_an_allocate_of_ones_own_is_refused() -> None:
+def test_a_host_name_stands_for_its_address() -> None:
+    node = dispy.NodeAllocate("localhost")
+    assert node.ip_addr == "127.0.0.1"
+    assert node.allocate(None, "127.0.0.1", "a-name", 4) == 4  # type: ignore[arg-type]
+    assert dispy.NodeAllocate("10.0.*").ip_addr == "10.0.*"
+
+
+def test_whoever_has_an_allocate_of_its_own_is_asked() -> None:
     class Mine(dispy.NodeAllocate):
         def allocate(self, *args: Any, **kwargs: Any) -> int:
             return 1
 
-    with pytest.raises(dispy.NotSupportedError, match="Mine"):
-        allocate.read_nodes([Mine("*")])
-    with pytest.raises(dispy.NotSupportedError, match="depends"):
-        dispy.NodeAllocate("*", depends=["file"])
+    assert allocate.asks(allocate.read_nodes([Mine("*"), "127.0.0.1"]))
+    assert not allocate.asks(allocate.read_nodes([dispy.NodeAllocate("*"), dispy.LocalNode(1)]))
+
+
+def test_an_entry_of_nodes_is_checked_where_it_is_made(tmp_path: Path) -> None:
+    there = tmp_path / "data"
+    there.write_bytes(b"x")
+    node = dispy.NodeAllocate("*", depends=[there], setup_args=(1, 2))
+    assert (node.depends, node.setup_args) == ([there], (1, 2))
+    with pytest.raises(FileNotFoundError, match="missing"):
+        dispy.NodeAllocate("*", depends=[str(tmp_path / "missing")])
+    with pytest.raises(TypeError, match="depends"):
+        dispy.NodeAllocate("*", depends=str(there))
+    with pytest.raises(TypeError, match="setup_args"):
+        dispy.NodeAllocate("*", setup_args="x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="of them"):
         dispy.LocalNode(cpus=100_000)
+
+
+def test_a_node_may_be_named_in_many_ways() -> None:
+    first = dispy.DispyNode("127.0.0.1", "one", 2, "127.0.0.1:9701")
+    second = dispy.DispyNode("127.0.0.1", "two", 2, "127.0.0.1:9702")
+    known = [first, second]
+    for name in ("two", "127.0.0.1:9702", "localhost:9702", second):
+        assert nodes.find(known, name) is second
+    assert nodes.find(known, dispy.DispyNode("127.0.0.1", "two", 2, "127.0.0.1:9702")) is second
+    assert nodes.find(known, "localhost") is first
+    first.status = dispy.DispyNode.Closed
+    assert nodes.find(known, "127.0.0.1") is second
+    assert nodes.find(known, "no-such-host.invalid") is None
+    with pytest.raises(TypeError, match="node"):
+        nodes.find(known, 3)
 
 
 # -- the table -----------------------------------------------------------------------------------

@@ -4,27 +4,55 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dispy.allocate import NodeAllocate
+from dispy.blobs import BlobSource
 from dispy.job import DispyJob
 from dispy.ledger import Ledger
+from dispy.nodes import DispyNodeAvailInfo
+from dispy.offers import Offers
+from dispy.orders import Ask, Cancel, Close, Define, Follow, Open
+from dispy.protocol import messages
 from dispy.protocol.exchange import Arrival, Event, Joined, Left, Received
 from dispy.protocol.messages import (
+    DEALLOCATE,
+    FILE,
+    Allocate,
+    Answer,
+    BlobPiece,
+    BlobPieces,
+    BlobRange,
     Body,
     CloseCluster,
     ClusterClosed,
     ClusterOpened,
+    Code,
+    ComputationSpec,
     Done,
+    Heard,
     Identity,
+    JobRecord,
     JobResult,
     JobSpec,
+    NeedBlobs,
+    NodeInfo,
+    NodeOffer,
+    NodeReady,
+    NodeRequest,
     OpenCluster,
+    Records,
+    RecordsHeard,
     Results,
     Submit,
+    Vitals,
 )
-from dispy.session import Cancel, Close, Open, Session
+from dispy.protocol.payload import pack_file_piece
+from dispy.requests import Reply
+from dispy.session import Session
 
 PATIENCE_S = 10.0  # nothing takes so long unless it hangs
 BROKER = Identity("broker", "instance", "name", "0", "3", "here")
@@ -39,6 +67,9 @@ class Wire:
         self.lazy = False  # don't run jobs
         self.broken = False  # raise, as a bug would
         self.farewell = ""
+        self.sent: list[Body] = []
+        self.opened = threading.Event()  # there is a cluster
+        self.came = threading.Event()  # something is in ``sent``
         self.closed = False
 
     def poll(self, timeout_s: float) -> list[Arrival]:
@@ -62,14 +93,26 @@ class Wire:
     def send(self, peer: str, message: Body) -> None:
         if isinstance(message, OpenCluster):
             self.say(ClusterOpened(message.cluster, 1_000_000))
+            self.opened.set()
         elif isinstance(message, Submit) and not self.lazy:
             results = [JobResult(spec.seq, 1, 11, 1.0, 2.0, b"") for spec in message.jobs]
             self.say(Results(message.cluster, 0, results))
+        elif isinstance(message, NodeRequest):
+            self.say(Answer(message.cluster, message.request, 2, "done"))
+        elif isinstance(message, BlobPieces | RecordsHeard | messages.Define | Allocate):
+            self.sent.append(message)
+            self.came.set()
         elif isinstance(message, CloseCluster):
             self.say(ClusterClosed(message.cluster))
 
     def say(self, message: Body) -> None:
         self.said.append(Received("broker", message))
+
+    def tell(self, message: Body) -> None:
+        """Say something by itself, from the test's thread."""
+        assert self.opened.wait(PATIENCE_S)
+        self.say(message)
+        self.wake()
 
     def dial(self, address: str) -> None: ...
 
@@ -102,8 +145,8 @@ def session(wire: Wire) -> Iterator[Session]:
 
 @pytest.fixture
 def ledger(session: Session) -> Ledger:
-    ledger = Ledger(None, None)
-    opening = OpenCluster(1, "compute", JobSpec(0, 0, b""), [])
+    ledger = Ledger(None, None, number=1)
+    opening = OpenCluster(1, ComputationSpec("compute", []), [])
     session.hand_over(Open(opening, ledger))
     return ledger
 
@@ -197,3 +240,71 @@ def test_jobs_of_many_threads_all_end(session: Session, ledger: Ledger) -> None:
         thread.join(PATIENCE_S)
     assert ledger.wait_idle(PATIENCE_S)
     assert len(jobs) == 4000 and all(job.finish.is_set() for job in jobs)
+
+
+def test_a_request_is_answered_in_the_thread_that_asks(session: Session, ledger: Ledger) -> None:
+    reply = ledger.requests.ask(
+        lambda number: session.hand_over(Ask(NodeRequest(1, number, DEALLOCATE, 7))), PATIENCE_S
+    )
+    assert reply == Reply(2, "done")
+    session.hand_over(Close(1))
+    assert ledger.wait_closed(PATIENCE_S)
+    assert ledger.requests.ask(lambda number: None, PATIENCE_S).code == -1
+
+
+def test_nodes_get_the_pieces_of_files_that_they_ask_for(
+    session: Session, ledger: Ledger, wire: Wire, tmp_path: Path
+) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(b"0123456789")
+    ledger.blobs = BlobSource()
+    spec = ledger.blobs.add_file(path, "data")
+    wire.tell(NodeReady(1, NodeInfo(7, "127.0.0.1:9701", "here", 2, "Linux")))
+    wire.tell(NeedBlobs(1, 7, [BlobRange(spec.digest, 2, 3)]))
+    assert wire.came.wait(PATIENCE_S)
+    assert wire.sent == [BlobPieces(1, 7, [BlobPiece(spec.digest, 2, b"234")])]
+    assert [node.tx for node in ledger.nodes()] == [3]
+
+
+def test_a_file_of_a_job_is_written_and_then_heard(
+    session: Session, ledger: Ledger, wire: Wire, tmp_path: Path
+) -> None:
+    wire.lazy = True
+    ledger.folder = str(tmp_path)
+    job = submit(session, ledger)
+    session.hand_over(Follow(1, job._seq))  # so that it has been submitted when this is done
+    piece = pack_file_piece("below/data", 0, 3, 0o644, 1.0, True, b"abc")
+    session.hand_over(Define(1, [Code("3", JobSpec(0, 0, b""))]))
+    assert wire.came.wait(PATIENCE_S)
+    wire.came.clear()
+    wire.tell(Records(1, [JobRecord(job._seq, 1, 1, FILE, piece)], 7))
+    assert wire.came.wait(PATIENCE_S)
+    assert (tmp_path / "below" / "data").read_bytes() == b"abc"
+    assert wire.sent[-1] == RecordsHeard(1, [Heard(job._seq, 1, 1)])
+
+
+def test_a_node_is_offered_to_the_users_allocate(
+    session: Session, ledger: Ledger, wire: Wire
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    class Mine(NodeAllocate):
+        def allocate(self, *args: Any, **kwargs: Any) -> int:
+            asked.append(args)
+            self.setup_args = (1,)
+            return 1
+
+    class Broken(NodeAllocate):
+        def allocate(self, *args: Any, **kwargs: Any) -> int:
+            raise RuntimeError("must be survived")
+
+    cluster: Any = "the cluster"
+    args = JobSpec(0, 0, b"args")
+    entries = [NodeAllocate("*", port=1), Broken("*"), Mine("*", port=9701)]
+    ledger.offers = Offers(cluster, 1, entries, lambda entry: ([], args), session.hand_over)
+    node = NodeInfo(7, "127.0.0.1:9701", "here", 2, "Linux")
+    wire.tell(NodeOffer(1, node, Vitals(1.0, 2, 3, 4.0)))
+    assert wire.came.wait(PATIENCE_S)
+    assert wire.sent == [Allocate(1, 7, 1, [], args)]
+    info = DispyNodeAvailInfo(1.0, 2, 3, 4.0)
+    assert asked == [("the cluster", "127.0.0.1", "here", 2, info, "Linux")]

@@ -26,6 +26,13 @@ NewCluster = Callable[..., dispy.JobCluster]
 RunProgram = Callable[..., Program]
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder of the test, its own: clusters write into it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture
 def start_node(tmp_path: Path) -> Iterator[StartNode]:
     """Start nodes."""
@@ -61,12 +68,12 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
 
 @pytest.fixture
 def new_cluster() -> Iterator[NewCluster]:
-    """Make clusters that are closed at the end of the test, whatever their jobs do."""
+    """Make clusters of nodes, or of entries of ``nodes=``, closed at the end of the test."""
     clusters: list[dispy.JobCluster] = []
 
-    def new(computation: Callable[..., Any], *nodes: NodeProcess, **more: Any) -> dispy.JobCluster:
-        addresses = [node.address for node in nodes]
-        clusters.append(dispy.JobCluster(computation, nodes=addresses, **more))
+    def new(computation: Callable[..., Any] | str, *nodes: Any, **more: Any) -> dispy.JobCluster:
+        entries = [node.address if isinstance(node, NodeProcess) else node for node in nodes]
+        clusters.append(dispy.JobCluster(computation, nodes=entries, **more))
         return clusters[-1]
 
     yield new

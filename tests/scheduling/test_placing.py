@@ -1,20 +1,20 @@
-"""The scheduler's decisions, one by one, without sockets or clocks."""
+"""Which node gets which job, and what becomes of it when all goes its usual way or a node dies."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
-from dispy.broker.core import CREDIT, LEASE_PULSES, LOSSES_MAX, Scheduler
-from dispy.broker.effects import Dial, Send
+from dispy.broker.jobs import LOSSES_MAX
+from dispy.broker.nodes import LEASE_PULSES
+from dispy.broker.turns import CREDIT
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import (
     ABANDONED,
     CANCELLED,
     FINISHED,
     TERMINATED,
-    Body,
     CancelJobs,
     CloseCluster,
     ClusterClosed,
@@ -22,93 +22,19 @@ from dispy.protocol.messages import (
     Credit,
     Done,
     Holding,
-    Identity,
-    JobResult,
-    JobSpec,
     Kill,
     NodeSpec,
     NodeTrouble,
-    OpenCluster,
     Prepare,
     Prepared,
     Release,
     Released,
-    Results,
     Returned,
     Run,
-    Submit,
     Withdraw,
 )
 
-CLIENT = "client"
-Kind = TypeVar("Kind")
-
-
-class Stage:
-    """A scheduler, one client with one cluster, and what was said to whom."""
-
-    def __init__(self, reentrant: bool = False, nodes: tuple[NodeSpec, ...] = ()) -> None:
-        self.scheduler = Scheduler()
-        self.now = 0.0
-        self.sent: list[tuple[str, Body]] = []
-        self.dialled: list[str] = []
-        self.scheduler.joined(CLIENT, identity("client", CLIENT), [], "", 0.0)
-        opened = OpenCluster(
-            1, "c", JobSpec(0, 0, b"f"), list(nodes) or [NodeSpec("*")], reentrant, 1, 1.0
-        )
-        self.tell(CLIENT, opened)
-
-    def tell(self, peer: str, message: Body) -> None:
-        self.scheduler.receive(peer, message, self.now)
-        self.flush()
-
-    def flush(self) -> None:
-        self.scheduler.check()
-        for effect in self.scheduler.flush(self.now):
-            if isinstance(effect, Send):
-                self.sent.append((effect.peer, effect.message))
-            elif isinstance(effect, Dial):
-                self.dialled.append(effect.address)
-        self.scheduler.check()
-
-    def take(self, kind: type[Kind]) -> list[tuple[str, Kind]]:
-        """Take out all messages of a kind, with those they went to."""
-        taken: list[tuple[str, Kind]] = [
-            (peer, message) for peer, message in self.sent if isinstance(message, kind)
-        ]
-        self.sent = [each for each in self.sent if not isinstance(each[1], kind)]
-        return taken
-
-    def node(self, name: str, cpus: int = 1, place: str = "", ready: bool = True) -> None:
-        who = identity("node", name, cpus, place)
-        self.scheduler.joined(name, who, [], f"127.0.0.1:{cpus}", self.now)
-        self.tell(name, Holding([], []))
-        if ready:
-            for _, prepare in self.take(Prepare):
-                self.tell(name, Prepared(prepare.computation))
-
-    def submit(self, *seqs: int) -> None:
-        self.tell(CLIENT, Submit(1, [JobSpec(seq, 0, b"x") for seq in seqs]))
-
-    def runs(self) -> dict[str, list[int]]:
-        placed: dict[str, list[int]] = {}
-        for peer, run in self.take(Run):
-            placed.setdefault(peer, []).extend(job.seq for job in run.jobs)
-        return placed
-
-    def done(self, node: str, seq: int, run_s: float = 10.0, attempt: int = 1) -> None:
-        [number] = self.scheduler.clusters
-        result = JobResult(seq, attempt, FINISHED, 1.0, 1.0 + run_s, b"r")
-        self.tell(node, Done(number, [result]))
-
-    def results(self) -> dict[int, int]:
-        """Return the status of each job that was reported."""
-        said = self.take(Results)
-        return {result.seq: result.status for _, message in said for result in message.results}
-
-
-def identity(role: str, name: str, cpus: int = 0, place: str = "") -> Identity:
-    return Identity(role, name, name, "0", "3", "Linux", cpus, place)
+from .stage import CLIENT, Stage
 
 
 def test_the_least_loaded_node_gets_the_next_job() -> None:
@@ -255,6 +181,15 @@ def test_a_client_may_send_only_what_was_asked_for() -> None:
     stage.node("n", 64)
     [(_, credit)] = stage.take(Credit)[-1:]
     assert credit.limit > CREDIT
+
+
+def test_a_client_may_send_as_many_as_are_placed() -> None:
+    stage = Stage()
+    stage.node("n")
+    stage.submit(*range(1, CREDIT + 1))
+    for seq in range(1, CREDIT + 1):
+        stage.done("n", seq)
+    assert stage.take(Credit)[-1][1].limit > 1.5 * CREDIT
 
 
 def test_jobs_submitted_twice_are_taken_once() -> None:

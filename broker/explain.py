@@ -1,0 +1,168 @@
+"""Why a job hasn't ended yet, in plain sentences for the user.
+
+A pure function over the state. Nothing is kept for its sake that placement doesn't need, but for
+when things began; a question costs time in proportion to the jobs and nodes of the cluster.
+"""
+
+from __future__ import annotations
+
+from .placement import may_take
+from .state import Allocation, Cluster, Job, Node, Stage, State
+
+NODES_MAX = 10  # that are named in one text
+
+
+def explain(state: State, cluster: Cluster, seq: int, now: float) -> str:
+    """Say what a job waits for, or where it runs."""
+    job = cluster.jobs.get(seq)
+    if job is None:
+        return _absent(cluster, seq)
+    said = (
+        _placed(job, job.allocation, now) if job.allocation else _waiting(state, cluster, job, now)
+    )
+    return " ".join([*said, *_history(job)])
+
+
+def _absent(cluster: Cluster, seq: int) -> str:
+    if seq in cluster.abandoned:
+        return "Its node was lost. Should that come back with a result, the job is finished."
+    if seq in cluster.seen:
+        return "It has ended."
+    return (
+        "It has not been sent to the broker yet: the jobs that are there are enough for the "
+        f"nodes at present ({_count(cluster.line.waiting + cluster.pinned, 'job')} waiting)."
+    )
+
+
+def _history(job: Job) -> list[str]:
+    options, said = job.spec.options, []
+    if job.losses:
+        said.append(f"{_count(job.losses, 'node')} that had it {_was(job.losses)} lost.")
+    if options is not None and options.retries and job.failures:
+        left = max(0, options.retries - job.failures)
+        said.append(
+            f"{_count(job.failures, 'attempt')} failed; "
+            f"it may fail {_count(left, 'more time')} without being given up."
+        )
+    return said
+
+
+# -- at a node ------------------------------------------------------------------------------
+
+
+def _placed(job: Job, allocation: Allocation, now: float) -> list[str]:
+    name = allocation.node.title
+    said = []
+    if job.started is not None:
+        said.append(f"It has been running at node {name} for {_seconds(now - job.started[1])}.")
+    else:
+        said.append(
+            f"It has been given to node {name}, which has "
+            f"{_count(len(allocation.jobs), 'job')} of the cluster and runs "
+            f"{allocation.cpus} at a time."
+        )
+    if job.cancelled:
+        said.append("It was cancelled, and the node is ending it.")
+    if not allocation.node.online:
+        said.append(f"The node can't be reached at present; {_lease(allocation.node, now)}.")
+    return said
+
+
+def _lease(node: Node, now: float) -> str:
+    return f"it is given up in {_seconds(node.lost_at - now)}"
+
+
+# -- waiting --------------------------------------------------------------------------------
+
+
+def _waiting(state: State, cluster: Cluster, job: Job, now: float) -> list[str]:
+    before = list(cluster.line_of(job.spec)).index(job)
+    said = [f"It waits; {_count(before, 'job')} of the cluster {_goes(before)} before it."]
+    if job.spec.options is not None and job.spec.options.node:
+        allocation = cluster.allocations[job.spec.options.node]
+        said.append(f"Only node {allocation.node.title} may run it.")
+        return [*said, _standing(state, allocation, now)]
+    return said + _nodes(state, cluster, now)
+
+
+def _nodes(state: State, cluster: Cluster, now: float) -> list[str]:
+    """Say what is the matter with each node, first with those that the cluster has."""
+    used = list(cluster.allocations.values())
+    said = [_standing(state, allocation, now) for allocation in used]
+    named = {each.node.address for each in used} | {each.node.identity.name for each in used}
+    for address, reason in cluster.troubles.items():
+        if address not in named:
+            said.append(f"{address} can't be used: {reason}.")
+    others = [node for node in state.nodes.values() if cluster.id not in node.allocations]
+    said += [f"Node {node.title} is not among those asked for." for node in others]
+    missing = (
+        cluster.addresses
+        - cluster.troubles.keys()
+        - {node.address for node in state.nodes.values()}
+    )
+    said += [f"There has been no answer from {address} yet." for address in sorted(missing)]
+    if not used:
+        said.insert(0, "The cluster has no node.")
+    if len(said) > NODES_MAX:
+        said[NODES_MAX:] = [f"{_count(len(said) - NODES_MAX, 'other node')} can't take it either."]
+    return said
+
+
+def _standing(state: State, allocation: Allocation, now: float) -> str:
+    """Say why a node takes no further job of the cluster at present."""
+    name, stage = f"Node {allocation.node.title}", allocation.stage
+    if not allocation.node.online:
+        return f"{name} can't be reached at present; {_lease(allocation.node, now)}."
+    if not allocation.node.counted:
+        return f"{name} has just come back."
+    if allocation.suspended and stage in (Stage.READY, Stage.PREPARING, Stage.OFFERED):
+        return f"{name} was deallocated, and gets no jobs until it is allocated again."
+    if stage is Stage.PREPARING:
+        since = _seconds(now - allocation.since)
+        return f"{name} has been setting the computation up for {since}."
+    if stage is Stage.FAILED:
+        return f"{name} could not set the computation up: {allocation.error}."
+    if stage is Stage.READY:
+        return _load(state, allocation)
+    return f"{name} {_STANDING[stage]}."
+
+
+_STANDING = {
+    Stage.OFFERED: "has been offered to the program, whose allocate() has not answered yet",
+    Stage.UNUSED: "is not used, since allocate() returned 0 for it or no CPU is left of it",
+    Stage.CLOSING: "is being closed, and gets no more jobs",
+    Stage.RELEASING: "is being closed, and gets no more jobs",
+    Stage.CLOSED: "was closed on request",
+}
+
+
+def _load(state: State, allocation: Allocation) -> str:
+    name, node = f"Node {allocation.node.title}", allocation.node
+    held, others = len(allocation.jobs), node.load - len(allocation.jobs)
+    if may_take(allocation, allocation.cluster.ahead, state.busy):
+        return f"{name} has room, and gets jobs now."
+    if held < allocation.cpus:
+        return (
+            f"{name} has {_count(held, 'job')} of the cluster, which is its share, since "
+            f"it also has {_count(others, 'job')} of other clusters."
+        )
+    return f"{name} is busy with {_count(held, 'job')} of the cluster."
+
+
+# -- words ----------------------------------------------------------------------------------
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _goes(number: int) -> str:
+    return "goes" if number == 1 else "go"
+
+
+def _was(number: int) -> str:
+    return "was" if number == 1 else "were"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{max(0.0, seconds):.0f} s"

@@ -1,0 +1,195 @@
+"""The life of a job in the broker: it waits, is tried again, or ends without a node's word.
+
+Only this file, `placement` and `turns` say where a job is.
+"""
+
+from __future__ import annotations
+
+from dispy.protocol import payload
+from dispy.protocol.messages import (
+    ABANDONED,
+    CANCELLED,
+    TERMINATED,
+    JobResult,
+    Run,
+)
+
+from .line import Line
+from .placement import offer, take_off
+from .state import Allocation, Cluster, Job, Stage, State
+
+LOSSES_MAX = 10  # a re-entrant job that so many nodes were lost with isn't tried again
+ABANDONED_MAX = 100_000  # jobs of a cluster that may still finish when their nodes come back
+
+
+def take_turns(state: State, cluster: Cluster) -> None:
+    """Have the cluster's waiting jobs placed at the next flush."""
+    if not cluster.in_turns:
+        cluster.in_turns = True
+        state.turns.append(cluster)
+
+
+def pin(state: State, cluster: Cluster, job: Job) -> None:
+    """Have a new job wait for the only node that may run it; end it if there is none such."""
+    assert job.spec.options is not None
+    node = job.spec.options.node
+    allocation = cluster.allocations.get(node)
+    refusal = _refusal(state, node, allocation)
+    if refusal is not None:
+        job.ended = True
+        _report(state, cluster, job, 0, *refusal)
+        return
+    assert allocation is not None
+    if allocation.pinned is None:
+        allocation.pinned = Line()
+    allocation.pinned.append(job)
+    cluster.pinned += 1
+    state.uncredited[cluster] = None
+    offer(allocation)
+
+
+def _refusal(state: State, node: int, allocation: Allocation | None) -> tuple[int, str] | None:
+    """Say how a job must end that only this node may run; None: it may wait."""
+    if allocation is None:
+        if any(each.id == node for each in state.nodes.values()):
+            return CANCELLED, f"the cluster does not use node {node}, the only one that may run it"
+        if 0 < node <= state.node_ids:
+            return ABANDONED, f"node {node}, the only one that may run it, was lost"
+        return CANCELLED, f"there is no node {node}, the only one that may run it"
+    name = allocation.node.title
+    if allocation.stage is Stage.FAILED:
+        return TERMINATED, f"node {name} could not set the computation up: {allocation.error}"
+    if allocation.stage is Stage.UNUSED:
+        return CANCELLED, f"the cluster does not use node {name}, the only one that may run it"
+    closing = allocation.stage in (Stage.CLOSING, Stage.RELEASING) and not allocation.anew
+    if closing or allocation.stage is Stage.CLOSED:
+        return CANCELLED, f"node {name}, the only one that may run it, was closed"
+    return None
+
+
+def end_pinned(state: State, allocation: Allocation, status: int, reason: str) -> None:
+    """End what waits for this node only."""
+    for job in list(allocation.pinned or ()):
+        end(state, allocation.cluster, job, status, reason)
+
+
+def put_back(state: State, job: Job) -> None:
+    """Have a job that was given to a node wait again, before all others of its priority."""
+    allocation = job.allocation
+    assert allocation is not None
+    cluster = allocation.cluster
+    if job.cancelled:
+        end(state, cluster, job, CANCELLED, "cancelled before it began")
+        return
+    take_off(job)
+    options = job.spec.options
+    if options is None or not options.node:
+        cluster.line.put_back(job)
+    else:
+        refusal = _refusal(state, options.node, allocation)
+        if refusal is not None:
+            job.ended = True
+            _report(state, cluster, job, allocation.node.id, *refusal)
+            return
+        cluster.line_of(job.spec).put_back(job)
+        cluster.pinned += 1
+        offer(allocation)
+    take_turns(state, cluster)
+
+
+def try_again(state: State, job: Job) -> None:
+    """Have a job that was begun wait for another attempt, and tell its client."""
+    assert job.allocation is not None
+    cluster = job.allocation.cluster
+    put_back(state, job)
+    if not job.ended:
+        state.requeued.setdefault(cluster, []).append(job.spec.seq)
+
+
+def lose(state: State, job: Job, reason: str) -> None:
+    """The job's node is lost: run it again where that is allowed."""
+    allocation = job.allocation
+    assert allocation is not None
+    cluster, options = allocation.cluster, job.spec.options
+    job.losses += 1
+    may_repeat = cluster.opened.reentrant and job.losses < LOSSES_MAX
+    pinned = False
+    if options is not None:
+        pinned = bool(options.node)
+        job.failures += bool(options.retries)
+        may_repeat = may_repeat or 0 < job.failures <= options.retries
+    if job.cancelled:
+        end(state, cluster, job, CANCELLED, f"cancelled; {reason}")
+    elif not may_repeat or pinned:
+        _note_abandoned(cluster, job)
+        end(state, cluster, job, ABANDONED, reason)
+    elif job.started is not None or job.failures:
+        try_again(state, job)
+    else:
+        put_back(state, job)  # as far as the client knows it hasn't begun
+
+
+def _note_abandoned(cluster: Cluster, job: Job) -> None:
+    if len(cluster.abandoned) >= ABANDONED_MAX:
+        del cluster.abandoned[next(iter(cluster.abandoned))]
+    cluster.abandoned[job.spec.seq] = job.spec.attempt
+
+
+def end(state: State, cluster: Cluster, job: Job, status: int, reason: str) -> None:
+    """End a job that no node will report."""
+    node_id = 0
+    if job.allocation is not None:
+        node_id = job.allocation.node.id
+        _withhold(state, job)
+        take_off(job)
+        job.ended = True
+    else:
+        leave_line(cluster, job)
+    _report(state, cluster, job, node_id, status, reason)
+
+
+def leave_line(cluster: Cluster, job: Job) -> None:
+    """Take a job that has ended out of the line that it waits in."""
+    line = cluster.line_of(job.spec)
+    line.strike(job)
+    if line is not cluster.line:
+        cluster.pinned -= 1
+
+
+def _report(
+    state: State, cluster: Cluster, job: Job, node_id: int, status: int, reason: str
+) -> None:
+    """Tell the client how a job has ended that is nowhere any more."""
+    if job.spec.attempt == 0:  # its place in the line is free for another one
+        cluster.placed += 1
+        state.uncredited[cluster] = None
+    del cluster.jobs[job.spec.seq]
+    if not cluster.jobs:
+        state.busy -= 1
+    body = payload.pack_result(b"", b"", b"", reason)
+    result = JobResult(job.spec.seq, job.spec.attempt, status, 0.0, 0.0, body)
+    state.results.setdefault((cluster, node_id), []).append(result)
+
+
+def _withhold(state: State, job: Job) -> None:
+    """Don't send what has ended in the moment of its placement."""
+    assert job.allocation is not None
+    run = state.runs.get(job.allocation)
+    if run is not None and job.spec in run:
+        run.remove(job.spec)
+
+
+def hand_over(state: State, allocation: Allocation) -> None:
+    """Send what was placed since the last flush at once."""
+    run = state.runs.pop(allocation, None)
+    if run:
+        state.order(allocation, Run(allocation.cluster.id, run))
+
+
+def end_hopeless(state: State, cluster: Cluster) -> None:
+    """End what waits when every node that could have run it has failed to set it up."""
+    if not cluster.failed or cluster.failed + cluster.idle < len(cluster.allocations):
+        return
+    reason = "; ".join(f"{where}: {why}" for where, why in cluster.troubles.items())
+    for job in list(cluster.line):
+        end(state, cluster, job, TERMINATED, f"no node could set the computation up: {reason}")

@@ -1,0 +1,47 @@
+"""Which nodes a cluster asks for: the entries of ``nodes=``, compared with what nodes say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from dispy.protocol.messages import NodeSpec
+
+from .state import Node, Share
+
+
+def addresses(specs: Iterable[NodeSpec]) -> set[str]:
+    """Return the addresses to dial: those of entries that name a port."""
+    return {_address(spec.pattern, spec.port) for spec in specs if spec.port}
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def entry_for(specs: Iterable[NodeSpec], node: Node) -> NodeSpec | None:
+    """Return the first entry that a node matches."""
+    return next((spec for spec in specs if matches(spec, node)), None)
+
+
+def matches(spec: NodeSpec, node: Node) -> bool:
+    """Whether an entry means this node: by its name, or by an address."""
+    if not spec.port and fnmatchcase(node.identity.name, spec.pattern):
+        return True
+    for address in (node.address, node.identity.address):
+        host, _, port = address.rpartition(":")
+        if fnmatchcase(host.strip("[]"), spec.pattern) and spec.port in (0, int(port or 0)):
+            return True
+    return False
+
+
+def cpus_of(node: Node, asked: int) -> int:
+    """Say how many CPUs are meant: 0 is all of them, a negative number all but so many."""
+    if asked > 0:
+        return min(asked, node.identity.cpus)
+    return max(0, node.identity.cpus + asked)
+
+
+def share_of(spec: NodeSpec, node: Node) -> Share:
+    """Return what an entry asks for."""
+    return Share(cpus_of(node, spec.cpus), spec.files, spec.setup_args)

@@ -1,0 +1,198 @@
+"""Nodes come, fall silent, come back and are lost; and what they hold is compared with the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dispy.protocol.messages import (
+    ABANDONED,
+    Body,
+    Follow,
+    Holding,
+    Identity,
+    Inventory,
+    JobsRunning,
+    Kill,
+    NodeVitals,
+    Pulse,
+    RecordsHeard,
+    Release,
+)
+
+from .blobs import forget_pieces
+from .closing import forget_node, forsake, reset
+from .effects import Forget
+from .jobs import end_pinned, leave_line, lose, put_back, take_turns
+from .matching import entry_for, share_of
+from .placement import offer, put
+from .setups import allocate, join, ready
+from .state import Allocation, Cluster, Job, Node, Share, State
+
+LEASE_PULSES = 5  # a node that can't be reached for so many pulses is given up
+PULSE_S = 5.0
+
+
+def node_joined(
+    state: State, peer: str, identity: Identity, undelivered: list[Body], address: str
+) -> None:
+    """A node has registered; next it tells what it holds."""
+    other = state.places.get(identity.place)
+    if other is not None and other.peer != peer:
+        lose_node(state, other, "it was started anew")
+        state.effects.append(Forget(other.peer))
+    node = state.nodes.get(peer)
+    if node is None:
+        state.node_ids += 1
+        node = Node(state.node_ids, peer, identity, address or identity.address)
+        state.nodes[peer] = node
+        if identity.place:
+            state.places[identity.place] = node
+    node.online, node.lost_at, node.counted = True, float("inf"), False
+    forget_pieces(state, node)
+    for message in undelivered:
+        if isinstance(message, (RecordsHeard, Follow)):  # the rest follows from its `Holding`
+            state.send(peer, message)
+
+
+def node_away(state: State, node: Node, now: float) -> None:
+    """A node can't be reached: its lease runs."""
+    if node.online:
+        node.online = False
+        node.lost_at = now + _lease_s(node)
+
+
+def node_back(state: State, node: Node) -> None:
+    """A node that was away can be reached again, and nothing was lost."""
+    node.online = True
+    node.lost_at = float("inf")
+    for allocation in node.allocations.values():
+        offer(allocation)
+        take_turns(state, allocation.cluster)
+    state.idle_nodes[node] = None
+
+
+def _lease_s(node: Node) -> float:
+    pulses = [each.cluster.computation.pulse_interval for each in node.allocations.values()]
+    return LEASE_PULSES * min([each for each in pulses if each > 0], default=PULSE_S)
+
+
+def lose_node(state: State, node: Node, reason: str) -> None:
+    """A node is gone: run its jobs again where that is allowed."""
+    forget_node(state, node)
+    why = f"node {node.identity.name} was lost: {reason}"
+    for allocation in list(node.allocations.values()):
+        unsent = {spec.seq for spec in state.runs.pop(allocation, ())}
+        for seq, job in list(allocation.jobs.items()):
+            if seq in unsent:
+                put_back(state, job)
+            else:
+                lose(state, job, why)
+        end_pinned(state, allocation, ABANDONED, why)
+        forsake(state, allocation, reason)
+
+
+def _on_pulse(state: State, peer: str, message: Pulse, now: float) -> None:
+    node = state.node(peer)
+    node.vitals = message.vitals
+    for allocation in node.allocations.values():
+        if allocation.announced and not allocation.cluster.closing:
+            cluster = allocation.cluster
+            state.tell(cluster, NodeVitals(cluster.number, node.id, message.vitals))
+
+
+def _on_holding(state: State, peer: str, message: Holding, now: float) -> None:
+    """Bring both sides to the same view after a new session."""
+    node = state.node(peer)
+    node.counted = True
+    node.vitals = message.vitals or node.vitals
+    _adopt(state, node, message)
+    held = {job for job in message.jobs if job[0] in message.computations}
+    for allocation in list(node.allocations.values()):
+        _compare_jobs(state, allocation, held)
+        reset(state, allocation, allocation.cluster.id in message.computations)
+    for computation in message.computations:
+        if computation not in node.allocations:
+            state.send(peer, Release(computation))
+    state.send(peer, Inventory(_wanted(state, node, message)))
+    for cluster in state.clusters.values():
+        allocate(state, cluster, node)
+
+
+def _wanted(state: State, node: Node, message: Holding) -> list[tuple[int, int, int]]:
+    """Return the attempts that the node shall go on with."""
+    keep = [
+        (allocation.cluster.id, job.spec.seq, job.spec.attempt)
+        for allocation in node.allocations.values()
+        for job in allocation.jobs.values()
+    ]
+    return keep + [each for each in message.jobs if _may_return(state, *each)]
+
+
+def _adopt(state: State, node: Node, message: Holding) -> None:
+    """A node that was given up is back: go on where it stands."""
+    for computation in message.computations:
+        cluster = state.clusters.get(computation)
+        if cluster is None or cluster.closing or computation in node.allocations:
+            continue
+        share = _share_again(cluster, node)
+        if share is not None and share.cpus:
+            allocation = join(cluster, node, share)
+            _adopt_jobs(state, allocation, message)
+            ready(state, allocation)
+
+
+def _share_again(cluster: Cluster, node: Node) -> Share | None:
+    """Return what a node had before it was given up; None if its client has to be asked."""
+    decided = cluster.shares.get(node.peer)
+    entry = entry_for(cluster.specs, node)
+    if decided is not None or entry is None or cluster.asks:
+        return decided
+    return share_of(entry, node)
+
+
+def _adopt_jobs(state: State, allocation: Allocation, message: Holding) -> None:
+    """Jobs that wait to be tried again, but still run there, needn't be."""
+    cluster = allocation.cluster
+    for computation, seq, attempt in message.jobs:
+        job = cluster.jobs.get(seq)
+        if computation != cluster.id or job is None or job.allocation is not None:
+            continue
+        is_pinned = cluster.line_of(job.spec) is not cluster.line  # such jobs are never moved
+        if job.spec.attempt == attempt > 0 and not is_pinned:
+            leave_line(cluster, job)  # this entry of the line; the job goes on as another
+            cluster.jobs[seq] = adopted = Job(job.spec)
+            adopted.losses = job.losses
+            adopted.failures = max(0, job.failures - 1)  # that attempt hasn't failed after all
+            adopted.started = job.started
+            put(adopted, allocation)
+            if job.started is not None:  # the client has been told that it waits
+                running = [(seq, job.started[0])]
+                state.tell(cluster, JobsRunning(cluster.number, allocation.node.id, running))
+
+
+def _compare_jobs(state: State, allocation: Allocation, held: set[tuple[int, int, int]]) -> None:
+    cluster = allocation.cluster
+    state.runs.pop(allocation, None)
+    allocation.withdrawing = False
+    for job in list(allocation.jobs.values()):
+        if (cluster.id, job.spec.seq, job.spec.attempt) not in held:
+            put_back(state, job)  # it never got there
+        elif job.cancelled:
+            state.order(allocation, Kill(cluster.id, [(job.spec.seq, job.spec.attempt)]))
+
+
+def _may_return(state: State, computation: int, seq: int, attempt: int) -> bool:
+    cluster = state.clusters.get(computation)
+    if cluster is None:
+        return False
+    job = cluster.jobs.get(seq)
+    if job is not None:  # a later attempt is due, but this one may end first
+        return job.allocation is None and job.spec.attempt == attempt
+    return cluster.abandoned.get(seq) == attempt
+
+
+HANDLERS: dict[type[Any], Callable[..., None]] = {
+    Holding: _on_holding,
+    Pulse: _on_pulse,
+}

@@ -1,0 +1,182 @@
+"""What nodes say of jobs: begun, given back, ended; and which of these ends are final."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from dispy.protocol import payload
+from dispy.protocol.messages import (
+    FINISHED,
+    TERMINATED,
+    Done,
+    JobResult,
+    JobsRunning,
+    Returned,
+    Started,
+)
+from dispy.protocol.wire import chunked
+
+from .jobs import leave_line, put_back, try_again
+from .nodes import node_away
+from .placement import take_off
+from .setups import release_if_free, vacate
+from .state import Cluster, Job, Stage, State
+
+SMOOTHING = 0.3  # weight of the newest batch in the measured job time
+
+
+class Spent(NamedTuple):
+    """The last failure of a job that may not be tried again."""
+
+    result: JobResult
+    attempts: int
+
+
+def _on_done(state: State, peer: str, message: Done, now: float) -> None:
+    cluster = state.clusters.get(message.computation)
+    node = state.node(peer)
+    if cluster is None:
+        state.late_results += len(message.results)
+        return
+    spent: list[Spent] = []
+    accepted = [result for result in message.results if _accept(state, cluster, result, spent)]
+    if accepted:
+        key = (cluster, node.id)
+        if key in state.results:
+            state.results[key] += accepted
+        else:
+            state.results[key] = accepted
+        _measure(cluster, accepted)
+    state.idle_nodes[node] = None
+    allocation = node.allocations.get(cluster.id)
+    if allocation is not None:
+        allocation.stubborn = False
+        if not allocation.is_open:
+            release_if_free(state, allocation)
+    for each in spent:
+        _say_attempts(*each)
+
+
+def _accept(state: State, cluster: Cluster, result: JobResult, spent: list[Spent]) -> bool:
+    """Take the result of the job's latest attempt, wherever the job is now.
+
+    False if it is of an older attempt, or if the job is tried again.
+    """
+    job = cluster.jobs.get(result.seq)
+    if job is None:
+        if cluster.abandoned.get(result.seq) != result.attempt or result.status != FINISHED:
+            state.late_results += 1
+            return False
+        del cluster.abandoned[result.seq]  # its node has come back
+        return True
+    if result.attempt != job.spec.attempt or result.attempt < 1:
+        state.late_results += 1
+        return False
+    if result.status == TERMINATED and job.spec.options is not None:
+        if _is_tried_again(state, job, job.spec.options.retries):
+            return False
+        if job.failures:
+            spent.append(Spent(result, job.failures))
+    if job.allocation is not None:
+        take_off(job)
+        job.ended = True
+    else:
+        leave_line(cluster, job)  # it waited for another attempt
+    del cluster.jobs[result.seq]
+    if not cluster.jobs:
+        state.busy -= 1
+    return True
+
+
+def _is_tried_again(state: State, job: Job, retries: int) -> bool:
+    """Note a failure of a job with retries, and try it again while some are left."""
+    if not retries or job.cancelled:
+        return False
+    if job.allocation is None:
+        return True  # it waits for that; its failure was noted when its node was lost
+    job.failures += 1
+    if job.failures > retries:
+        return False
+    try_again(state, job)
+    return True
+
+
+def _say_attempts(result: JobResult, attempts: int) -> None:
+    """Add to the text of a failure that it wasn't the first.
+
+    `ProtocolError` if a node has sent something else than a result.
+    """
+    if attempts < 2:
+        return
+    body = payload.unpack_result(result.payload or _first_part(result))
+    text = f"{body.exception.rstrip()}\n(this was the last of {attempts} attempts)"
+    packed = payload.pack_result(body.value, body.stdout, body.stderr, text)
+    if result.payload:
+        result.payload = packed
+    else:
+        result.parts[0] = chunked(packed)
+
+
+def _first_part(result: JobResult) -> bytes:
+    return result.parts[0].tobytes() if result.parts else b""
+
+
+def _measure(cluster: Cluster, results: list[JobResult]) -> None:
+    mean = sum([result.end - result.start for result in results]) / len(results)
+    mean = max(0.0, mean)
+    if cluster.run_s < 0:
+        cluster.run_s = mean
+    else:
+        cluster.run_s += SMOOTHING * (mean - cluster.run_s)
+    cluster.measured += len(results)
+
+
+def _on_started(state: State, peer: str, message: Started, now: float) -> None:
+    cluster = state.clusters.get(message.computation)
+    if cluster is None:
+        return
+    jobs: list[tuple[int, float]] = []
+    for seq, attempt, start in message.jobs:
+        job = cluster.jobs.get(seq)
+        if job is not None and job.spec.attempt == attempt > 0:
+            job.started = (start, now)
+            jobs.append((seq, start))
+    if jobs:
+        node = state.node(peer)
+        state.tell(cluster, JobsRunning(cluster.number, node.id, jobs))
+
+
+def _on_returned(state: State, peer: str, message: Returned, now: float) -> None:
+    allocation = state.allocation(peer, message.computation)
+    if allocation is None:
+        return
+    if message.asked:
+        allocation.withdrawing = False
+    else:  # it is being stopped: its goodbye comes next, and nothing may be placed there
+        node_away(state, allocation.node, now)
+    freed = 0
+    for seq, attempt in reversed(message.jobs):
+        job = allocation.jobs.get(seq)
+        if job is not None and job.spec.attempt == attempt > 0:
+            put_back(state, job)
+            freed += not (job.spec.options and job.spec.options.node)
+    allocation.stubborn = message.asked and not freed
+    if (
+        message.jobs
+        and not allocation.is_open
+        and allocation.stage
+        in (
+            Stage.READY,
+            Stage.CLOSING,
+        )
+    ):
+        vacate(state, allocation, False)  # it may have more that it hasn't begun
+    release_if_free(state, allocation)
+
+
+HANDLERS: dict[type[Any], Callable[..., None]] = {
+    Done: _on_done,
+    Started: _on_started,
+    Returned: _on_returned,
+}

@@ -1,0 +1,380 @@
+"""The command line of clients: ``dispy run`` and ``dispy recover``.
+
+What takes long to import is imported when a command needs it, so that ``--help`` is quick.
+What jobs print goes where they printed it; all else is a line per job, and errors are one line.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .cluster import JobCluster
+    from .job import DispyJob
+
+INTERRUPTED = 128  # the exit code, and the number of the signal
+EPILOG = """\b
+Examples:
+  dispy run -a "1 2" -a "3 4" ./program       two jobs on this machine
+  dispy run -n node1 -n node2:9711 -f data.csv -a 1 -a 2 ./program.py
+  dispy recover                               results of a program that was killed
+\b
+`dispy COMMAND --help` says more about a command; `dispy-node` runs a node.
+"""
+RUN_EPILOG = """\b
+Examples:
+  dispy run ./program
+      one job without arguments, on the node of this machine; if none runs,
+      one is started for as long as it takes
+  dispy run -f table.csv -a "north 2024" -a "south 2024" ./report.py
+      two jobs; table.csv is in the folder where they run
+  dispy run -n node1 -n '10.0.0.*' -a 1 -a 2 -a 3 ./program -- --fast
+      three jobs, whose arguments begin with --fast
+\b
+Exit codes: 0 all jobs exited with 0; 1 a job didn't, or can't be run;
+2 wrong options; 130 interrupted (jobs are cancelled, nodes cleaned up).
+"""
+RECOVER_EPILOG = """\b
+Examples:
+  dispy recover                           wait for all jobs, print what they left
+  dispy recover _dispy_20240131120000 --timeout 60
+      what has ended within a minute; the others go on, try again later
+  dispy recover --timeout 1 --terminate-pending
+      free the nodes, ending the jobs that still run
+\b
+Exit codes: 0 all jobs finished; 1 some didn't, or nothing can be recovered;
+2 wrong options; 130 interrupted (what has come is kept for the next time).
+"""
+SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that asks the program to end."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.signum = signum
+
+
+def _arguments(
+    context: click.Context, parameter: click.Parameter, values: Sequence[str]
+) -> list[list[str]]:
+    """Split each value as a shell would."""
+    try:
+        return [shlex.split(value) for value in values]
+    except ValueError as error:
+        raise click.BadParameter(f"{error}, in one of {', '.join(map(repr, values))}") from None
+
+
+def _program(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Return the path of a program that is here, or on PATH."""
+    found = value if Path(value).is_file() else shutil.which(value)
+    if found is None:
+        raise click.BadParameter(f"there is no file {value!r}, nor a program of that name on PATH")
+    return str(Path(found).absolute())
+
+
+def _seconds(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    if value is not None and not 0 <= value < float("inf"):
+        raise click.BadParameter("it must be a number of seconds, 0 or more")
+    return value
+
+
+@click.group(epilog=EPILOG, context_settings=SETTINGS)
+@click.version_option(__version__, prog_name="dispy")
+def main() -> None:
+    """Run programs on many machines, and recover what they did."""
+
+
+@main.command(epilog=RUN_EPILOG, context_settings=SETTINGS)
+@click.option(
+    "-f",
+    "--file",
+    "files",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(exists=True),
+    help="A file or folder that the program needs. Repeatable.",
+)
+@click.option(
+    "-a",
+    "--args",
+    "arguments",
+    multiple=True,
+    metavar="ARGS",
+    callback=_arguments,
+    help="One job's arguments, in a shell's quoting. Repeatable.",
+)
+@click.option(
+    "-n",
+    "--nodes",
+    "--node",
+    "nodes",
+    multiple=True,
+    metavar="NODE",
+    help="HOST, HOST:PORT or a pattern of addresses. Repeatable  [default: this machine]",
+)
+@click.option(
+    "--timeout", type=float, callback=_seconds, metavar="S", help="Seconds that a job may run."
+)
+@click.option(
+    "--retries",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Run a job again that was killed or lost, so often.",
+)
+@click.option("-c", "--no-cleanup", is_flag=True, help="Leave the files on the nodes.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but what jobs print.")
+@click.option("-v", "--verbose", is_flag=True, help="Print a table of the nodes at the end.")
+@click.option("-d", "--debug", is_flag=True, help="Log much, and print the table.")
+@click.argument("program", callback=_program)
+@click.argument("common", nargs=-1, metavar="[-- ARGS...]")
+def run(
+    files: tuple[str, ...],
+    arguments: list[list[str]],
+    nodes: tuple[str, ...],
+    timeout: float | None,
+    retries: int,
+    no_cleanup: bool,
+    quiet: bool,
+    verbose: bool,
+    debug: bool,
+    program: str,
+    common: tuple[str, ...],
+) -> None:
+    """Run PROGRAM on nodes, once for each -a, and print what the jobs print.
+
+    A Python program (.py) is run by the node's Python, any other is executed. ARGS after the
+    program are given to each job, before its own.
+    """
+    jobs = [[*common, *own] for own in arguments or [[]]]
+    with _told_in_one_line():
+        from .cluster import JobCluster
+
+        ended: queue.SimpleQueue[DispyJob] = queue.SimpleQueue()
+        try:
+            cluster = JobCluster(
+                program,
+                nodes=list(nodes) or None,
+                depends=[str(Path(file).absolute()) for file in files],
+                job_status=ended.put,
+                cleanup=not no_cleanup,
+                timeout=timeout,
+                retries=retries,
+                loglevel=logging.DEBUG if debug else logging.WARNING,
+            )
+        except (TypeError, ValueError) as error:
+            raise click.UsageError(str(error)) from None
+        try:
+            all_well = _run(cluster, jobs, ended.get, Screen(len(jobs), quiet))
+            cluster.close()
+        except BaseException:
+            cluster.close(timeout=0, terminate=True)
+            raise
+        if verbose or debug:
+            cluster.print_status()
+    sys.exit(0 if all_well else 1)
+
+
+def _run(
+    cluster: JobCluster,
+    jobs: list[list[str]],
+    next_ended: Callable[[], DispyJob],
+    screen: Screen,
+) -> bool:
+    """Run all jobs; return whether all of them exited with 0."""
+    titles = {}
+    for number, own in enumerate(jobs, 1):
+        job = cluster.submit_job_id(number, *own)
+        titles[job] = f"job {number}" + (f" ({shlex.join(own)})" if own else "")
+    all_well = True
+    screen.progress()
+    while titles:
+        job = next_ended()
+        title = titles.pop(job, None)
+        if title is None:  # an abandoned one that came back after all
+            continue
+        screen.show(f"{title}: {_exit(job)}", job)
+        all_well &= _is_well(job)
+    return all_well
+
+
+@main.command(epilog=RECOVER_EPILOG, context_settings=SETTINGS)
+@click.argument("file", required=False)
+@click.option(
+    "--timeout",
+    type=float,
+    callback=_seconds,
+    metavar="S",
+    help="Seconds to wait for jobs  [default: until all have ended]",
+)
+@click.option(
+    "--terminate-pending",
+    is_flag=True,
+    help="End the jobs that still run, after --timeout or else at once.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list of all jobs.")
+@click.option("-d", "--debug", is_flag=True, help="Log much.")
+def recover(
+    file: str | None, timeout: float | None, terminate_pending: bool, as_json: bool, debug: bool
+) -> None:
+    """Get the results of a program that was killed, and free its nodes.
+
+    FILE is what the program has left, by default the newest _dispy_* here.
+    """
+    with _told_in_one_line():
+        from .log import logger
+        from .recover import recover_jobs
+
+        told = logging.INFO if sys.stderr.isatty() else logging.WARNING
+        logger.setLevel(logging.DEBUG if debug else told)
+        jobs = recover_jobs(file, timeout, terminate_pending)
+    if as_json:
+        click.echo(json.dumps([_as_json(job) for job in jobs], indent=2))
+    else:
+        _list(jobs)
+    sys.exit(0 if all(job.status == job.Finished for job in jobs) else 1)
+
+
+def _list(jobs: Sequence[DispyJob]) -> None:
+    if not jobs:
+        click.echo("no job has ended that could be recovered", err=True)
+    screen = Screen(0, False)
+    for job in jobs:
+        result = f", result {job.result!r}" if job.status == job.Finished else ""
+        screen.show(f"job {job.id}: {_status(job)}{result}{_where(job)}", job)
+
+
+def _as_json(job: DispyJob) -> dict[str, Any]:
+    """Describe a job; what JSON doesn't know becomes its `repr`."""
+    from .job import as_text
+
+    return {
+        "id": _plain(job.id),
+        "status": _status(job),
+        "result": _plain(job.result),
+        "stdout": as_text(job.stdout),
+        "stderr": as_text(job.stderr),
+        "exception": job.exception,
+        "host": job.host,
+        "args": None if job.args is None else [_plain(value) for value in job.args],
+        "kwargs": {name: _plain(value) for name, value in job.kwargs.items()},
+        "submit_time": job.submit_time,
+        "start_time": job.start_time,
+        "end_time": job.end_time,
+    }
+
+
+def _plain(value: object) -> object:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return repr(value)
+    return value
+
+
+# -- what is shown ------------------------------------------------------------------------
+
+
+class Screen:
+    """Standard output for jobs, and a line on how far it is on a terminal."""
+
+    def __init__(self, total: int, quiet: bool) -> None:
+        self._total = total
+        self._quiet = quiet
+        self._ended = 0
+        self._has_progress = bool(total) and not quiet and sys.stderr.isatty()
+
+    def show(self, title: str, job: DispyJob) -> None:
+        """Print what a job has left."""
+        self._clear()
+        if not self._quiet:
+            click.echo(f"==> {title} <==")
+        _print(job.stdout, err=False)
+        _print(job.stderr, err=True)
+        if job.exception:
+            _print(job.exception, err=True)
+        self._ended += 1
+        self.progress()
+
+    def progress(self) -> None:
+        """Say how far it is."""
+        if self._has_progress and self._ended < self._total:
+            text = f"{self._ended} of {self._total} jobs have ended"
+            click.echo(text, nl=False, err=True)
+
+    def _clear(self) -> None:
+        if self._has_progress:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+
+def _print(text: str | bytes | None, err: bool) -> None:
+    """Write what was printed as it is, but end its last line."""
+    if text:
+        click.echo(text, nl=text[-1:] not in ("\n", b"\n"), err=err)
+
+
+def _exit(job: DispyJob) -> str:
+    """Say how a program has ended."""
+    if job.status != job.Finished:
+        return _status(job) + _where(job)
+    return f"exit code {job.result}{_where(job)}"
+
+
+def _where(job: DispyJob) -> str:
+    if job.host is None or job.start_time is None or job.end_time is None:
+        return ""
+    return f", {max(0.0, job.end_time - job.start_time):.2f} s at {job.host}"
+
+
+def _status(job: DispyJob) -> str:
+    from .job import STATUS_NAMES
+
+    return STATUS_NAMES.get(job.status, str(job.status))
+
+
+def _is_well(job: DispyJob) -> bool:
+    return job.status == job.Finished and job.result == 0
+
+
+# -- ends ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def _told_in_one_line() -> Iterator[None]:
+    """Turn what users can do something about into a line, and signals into exit codes."""
+    from dispy.protocol.errors import DispyError
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except Interrupted as interruption:
+        sys.exit(INTERRUPTED + interruption.signum)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED + signal.SIGINT)
+    except (DispyError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(signum)
+
+
+if __name__ == "__main__":
+    main(prog_name="dispy")

@@ -1,0 +1,150 @@
+"""Pickles code by value, so that nodes need not have it: what functions and classes are made of.
+
+All functions of a module of the program share that module's dictionary at the node, also with
+functions that arrive later. What nodes have already goes by reference. Everything else that is
+special about pickling code is left to cloudpickle.
+"""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import pickle
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType, ModuleType
+from typing import Any
+
+import cloudpickle
+
+from .definitions import MAIN, Definition, Sent, definition_of
+from .modules import is_of_user, top_of
+from .pickling import LRU_CACHE
+
+
+class CodePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
+    """Pickles by value what comes from these modules, or from others in their packages.
+
+    ``known`` are definitions that nodes have, ``sent`` also the variables of modules. After
+    `dump`, ``found`` has the definitions that were met, and ``used`` the modules of the
+    user that went by reference.
+    """
+
+    def __init__(
+        self,
+        file: Any,
+        protocol: int,
+        buffer_callback: Callable[[pickle.PickleBuffer], bool],
+        by_value: Iterable[str],
+        known: Mapping[int, object],
+        sent: Sent,
+        job_only: Iterable[object] = (),
+    ) -> None:
+        super().__init__(file, protocol, buffer_callback)
+        self.by_value = tuple(by_value)
+        self._tops = {MAIN, *map(top_of, self.by_value)}
+        self._known = known
+        self._sent = sent
+        self._job_only = {id(thing) for thing in job_only}
+        self.found: dict[int, Definition] = {}
+        self.used: set[str] = set()
+        self.globals: Sent = {}
+        for name in (MAIN, *self.by_value):
+            module = sys.modules.get(name)
+            if module is not None:
+                self.globals_ref[id(vars(module))] = Namespace(name)
+
+    def reducer_override(self, thing: Any) -> Any:
+        """Reduce functions and classes, and note which ones."""
+        if id(thing) in self._known and definition_of(thing) is not None:
+            return NotImplemented  # by reference
+        if isinstance(thing, ModuleType):
+            self._note_module(thing.__name__)
+            return NotImplemented
+        if type(thing) is LRU_CACHE and self._is_ours(thing):
+            self._note(thing)
+            return _rebuild_cache(thing)
+        reduced = super().reducer_override(thing)
+        if isinstance(thing, type | FunctionType):
+            if reduced is NotImplemented:
+                self._note_module(str(thing.__module__))
+            else:
+                self._note(thing)
+        if isinstance(thing, FunctionType) and reduced is not NotImplemented:
+            self._drop_known_globals(thing, reduced)
+        return reduced
+
+    def _is_ours(self, thing: Any) -> bool:
+        return top_of(str(thing.__module__)) in self._tops
+
+    def _note(self, thing: Any) -> None:
+        if self._is_ours(thing) and id(thing) not in self.found:
+            definition = definition_of(thing)
+            if definition is not None:
+                self.found[id(thing)] = definition
+
+    def _note_module(self, name: str) -> None:
+        if name in sys.modules and is_of_user(sys.modules[name]):
+            self.used.add(name)
+
+    def _drop_known_globals(self, function: FunctionType, reduced: tuple[Any, ...]) -> None:
+        """Leave alone the variables that nodes have: setup may have changed them there."""
+        space = self.globals_ref.get(id(function.__globals__))
+        if not isinstance(space, Namespace):
+            return
+        variables: dict[str, object] = reduced[2][1]["__globals__"]
+        for name, value in list(variables.items()):
+            if self._sent.get((space.module, name), self) is value or id(value) in self._job_only:
+                del variables[name]
+            else:
+                self.globals[space.module, name] = value
+
+
+class Namespace(dict[str, object]):
+    """Stands for the dictionary of a module, as the node has it."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__(__name__=module)  # cloudpickle fills in what is empty
+        self.module = module
+
+    def __reduce__(self) -> Any:
+        return vars, (_AtNode(self.module),)
+
+
+class _AtNode:
+    """Stands for a module of the program at the node: ``__main__``, or an empty one at first."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __reduce__(self) -> Any:
+        if self._name == MAIN:
+            return importlib.import_module, (MAIN,)
+        known_or_new = operator.methodcaller("setdefault", self._name, _New(self._name))
+        return known_or_new, (_Modules(),)
+
+
+class _New:
+    """Stands for a new module."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __reduce__(self) -> Any:
+        package = getattr(sys.modules.get(self._name), "__package__", None)
+        return ModuleType, (self._name,), {"__package__": package}
+
+
+class _Modules:
+    """Stands for the dictionary of all modules."""
+
+    def __reduce__(self) -> Any:
+        return operator.attrgetter("modules"), (sys,)
+
+
+def _rebuild_cache(thing: Any) -> Any:
+    """Reduce what `functools.lru_cache` made of a function; its cache is empty at the node."""
+    chosen = thing.cache_parameters()
+    info = type(thing.cache_info())
+    args = (thing.__wrapped__, chosen["maxsize"], chosen["typed"], info)
+    return LRU_CACHE, args, dict(vars(thing))

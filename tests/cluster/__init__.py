@@ -1,0 +1,1 @@
+"""The client as a whole, with a node that is only played."""
