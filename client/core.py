@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import ClassVar
 
 import msgspec
 
@@ -29,7 +29,6 @@ from dispy.protocol.messages import (
     Answer,
     BlobPiece,
     BlobPieces,
-    BlobRange,
     Body,
     CancelJobs,
     CloseCluster,
@@ -62,10 +61,28 @@ from dispy.protocol.messages import (
     Results,
     SendFile,
     Submit,
-    Vitals,
 )
 from dispy.protocol.payload import pack_result
 
+from .effects import (
+    Answered,
+    Begun,
+    Closed,
+    Effect,
+    Ended,
+    Known,
+    NodeAlive,
+    NodeDown,
+    NodeUp,
+    Offered,
+    Requeued,
+    Send,
+    Sending,
+    Silent,
+    Told,
+    Wanted,
+    Warned,
+)
 from .job import DispyJob
 from .line import Line
 from .reports import Report
@@ -78,145 +95,6 @@ TROUBLES_MAX = 100  # of one cluster that are remembered, so that they are told 
 STATUSES = {CANCELLED, TERMINATED, ABANDONED, FINISHED}
 KINDS = {PROVISIONAL, FILE, OUTPUT}
 LEAVING = {CLOSE, DEALLOCATE, RESETUP}  # actions after which a node is not lost but wanted gone
-
-
-class Send(NamedTuple):
-    """Effect: send a message to the broker."""
-
-    message: Body
-
-
-class Sending(NamedTuple):
-    """Effect: these jobs are in the next message."""
-
-    cluster: int
-    jobs: list[DispyJob]
-
-
-class Known(NamedTuple):
-    """Effect: the broker knows the cluster, by a number of its own."""
-
-    cluster: int
-    computation: int
-
-
-class Ended(NamedTuple):
-    """Effect: these jobs have ended at a node (0: at none)."""
-
-    cluster: int
-    node: int
-    jobs: list[tuple[DispyJob, JobResult]]
-
-
-class Begun(NamedTuple):
-    """Effect: these jobs are running since, in seconds since the epoch."""
-
-    cluster: int
-    node: int
-    jobs: list[tuple[DispyJob, float]]
-
-
-class Requeued(NamedTuple):
-    """Effect: these jobs, which were at a node, wait again."""
-
-    cluster: int
-    jobs: list[DispyJob]
-
-
-class Told(NamedTuple):
-    """Effect: these jobs say something while they run; each record is new."""
-
-    cluster: int
-    node: int  # 0: not known
-    records: list[tuple[DispyJob, JobRecord]]
-
-
-class Silent(NamedTuple):
-    """Effect: nothing will follow what these jobs have said in this attempt."""
-
-    cluster: int
-    jobs: list[int]
-
-
-class NodeUp(NamedTuple):
-    """Effect: a node is ready for the cluster's jobs."""
-
-    cluster: int
-    node: NodeInfo
-    cpus: int  # of the node's, that the cluster may use; 0: all
-
-
-class NodeDown(NamedTuple):
-    """Effect: a node gets no more jobs of the cluster."""
-
-    cluster: int
-    node: int
-    reason: str
-
-
-class NodeAlive(NamedTuple):
-    """Effect: a node tells what it has to spare."""
-
-    cluster: int
-    node: int
-    vitals: Vitals
-
-
-class Offered(NamedTuple):
-    """Effect: ask the user how much of a node to use; `Core.allocate` is the answer."""
-
-    cluster: int
-    node: NodeInfo
-    vitals: Vitals | None
-
-
-class Wanted(NamedTuple):
-    """Effect: read these pieces of blobs; `Core.send_pieces` is the answer."""
-
-    cluster: int
-    node: int
-    ranges: list[BlobRange]
-
-
-class Answered(NamedTuple):
-    """Effect: a request has been answered."""
-
-    cluster: int
-    request: int
-    code: int
-    text: str
-
-
-class Warned(NamedTuple):
-    """Effect: tell the user."""
-
-    text: str
-
-
-class Closed(NamedTuple):
-    """Effect: the cluster is over, and nothing more will be said about it."""
-
-    cluster: int
-
-
-Effect: TypeAlias = (
-    Send
-    | Sending
-    | Known
-    | Ended
-    | Begun
-    | Requeued
-    | Told
-    | Silent
-    | NodeUp
-    | NodeDown
-    | NodeAlive
-    | Offered
-    | Wanted
-    | Answered
-    | Warned
-    | Closed
-)
 
 
 @dataclass(eq=False)

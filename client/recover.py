@@ -28,7 +28,7 @@ from dispy.protocol.exchange import (
     Left,
     Received,
 )
-from dispy.protocol.messages import ABANDONED, FINISHED, Identity, JobResult, JobSpec, Large
+from dispy.protocol.messages import ABANDONED, Identity, JobResult, JobSpec, Large
 from dispy.protocol.transport import Bus
 
 from . import ledger, recoverfile, recovery
@@ -199,10 +199,10 @@ class Rescue:
                 if job.result is None:
                     continue
                 found.append(_job(known, job))
-                if job.result.status != ABANDONED and found[-1].status == job.result.status:
-                    self._over.setdefault(computation, []).append(seq)
-                elif job.result.status == FINISHED:
+                if found[-1].status != job.result.status:
                     found[-1].exception = f"{found[-1].exception}\n{WITHOUT_CLASSES}"
+                elif job.result.status != ABANDONED or not self._recovery.unreachable:
+                    self._over.setdefault(computation, []).append(seq)
         return found
 
     def _finish(self) -> None:

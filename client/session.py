@@ -26,11 +26,11 @@ from dispy.protocol.exchange import (
 )
 from dispy.protocol.messages import FILE, PROVISIONAL
 
-from .core import (
+from .core import Core
+from .effects import (
     Answered,
     Begun,
     Closed,
-    Core,
     Effect,
     Ended,
     Known,

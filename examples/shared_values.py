@@ -6,7 +6,6 @@ the lock. A last job at each node reads them, and the sums must be those of all 
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 from multiprocessing import sharedctypes
 from typing import Any
@@ -24,7 +23,7 @@ totals: Any  # made by set_up: how often two dice showed 2, 3, ... 12
 def set_up() -> int:
     """Make the counters, all 0, in shared memory."""
     global totals
-    totals = sharedctypes.Array("q", 13, lock=multiprocessing.Lock())
+    totals = sharedctypes.Array("q", 13)
     return 0
 
 

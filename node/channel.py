@@ -25,7 +25,7 @@ KIND = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
-def pack(value: object) -> bytes:
+def pack(value: Any) -> bytes:
     """Return plain values as bytes, for another process of this node."""
     return marshal.dumps(value)
 

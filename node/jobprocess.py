@@ -173,7 +173,7 @@ class JobProcess:
         if job.options.files and self._places is not None:
             jobs, base, blobs = self._places
             folder = f"{jobs}/{self.worker}-{number}"
-            files = [tuple(entry_of(file)) for file in job.options.files]
+            files = [entry_of(file).plain() for file in job.options.files]
             block = max((each for each in blocks if each.first <= number), key=_first_of)
             block.buffers.insert(0, pack_files(number, (folder, base, blobs, files)))
 
@@ -232,7 +232,7 @@ class JobProcess:
     # -- results back ----------------------------------------------------------------------
 
     def receive(self) -> list[Said]:
-        """Return what has arrived, in order. ``silent`` says that was all, ``fault`` that it's nonsense."""
+        """Return what has arrived. ``silent`` says that was all, ``fault`` that it's nonsense."""
         return self._receive(READS)
 
     def _receive(self, reads: int) -> list[Said]:

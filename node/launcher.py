@@ -334,7 +334,7 @@ class Launcher:
             return
         template.paths.append(file.path)
         template.puts[request] = None
-        self._send(template.channel, ("put", request, tuple(entry_of(file))))
+        self._send(template.channel, ("put", request, entry_of(file).plain()))
 
     def release(self, computation: int, keep: bool = False) -> None:
         """End all that runs of a computation, and what it has set up; answered by `TemplateGone`.

@@ -19,6 +19,10 @@ class FileEntry(NamedTuple):
     mode: int
     mtime: float
 
+    def plain(self) -> tuple[str, str, int, int, float]:
+        """Return it as a value without a type of its own."""
+        return self.path, self.blob, self.size, self.mode, self.mtime
+
 
 class LayerEntry(NamedTuple):
     """A layer of code: see `messages.Code`."""
@@ -50,7 +54,7 @@ class Plan(NamedTuple):
     def plain(self) -> tuple[object, ...]:
         """Return it as values without types of their own."""
         layers = [tuple(layer) for layer in self.layers]
-        files = [tuple(file) for file in self.files]
+        files = [file.plain() for file in self.files]
         return tuple(self._replace(layers=layers, files=files))  # type: ignore[arg-type]
 
     @classmethod

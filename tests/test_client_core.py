@@ -10,13 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dispy.core import (
-    BATCH_JOBS,
-    PATIENCE_S,
+from dispy.core import BATCH_JOBS, PATIENCE_S, Core
+from dispy.effects import (
     Answered,
     Begun,
     Closed,
-    Core,
     Effect,
     Ended,
     Offered,
@@ -484,7 +482,9 @@ def test_explain_says_what_is_known_here_or_asks() -> None:
     assert sent(core) == [Explain(1, 2, 1)]
     core.receive(Answer(1, 2, 0, "It waits."), 0.0)
     (answer,) = core.take()
-    assert isinstance(answer, Answered) and answer.text == "It waits. (no answer from 127.0.0.1:9701)"
+    assert (
+        isinstance(answer, Answered) and answer.text == "It waits. (no answer from 127.0.0.1:9701)"
+    )
     core.explain(1, 3, 99)
     (answer,) = core.take()
     assert isinstance(answer, Answered) and "ended" in answer.text

@@ -70,7 +70,8 @@ class Evaluated:
 
 def layer(source: str, function: str = "None", names: str = "", cleanup: str = "None") -> Code:
     """Code that defines ``names`` of a source in the main module, as a client's pickle does."""
-    chosen = "{'__main__': {n: main[n] for n in %r.split()}}" % names
+    named = ", ".join(f"{name!r}: main[{name!r}]" for name in names.split())
+    chosen = f"{{'__main__': {{{named}}}}}"
     setup = "main.get('setup')"
     text = (
         "[(main := __import__('sys').modules['__main__'].__dict__), "
@@ -213,7 +214,7 @@ def test_arguments_refer_to_classes_of_the_main_module(node: Node) -> None:
         "class C:\n  x = 1\ndef f(stream):\n  import pickle\n"
         "  return type(pickle.loads(stream)) is C and pickle.loads(stream).x, C()",
         "f",
-        "C",
+        "C f",
     )
     node.prepare(code)
     result = node.run(b"c__main__\nC\n)\x81.")
@@ -238,7 +239,7 @@ def test_a_later_layer_that_fails(node: Node) -> None:
 
 
 def test_modules_that_only_the_client_has(node: Node) -> None:
-    names = "[({'far.away': {'g': (lambda: 5)}}, eval('lambda: __import__(\"far.away\").away.g()'), None, None)][0]"
+    names = "({'far.away': {'g': lambda: 5}}, lambda: __import__('far.away').away.g(), None, None)"
     code = Code(PYTHON, JobSpec(0, 0, pack_object([], pickle.dumps(Evaluated(names)))))
     node.prepare(code)
     assert node.value() == 5
@@ -254,7 +255,8 @@ def test_names_without_import(node: Node) -> None:
 
 
 def test_names_of_one_job(node: Node) -> None:
-    node.prepare(layer("here = 1\ndef f(): return sorted({'x', 'here'} & set(globals())), here", "f"))
+    source = "here = 1\ndef f(): return sorted({'x', 'here'} & set(globals())), here"
+    node.prepare(layer(source, "f"))
     worker = node.spawn(0)
     names = {"__main__": {"x": 1, "here": 2}}
     node.give(worker, pack_object([], pickle.dumps(((), {}, names))))
@@ -315,8 +317,7 @@ def setup():
     shared = multiprocessing.sharedctypes.Value('i', 1, lock=multiprocessing.Lock())
     return 0
 def f(n):
-    with shared.get_lock():
-        shared.value += n
+    shared.value += n
     return shared.value
 """
     node.prepare(layer(source, "f"))
@@ -346,7 +347,7 @@ def test_init_depends_is_called_before_setup(node: Node) -> None:
 
 @pytest.mark.parametrize("parameter", ["path", ""])
 def test_cleanup_function(node: Node, tmp_path: Path, parameter: str) -> None:
-    source = f"def setup(path):\n  global where\n  where = path\n  return 0\nf = abs\n"
+    source = "def setup(path):\n  global where\n  where = path\n  return 0\nf = abs\n"
     source += f"def done({parameter}): open(where, 'w').write(os.getcwd())"
     node.prepare(layer(source, "f", cleanup="done"), setup_args=(str(tmp_path / "done"),))
     node.release()
@@ -521,7 +522,8 @@ def test_records_come_before_the_result(node: Node) -> None:
 
 def test_a_job_that_nobody_hears_waits(node: Node) -> None:
     node.hears = False
-    node.prepare(layer("def f(n): return [dispy_provisional_result(1, timeout=0.2) for i in range(n)]", "f"))
+    source = "def f(n): return [dispy_provisional_result(1, timeout=0.2) for i in range(n)]"
+    node.prepare(layer(source, "f"))
     result = node.run(8)
     assert value_of(result) == [0] * 6 + [-1] * 2
     assert len(node.records) == 6
@@ -547,7 +549,9 @@ def f():
 
 
 def test_jobs_with_parts_wait_before_an_acknowledgement(node: Node) -> None:
-    node.prepare(layer("def f(n, data=b''): return [dispy_provisional_result(i) for i in range(n)], len(data)", "f"))
+    source = "def f(n, data=b''):\n"
+    source += "  return [dispy_provisional_result(i) for i in range(n)], len(data)"
+    node.prepare(layer(source, "f"))
     worker = node.spawn(0)
     node.hears = False
     node.give(worker, arguments(20))
@@ -588,9 +592,8 @@ def f(size):
     node.prepare(layer(source, "f"))
     worker = node.spawn()
     node.give(worker, arguments(5 << 20))
-    (result,) = node.expect(Outcomes).results
-    readonly, stream = unpack_object(body_of(result).value)
-    sent, content = pickle.loads(stream, buffers=[part.tobytes() for part in result.parts[-len(readonly) :]] if readonly else ())
+    result = node.result(worker)
+    sent, content = value_of(result)
     assert sent == (0, 0, -1)
     assert b"'none' was not sent: No such file" in body_of(result).stderr
     pieces = [unpack_file_piece(content_of(record)) for record in node.records]
@@ -622,7 +625,8 @@ def test_output_is_followed(node: Node, tmp_path: Path) -> None:
 
 def test_output_is_followed_later(node: Node, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    source = "def f(path):\n  print('a', end='')\n  open(path).read()\n  print('b')\n  open(path).read()"
+    source = "def f(path):\n  print('a', end='')\n  open(path).read()\n"
+    source += "  print('b')\n  open(path).read()"
     node.prepare(layer(source, "f"))
     worker = node.spawn()
     node.give(worker, arguments(str(tmp_path / "fifo")))

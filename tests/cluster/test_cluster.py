@@ -316,11 +316,19 @@ def test_a_lost_node_is_told_and_its_jobs_are_abandoned(node: FakeNode) -> None:
 
 
 def test_there_is_a_recover_file_while_jobs_run(node: FakeNode, tmp_path: Path) -> None:
-    with dispy.JobCluster(compute, nodes=node.address) as cluster:
+    begun = threading.Event()
+
+    def on_cluster(status: int, about: dispy.DispyNode | None, job: dispy.DispyJob | None) -> None:
+        if status == dispy.DispyJob.Running:
+            begun.set()
+
+    with dispy.JobCluster(compute, nodes=node.address, cluster_status=on_cluster) as cluster:
         cluster.submit("wait")
-        assert node.await_that(lambda: node.is_running(1))
-        assert len(list(tmp_path.glob("_dispy_*"))) == 1
+        came = begun.wait(PATIENCE_S)
+        found = list(tmp_path.glob("_dispy_*"))
         node.finish(1, packed(None))
+    assert came
+    assert len(found) == 1
     assert not list(tmp_path.glob("_dispy_*"))
 
 

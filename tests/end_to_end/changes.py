@@ -10,7 +10,6 @@ from dispy import DispyJob, DispyNode
 from .processes import NodeProcess
 from .waiting import until
 
-NODE_STATUSES = (DispyNode.Initialized, DispyNode.Closed, DispyNode.AvailInfo)
 
 
 class Change(NamedTuple):

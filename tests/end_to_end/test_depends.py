@@ -20,7 +20,7 @@ from dispy import DispyJob
 
 from .conftest import NewCluster, RunProgram, StartNode
 from .processes import NodeProcess
-from .waiting import PATIENCE_S, all_ended, ended, finished
+from .waiting import PATIENCE_S, all_ended, ended, finished, until
 
 MEBIBYTE = 1 << 20
 FILES = 10_000
@@ -348,7 +348,8 @@ def test_content_goes_to_a_node_only_once(
     data = random.Random(6).randbytes(3 * MEBIBYTE)
     Path("one.bin").write_bytes(data)
     first = new_cluster(look, *nodes, depends=["one.bin"])
-    for job in all_ended([first.submit_node(node.address, "one.bin") for node in _ready(first, 2)]):
+    until(lambda: len(first.status().nodes) == 2, "two nodes")
+    for job in all_ended([first.submit_node(node.address, "one.bin") for node in nodes]):
         assert job.result[2] == hashlib.sha256(data).hexdigest()
     assert 2 * len(data) <= sent(first) < 2 * len(data) + 100_000
     first.close()
@@ -359,19 +360,6 @@ def test_content_goes_to_a_node_only_once(
     job = finished(second.submit("three.bin", dispy_job_depends=["three.bin"]))
     assert job.result[2] == hashlib.sha256(data).hexdigest()
     assert sent(second) < 100_000
-
-
-def _ready(cluster: dispy.JobCluster, count: int) -> list[Any]:
-    """Wait until so many nodes are ready; return what stands for them."""
-    from .waiting import until
-
-    until(lambda: len(cluster.status().nodes) == count, f"{count} nodes")
-    return [_Address(node._address) for node in cluster.status().nodes]
-
-
-class _Address:
-    def __init__(self, address: str) -> None:
-        self.address = address
 
 
 def read(path: str) -> str:
@@ -457,9 +445,9 @@ def test_two_jobs_at_once_have_different_files_of_the_same_name(
     job = ended(cluster.submit(meeting, "input.txt", 2))
     assert "FileNotFoundError" in str(job.exception)
     again = [here.parent / "a" / "input.txt"]
-    assert finished(
-        cluster.submit(meeting, "input.txt", 2, dispy_job_depends=again)
-    ).result == ("acommon")
+    assert finished(cluster.submit(meeting, "input.txt", 2, dispy_job_depends=again)).result == (
+        "acommon"
+    )
 
 
 def where_and_what() -> tuple[str, str, list[str]]:

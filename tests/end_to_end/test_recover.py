@@ -210,14 +210,17 @@ def test_a_program_that_runs_is_left_alone(
 
 
 def test_two_recoveries_do_not_meet(
-    start_node: StartNode, start_jobs: StartJobs, gate: Path, tmp_path: Path
+    start_node: StartNode, start_jobs: StartJobs, gate: Path
 ) -> None:
-    program, path = start_jobs(start_node(cpus=2), 2)
+    node = start_node(cpus=2)
+    program, path = start_jobs(node, 2)
     program.kill()
     command = [sys.executable, "-m", "dispy.cli", "recover", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
         try:
-            until(lambda: _refused(path), "the other recovery's lock")
+            until(lambda: "(recovery)" in node.log(), "the first recovery at the node")
+            with pytest.raises(dispy.RecoverError, match="are being recovered already"):
+                dispy.recover_jobs(path)
         finally:
             gate.touch()
             output, _ = first.communicate(timeout=20)
@@ -248,14 +251,6 @@ def test_a_recovery_may_be_stopped(
     gate.touch()
     assert [job.result for job in dispy.recover_jobs(path)] == [0, 1]
     assert_free(node, new_cluster)
-
-
-def _refused(path: Path) -> bool:
-    try:
-        dispy.recover_jobs(path, timeout=0)
-    except dispy.RecoverError as error:
-        return "are being recovered already" in str(error)
-    return False
 
 
 def test_a_torn_file_is_enough(
@@ -295,11 +290,13 @@ def test_a_node_that_was_started_anew(
 ) -> None:
     node = start_node(cpus=2)
     program, path = start_jobs(node, 2)
+    until(lambda: begun_jobs(path) == 2, "two jobs known to run")
     program.kill()
     node.kill()
     other = start_node(cpus=2, port=node.port)
     jobs = dispy.recover_jobs(path)
-    assert {job.status for job in jobs} <= {DispyJob.Abandoned, DispyJob.Cancelled}
+    assert [job.status for job in jobs] == [DispyJob.Abandoned] * 2
+    assert "started anew" in str(jobs[0].exception)
     assert not path.exists()
     assert_free(other, new_cluster)
     node.clear_away()
@@ -405,11 +402,19 @@ def test_results_wait_for_who_has_their_classes(
 
 def recorded_jobs(path: Path) -> int:
     """Return how many jobs a recover file has that haven't ended."""
+    return sum(len(cluster.jobs) for cluster in recorded_clusters(path))
+
+
+def begun_jobs(path: Path) -> int:
+    """Return of how many it's known where they run."""
+    return sum(len(cluster.begun) for cluster in recorded_clusters(path))
+
+
+def recorded_clusters(path: Path) -> list[recorded.RecordedCluster]:
     try:
-        clusters = recorded.read(path.read_bytes(), path.name).clusters.values()
+        return [*recorded.read(path.read_bytes(), path.name).clusters.values()]
     except dispy.RecoverError:  # it is just being made
-        return 0
-    return sum(len(cluster.jobs) for cluster in clusters)
+        return []
 
 
 TALKS = """

@@ -1,0 +1,38 @@
+"""The guide's programs: each is run as it stands there, in an empty folder, with no node."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from .conftest import RunProgram
+from .waiting import PATIENCE_S
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def programs() -> dict[str, str]:
+    """Return all programs of the guide, by their sections."""
+    found: dict[str, str] = {}
+    for block in BLOCK.finditer(GUIDE):
+        section = HEADING.findall(GUIDE[: block.start()])[-1].replace("`", "")
+        same = sum(name.partition(" #")[0] == section for name in found)
+        found[f"{section} #{same + 1}" if same else section] = block[1]
+    return found
+
+
+PROGRAMS = programs()
+
+
+def test_every_program_of_the_guide_is_found() -> None:
+    assert len(PROGRAMS) == GUIDE.count("```python") > 5
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_of_the_guide_runs(name: str, start_program: RunProgram) -> None:
+    program = start_program(PROGRAMS[name])
+    assert program.wait(PATIENCE_S) == 0, program.log()
