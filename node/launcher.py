@@ -629,7 +629,9 @@ class Launcher:
     def _finish(self, template: _Template, reason: str) -> None:
         """Nothing lives of a template any more: report what it leaves, and remove that."""
         clean = template.released and reason == _describe_end(0)
-        reason = template.reason or f"the process that starts the jobs of the computation {reason}"
+        when = "" if template.ready else ", while it loaded the code or ran setup"
+        killed = f"the process that starts the jobs of the computation {reason}{when}"
+        reason = template.reason or killed
         for process in list(template.workers.values()):
             process.fault = process.fault or reason
             self._on_exit(process, 0, 0)
