@@ -180,8 +180,41 @@ class DispyJob(OldJobNames):
     def __lt__(self, other: DispyJob) -> bool:
         return self._seq < other._seq
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DispyJob):
+            return NotImplemented
+        return self._seq == other._seq and self._cluster == other._cluster
+
+    def __hash__(self) -> int:
+        return hash((self._cluster, self._seq))
+
     def __repr__(self) -> str:
         return f"<DispyJob {self.id!r}: {STATUS_NAMES.get(self.status, self.status)}>"
+
+
+class ProvisionalJob(DispyJob):
+    """A job as it was when it sent a provisional result, for callbacks.
+
+    The job itself may end at any moment, and callbacks look at it more than once. The two are
+    equal, and to wait for one is to wait for the other.
+    """
+
+    __slots__ = ("_job",)
+
+    def __init__(self, job: DispyJob, result: object) -> None:
+        for name in DispyJob.__slots__:
+            setattr(self, name, getattr(job, name))
+        self._job = job
+        self.result, self.status = result, DispyJob.ProvisionalResult
+
+    @property
+    def finish(self) -> threading.Event:
+        """The event of the job itself."""
+        return self._job.finish
+
+    def __call__(self, clear: bool = False) -> Any:
+        """Wait for the end of the job itself; return its result."""
+        return self._job(clear)
 
 
 STATUS_NAMES = {

@@ -6,7 +6,6 @@ wait on it. Only this file fills jobs in.
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ from . import callbacks
 from .allocate import LOOPBACK
 from .callbacks import Listener
 from .core import payload_bytes
-from .job import DispyJob, as_text
+from .job import DispyJob, ProvisionalJob, as_text
 from .log import logger
 from .nodes import DispyNode, DispyNodeAvailInfo
 from .orders import Follow, Hear, Order
@@ -357,9 +356,7 @@ class Ledger:
         with self._filling:
             if job.status < DispyJob.Cancelled:
                 job.result, job.status = value, DispyJob.ProvisionalResult
-            shown = copy.copy(job)
-        shown.result, shown.status = value, DispyJob.ProvisionalResult
-        return shown
+            return ProvisionalJob(job, value)
 
     def _end(self, job: DispyJob, node: DispyNode | None, result: JobResult) -> None:
         if job.status == DispyJob.Created and self._cluster_status is not None and result.start:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import bisect
 import random
-import tempfile
 from pathlib import Path
 
 from node_option import command_line
+from scratch_folder import scratch_folder
 
 import dispy
 
@@ -62,8 +62,8 @@ def is_right(job: dispy.DispyJob, height: int, stations: list[tuple[int, str]]) 
 
 def main() -> int:
     options = command_line(__doc__).parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        table = Path(folder, "stations.txt")
+    with scratch_folder():
+        table = Path("stations.txt")
         stations = write_table(table)
         hosts = options.nodes or ["*"]
         cluster = dispy.JobCluster(

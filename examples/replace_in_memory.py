@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import queue
 import random
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from node_option import command_line, hosts_and_ports
+from scratch_folder import scratch_folder
 
 import dispy
 
@@ -65,13 +65,13 @@ def heard(status: int, node: dispy.DispyNode | None, job: dispy.DispyJob | None)
     events.put((status, node, job))
 
 
-def write_volumes(folder: Path) -> dict[tuple[str, str], int]:
+def write_volumes() -> dict[tuple[str, str], int]:
     """Write all volumes; return how often each has each word."""
     dice = random.Random(0)
     counts: dict[tuple[str, str], int] = {}
     for number in range(1, VOLUMES + 1):
         text = dice.choices(WORDS, k=100_000)
-        path = folder / f"volume-{number}.txt"
+        path = Path(f"volume-{number}.txt")
         path.write_text(" ".join(text))
         counts |= {(path.name, word): text.count(word) for word in WORDS}
     return counts
@@ -103,9 +103,9 @@ def read_all(cluster: dispy.JobCluster) -> dict[tuple[str, str], int]:
 
 def main() -> int:
     options = command_line(__doc__).parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        expected = write_volumes(Path(folder))
-        NextVolume.waiting = sorted(Path(folder).iterdir())
+    with scratch_folder():
+        expected = write_volumes()
+        NextVolume.waiting = [Path(name) for name in sorted({name for name, _ in expected})]
         nodes = [NextVolume(host, port) for host, port in hosts_and_ports(options.nodes)]
         cluster = dispy.JobCluster(
             count, nodes=nodes, setup=set_up, cleanup=clean_up, cluster_status=heard

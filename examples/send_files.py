@@ -6,11 +6,10 @@ which the program runs, with the same relative path; here the strips make up a p
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 from node_option import command_line
+from scratch_folder import scratch_folder
 
 import dispy
 
@@ -49,15 +48,12 @@ def depth(start: complex) -> int:
 
 def main() -> int:
     options = command_line(__doc__).parse_args()
-    home = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)  # where files arrive
+    with scratch_folder():  # where files arrive
         with dispy.JobCluster(draw, nodes=options.nodes) as cluster:
             jobs = [cluster.submit(strip) for strip in range(STRIPS)]
             paths = [job() for job in jobs]
         failed = [job for job in jobs if job.status != dispy.DispyJob.Finished]
         picture = "" if failed else "".join(Path(path).read_text() for path in paths)
-        os.chdir(home)
     for job in failed:
         print(f"job {job.id} failed:\n{job.exception}")
     print(picture, end="")

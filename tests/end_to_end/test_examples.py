@@ -15,7 +15,7 @@ from .conftest import StartNode
 from .processes import Marked
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NOT_EXAMPLES = {"demo", "node_option", "own_node"}
+NOT_EXAMPLES = {"demo", "node_option", "own_node", "scratch_folder"}
 LIMIT_S = 40.0  # each takes a few seconds; a busy machine gets more
 
 SHOWN = {
