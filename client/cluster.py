@@ -216,6 +216,7 @@ class JobCluster(NodeControl, OldClusterNames):
         with process.session_with(broker) as session:
             self._session = session
             self._enqueue = session.orders.append
+            self._ledger.hand_over = session.hand_over
             session.hand_over(Open(opening, self._ledger, path))
 
     @property

@@ -224,6 +224,8 @@ class Ledger:
         node = self._nodes.get(node_id)
         if node is not None:
             node.tx += count
+        else:
+            self._sent_ahead[node_id] = self._sent_ahead.get(node_id, 0) + count
 
     def end(self, node_id: int, jobs: list[tuple[DispyJob, JobResult]]) -> None:
         """These jobs have ended."""
@@ -250,6 +252,7 @@ class Ledger:
                 self._rows[info.address, info.name] = row
             self._nodes[info.id] = row
             row._id = info.id
+            row.tx += self._sent_ahead.pop(info.id, 0)
         row.status = DispyNode.Initialized
         row.cpus, row.avail_cpus = info.cpus, cpus or info.cpus
         row.update_time = time.time()

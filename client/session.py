@@ -207,8 +207,7 @@ class Session:
 
     def _open(self, order: Open) -> None:
         number = order.opening.cluster
-        ledger = self._ledgers[number] = order.ledger
-        ledger.hand_over = self.hand_over
+        self._ledgers[number] = order.ledger
         spec = order.opening.computation
         self._recordings.open(number, spec.name, bool(spec.program), order.recover_file)
         self._core.open(order.opening, time.monotonic())
