@@ -80,16 +80,18 @@ class JobCluster(NodeControl, OldClusterNames):
     - ``job_output``: called with (job, "stdout" or "stderr", text) as jobs print, in the
       thread of the other callbacks.
 
-    ``ping_interval`` and ``poll_interval`` aren't needed: nodes and results come by themselves.
-    ``ext_host``, ``ipv4_udp_multicast``, ``secret``, ``keyfile`` and ``certfile`` are for later
-    releases. Parameters may also be given by the names they had before (see `aliases`).
+    ``ping_interval``, ``poll_interval``, ``ext_host`` and ``ipv4_udp_multicast`` aren't needed:
+    results come by themselves, nodes never connect back, and none is looked for in the network
+    so far. ``secret``, ``keyfile`` and ``certfile`` are for later releases. Parameters may
+    also be given by the names they had before (see `aliases`).
 
     Raises `TypeError` or `ValueError` for a wrong parameter, naming it; `PicklingError` for a
     computation that can't be sent; `OSError` for a file that can't be read or a host that isn't
     known; `SecretNeededError` for one that isn't on loopback; `NotSupportedError` for what is
     for later releases.
 
-    A cluster is a context manager; at its end it is closed, after all jobs have ended.
+    A cluster is a context manager; at its end it is closed, after all jobs have ended. A program
+    that ends without closing it waits for its jobs, too, unless it fails or is interrupted.
     """
 
     def __init__(
@@ -130,18 +132,15 @@ class JobCluster(NodeControl, OldClusterNames):
         host = renamed.pop("host", host)
         dispy_port = renamed.pop("dispy_port", dispy_port)
         recover_file = renamed.pop("recover_file", recover_file)
-        parameters.refuse_unsupported(
-            ext_host=ext_host,
-            ipv4_udp_multicast=ipv4_udp_multicast,
-            secret=secret,
-            keyfile=keyfile,
-            certfile=certfile,
-            **renamed,
-        )
+        ext_host = renamed.pop("ext_host", ext_host)
+        assert not renamed, "an old name leads to a new one that isn't a parameter"
+        parameters.refuse_unsupported(secret=secret, keyfile=keyfile, certfile=certfile)
         check_callback("job_status", job_status, 1)
         check_callback("cluster_status", cluster_status, 3)
         check_callback("job_output", job_output, 3)
         parameters.check_host(host)
+        parameters.check_names("ext_host", ext_host)
+        parameters.check_flag("ipv4_udp_multicast", ipv4_udp_multicast)
         parameters.check_port("dispy_port", dispy_port)
         parameters.check_needless("ping_interval", ping_interval)
         parameters.check_needless("poll_interval", poll_interval)

@@ -72,6 +72,8 @@ class CodePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
                 self._note(thing)
         if isinstance(thing, FunctionType) and reduced is not NotImplemented:
             self._drop_known_globals(thing, reduced)
+        if isinstance(thing, type) and reduced is not NotImplemented:
+            _keep_slots(thing, reduced)
         return reduced
 
     def _is_ours(self, thing: Any) -> bool:
@@ -98,6 +100,15 @@ class CodePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
                 del variables[name]
             else:
                 self.globals[space.module, name] = value
+
+
+def _keep_slots(thing: type, reduced: tuple[Any, ...]) -> None:
+    """Have a class made with its slots: cloudpickle gives it a dictionary in their place.
+
+    What instances would say of their state could not be set again where they have none.
+    """
+    if "__slots__" in vars(thing) and reduced[0] is cloudpickle.cloudpickle._make_skeleton_class:
+        reduced[1][3]["__slots__"] = vars(thing)["__slots__"]
 
 
 class Namespace(dict[str, object]):

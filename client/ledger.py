@@ -100,7 +100,7 @@ class Ledger:
         self.offers: Offers | None = None  # who decides how much of a node is used
         self.blobs = blobs  # what nodes may ask for
         self.folder = os.getcwd()  # where files that jobs send go
-        self.hand_over: Callable[[Order], None] = _nobody  # the session, once it has begun
+        self.hand_over: Callable[[Order], None] = _nobody  # that of the session
         self._number = number
         self._binary = binary  # output stays bytes
         self._job_status = job_status
@@ -111,6 +111,7 @@ class Ledger:
         self._running: dict[int, tuple[DispyJob, DispyNode | None]] = {}  # by seq
         self._nodes: dict[int, DispyNode] = {}
         self._rows: dict[tuple[str, str], DispyNode] = {}  # the same, by address and name
+        self._sent_ahead: dict[int, int] = {}  # bytes of files to nodes that aren't ready so far
 
     # -- for the user's threads ----------------------------------------------------------
 
@@ -338,7 +339,7 @@ class Ledger:
         self.hand_over(Hear(self._number, seq, attempt, number, error))
 
     def _new_feed(self, job: DispyJob) -> Feed:
-        return Feed(partial(self._hear, job._seq))
+        return Feed(partial(self._hear, job._seq), to_callback=self._job_output is not None)
 
     def _end_output(self, job: DispyJob, result: JobResult) -> None:
         """Tell what a followed job has printed and didn't come while it ran."""

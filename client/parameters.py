@@ -29,8 +29,6 @@ PRIORITY_MAX = 1 << 31
 
 INSTEAD = {  # of what isn't supported yet
     "certfile": "leave it out: there is no traffic beyond this machine yet",
-    "ext_host": "leave it out: nodes never connect to the client",
-    "ipv4_udp_multicast": "name the nodes in nodes=",
     "keyfile": "leave it out: there is no traffic beyond this machine yet",
     "secret": "leave it out: there is no traffic beyond this machine yet",
 }
@@ -88,16 +86,26 @@ def refuse_unsupported(**given: object) -> None:
 
 def check_host(host: object) -> None:
     """Allow this machine's loopback addresses, or nothing."""
-    hosts = [host] if isinstance(host, str) else host
-    if hosts is None:
-        return
-    if not isinstance(hosts, Iterable):
-        raise TypeError(f"host must be a host name or a list of them, not {host!r}")
-    for name in hosts:
-        if not isinstance(name, str):
-            raise TypeError(f"host must be a host name or a list of them, not {host!r}")
+    for name in check_names("host", host):
         if not _is_loopback(name):
             raise beyond_loopback("host", name)
+
+
+def check_names(parameter: str, value: object) -> list[str]:
+    """Allow a host name, a list of them, or nothing; return them as a list."""
+    names = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(names, Iterable):
+        raise TypeError(f"{parameter} must be a host name or a list of them, not {value!r}")
+    names = list(names)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{parameter} must be a host name or a list of them, not {value!r}")
+    return names
+
+
+def check_flag(name: str, value: object) -> None:
+    """Allow True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
 
 
 def check_port(name: str, port: Any) -> None:
@@ -118,8 +126,7 @@ def read_options(
     setup_timeout: Any = None,
 ) -> Options:
     """Check what a computation says about its jobs, and put defaults in place."""
-    if not isinstance(reentrant, bool):
-        raise TypeError(f"reentrant must be True or False, not {reentrant!r}")
+    check_flag("reentrant", reentrant)
     pulse_s = PULSE_S
     if pulse_interval is not None:
         pulse_s = check_seconds("pulse_interval", pulse_interval, PULSE_MIN_S, PULSE_MAX_S)

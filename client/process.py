@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +20,11 @@ from dispy.protocol.exchange import Exchange
 from . import callbacks, local
 from ._version import __version__
 from .job import OWNERS
+from .log import logger
 from .session import Session
 
-EXIT_S = 3.0  # how long unclosed clusters may take to close when the program ends
+CLEAN_S = 60.0  # how long the nodes of unclosed clusters may take to clean up at the end
+EXIT_S = 3.0  # the same, when the program has failed
 
 numbers = itertools.count(1)  # of clusters
 
@@ -80,8 +83,24 @@ def end_unless_used() -> None:
 
 
 def _exit(owner: int) -> None:
-    if owner == os.getpid():  # not in a child that was forked with this handler registered
-        end()
+    if owner != os.getpid():  # a child that was forked with this handler registered
+        return
+    try:
+        if not hasattr(sys, "last_value"):  # else the program has failed, and wants to end
+            _wait_for_jobs()
+            end(CLEAN_S)
+    except KeyboardInterrupt:
+        logger.warning("interrupted: the jobs that are left are cancelled")
+    end()
+
+
+def _wait_for_jobs() -> None:
+    """A program that just ends has its jobs done nevertheless."""
+    for session in list(_sessions.values()):
+        for ledger in session.unfinished():
+            count = ledger.pending
+            logger.info("the program ends; waiting for %d jobs (Ctrl-C cancels them)", count)
+            ledger.wait_idle(None)
 
 
 def _forget() -> None:

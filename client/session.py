@@ -127,6 +127,11 @@ class Session:
         """Whether there is a cluster that isn't closed."""
         return not all(ledger.closed for ledger in list(self._ledgers.values()))
 
+    def unfinished(self) -> list[Ledger]:
+        """Return the clusters that have jobs left."""
+        opening = [order.ledger for order in list(self.orders) if type(order) is Open]
+        return [each for each in [*opening, *list(self._ledgers.values())] if each.pending]
+
     def stop(self, timeout_s: float) -> None:
         """Cancel what is left, close all clusters if that takes no longer, end the thread."""
         until = time.monotonic() + timeout_s

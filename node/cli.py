@@ -183,8 +183,11 @@ def _serve(folder: Path, offer: Offer, client_shutdown: bool, private: bool) -> 
     """Start the zygote first, then all that it must not inherit."""
     from .launcher import Launcher
 
-    names = {"dispy_node_name": offer.name, "dispy_node_ip_addr": "127.0.0.1"}
-    launcher = Launcher(folder, names, offer.blobs, offer.files, client_shutdown)
+    address = offer.door.rpartition(":")[0].strip("[]") or "127.0.0.1"
+    names = {"dispy_node_name": offer.name, "dispy_node_ip_addr": address}
+    launcher = Launcher(
+        folder, names, offer.blobs, offer.files, client_shutdown, offer.max_file_bytes
+    )
     launcher.start()
     from dispy.protocol.transport import Bus
 

@@ -363,7 +363,7 @@ class Runner:
         if os.getpid() != self.pid:
             _leave_copy()
         _flush_streams()
-        if _followed:
+        if _followed and self._tokens >= 0:  # not in a rehearsal, and else there is no need
             _print_in_blocks()
         if self._borrowed:
             self._give_back()

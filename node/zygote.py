@@ -167,7 +167,6 @@ def main(folder: str, connection: int, node: int) -> None:
     The node removes its folder itself, unless it is killed.
     """
     os.environ.pop("LD_BIND_NOW", None)  # the node's wish for this process, not for programs
-    os.dup2(2, 1)  # what the code of a computation prints goes to the log
     import_for_jobs()
     runner.rehearse()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -175,6 +174,7 @@ def main(folder: str, connection: int, node: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    os.dup2(2, 1)  # what the code of a computation prints goes to the log
     zygote = Zygote(Channel(socket.socket(fileno=connection), blocking=True))
     signal.signal(signal.SIGTERM, _on_terminate)
     adopt_orphans()

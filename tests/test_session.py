@@ -146,6 +146,7 @@ def session(wire: Wire) -> Iterator[Session]:
 @pytest.fixture
 def ledger(session: Session) -> Ledger:
     ledger = Ledger(None, None, number=1)
+    ledger.hand_over = session.hand_over
     opening = OpenCluster(1, ComputationSpec("compute", []), [])
     session.hand_over(Open(opening, ledger))
     return ledger

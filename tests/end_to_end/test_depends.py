@@ -104,6 +104,18 @@ class Derived(Base):
     __slots__ = ("more",)
 
 
+class Slots:
+    __slots__ = ("left", "right")
+
+    def __init__(self, left):
+        self.left = left
+
+
+@dataclass(slots=True)
+class Slotted:
+    number: int
+
+
 kept = {}
 
 
@@ -118,7 +130,7 @@ def answer(number):
 
 derived = Derived(5)
 derived.more = "x"
-values = [Color.RED, Order(1, Color.RED), Pair(1, 2), Base(3), derived]
+values = [Color.RED, Order(1, Color.RED), Pair(1, 2), Base(3), derived, Slotted(4)]
 with dispy.JobCluster(same, nodes=[sys.argv[1]], max_tasks_per_child=None) as cluster:
     for _ in range(2):
         for value in values:
@@ -130,6 +142,8 @@ with dispy.JobCluster(same, nodes=[sys.argv[1]], max_tasks_per_child=None) as cl
             assert again == value or vars(again) == vars(value)
     assert cluster.submit(Color.BLUE)()[0] is Color.BLUE
     assert cluster.submit(value=[derived])()[0][0].more == "x"
+    slots = cluster.submit(Slots(5))()[0]
+    assert slots.left == 5 and not hasattr(slots, "right") and not hasattr(slots, "__dict__")
 with dispy.JobCluster(answer, nodes=[sys.argv[1]]) as cluster:
     assert cluster.submit(4)() == (Order(4, Color.BLUE), Pair(4, [Color.RED]), Derived)
 

@@ -336,7 +336,8 @@ def test_a_file_that_is_not_complete_never_appears(
 ) -> None:
     cluster = new_cluster(call, node)
     for after in (0.0, 0.02, 0.05):
-        ended(cluster.submit(send_and_die, 64 * MEBIBYTE, after))
+        dead = ended(cluster.submit(send_and_die, 64 * MEBIBYTE, after))
+        assert "SIGKILL" in str(dead.exception)
         assert files(here) == [] or (here / "large").stat().st_size == 64 * MEBIBYTE
         (here / "large").unlink(missing_ok=True)
     job = finished(cluster.submit(send_and_change, 16 * MEBIBYTE))

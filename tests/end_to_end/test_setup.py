@@ -55,7 +55,8 @@ def setup(size, step):
 def compute(n):
     with hits.get_lock():
         hits.value += 1
-    return table[n], geometry.floor(2.5), prepared, Cell(n).n, len(table), hits.value
+        count = hits.value
+    return table[n], geometry.floor(2.5), prepared, Cell(n).n, len(table), count
 
 
 for max_tasks in (1, None):
