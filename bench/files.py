@@ -76,12 +76,12 @@ def _run(nodes: list[Node], depends: list[Path]) -> tuple[float, int]:
     """Run a job on each node; return seconds until the last one ended, and the bytes sent."""
     import dispy
 
-    ready: dict[str, Any] = {}
+    ready: dict[int, Any] = {}
     both = threading.Event()
 
     def on_status(status: int, node: dispy.DispyNode | None, job: dispy.DispyJob | None) -> None:
         if status == dispy.DispyNode.Initialized:
-            ready[str(node)] = node
+            ready[id(node)] = node
             if len(ready) == len(nodes):
                 both.set()
 

@@ -7,9 +7,13 @@ same, frames and all, over a connection in memory; that saves two changes of thr
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
+import socket
+import sys
 from collections import deque
+from contextlib import suppress
 
 from dispy.protocol.exchange import Arrival, Arrived, Down, Route, Up
 from dispy.protocol.messages import Buffer
@@ -61,7 +65,7 @@ class Broker:
 
     def __init__(self, software: str, port: int) -> None:
         self._bus = BusWithInside()
-        self._daemon = BrokerDaemon(self._bus, software)
+        self._daemon = BrokerDaemon(self._bus, software, _title())
         try:
             door = self._bus.listen(f"127.0.0.1:{port}")
         except OSError:
@@ -98,3 +102,11 @@ class Broker:
     def close(self) -> None:
         """End the broker; nodes are told, and what runs there for it is ended."""
         self._daemon.close()
+
+
+def _title() -> str:
+    """Say whose broker this is, to those who find their node busy with it."""
+    script, user = os.path.basename(sys.argv[0]), ""
+    with suppress(KeyError, OSError, ImportError):  # the user may have no name
+        user = f"{getpass.getuser()}'s "
+    return f"{user}{script or 'program'} (pid {os.getpid()} at {socket.gethostname()})"

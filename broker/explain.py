@@ -16,22 +16,19 @@ def explain(state: State, cluster: Cluster, seq: int, now: float) -> str:
     """Say what a job waits for, or where it runs."""
     job = cluster.jobs.get(seq)
     if job is None:
-        return _absent(cluster, seq)
+        return _absent(state, cluster, seq, now)
     said = (
         _placed(job, job.allocation, now) if job.allocation else _waiting(state, cluster, job, now)
     )
     return " ".join([*said, *_history(job)])
 
 
-def _absent(cluster: Cluster, seq: int) -> str:
+def _absent(state: State, cluster: Cluster, seq: int, now: float) -> str:
     if seq in cluster.abandoned:
         return "Its node was lost. Should that come back with a result, the job is finished."
     if seq in cluster.seen:
         return "It has ended."
-    return (
-        "It has not been sent to the broker yet: the jobs that are there are enough for the "
-        f"nodes at present ({_count(cluster.line.waiting + cluster.pinned, 'job')} waiting)."
-    )
+    return " ".join(["It has not been sent to the broker yet.", *_nodes(state, cluster, now)])
 
 
 def _history(job: Job) -> list[str]:

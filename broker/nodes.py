@@ -84,8 +84,8 @@ def lose_node(state: State, node: Node, reason: str) -> None:
     for allocation in list(node.allocations.values()):
         unsent = {spec.seq for spec in state.runs.pop(allocation, ())}
         for seq, job in list(allocation.jobs.items()):
-            if seq in unsent:
-                put_back(state, job)
+            if seq in unsent or (node.stopping and job.started is None):
+                put_back(state, job)  # it has not begun
             else:
                 lose(state, job, why)
         end_pinned(state, allocation, ABANDONED, why)

@@ -153,7 +153,8 @@ def _on_returned(state: State, peer: str, message: Returned, now: float) -> None
         return
     if message.asked:
         allocation.withdrawing = False
-    else:  # it is being stopped: its goodbye comes next, and nothing may be placed there
+    else:  # its goodbye comes next, and nothing may be placed there
+        allocation.node.stopping = True
         node_away(state, allocation.node, now)
     freed = 0
     for seq, attempt in reversed(message.jobs):
@@ -162,15 +163,8 @@ def _on_returned(state: State, peer: str, message: Returned, now: float) -> None
             put_back(state, job)
             freed += not (job.spec.options and job.spec.options.node)
     allocation.stubborn = message.asked and not freed
-    if (
-        message.jobs
-        and not allocation.is_open
-        and allocation.stage
-        in (
-            Stage.READY,
-            Stage.CLOSING,
-        )
-    ):
+    busy = allocation.stage in (Stage.READY, Stage.CLOSING)
+    if message.jobs and busy and not allocation.is_open:
         vacate(state, allocation, False)  # it may have more that it hasn't begun
     release_if_free(state, allocation)
 

@@ -90,6 +90,7 @@ class Node:
     address: str
     online: bool = True
     counted: bool = False  # whether it has told what it holds
+    stopping: bool = False  # it has told all that may have begun there, and will be gone soon
     load: int = 0
     lost_at: float = float("inf")  # while it is away: when its lease ends
     vitals: Vitals | None = None

@@ -423,7 +423,7 @@ class JobCluster(NodeControl, OldClusterNames):
         ledger = self._ledger
         with ledger.lock:  # jobs reach the session in the order of their numbers
             if not ledger.accepting:
-                raise ClusterClosedError(f"cluster {self._name!r} is closed: it takes no jobs")
+                raise self._refusal()
             seq = ledger.last_seq = ledger.last_seq + 1
             spec = JobSpec(seq, 0, payload, parts, options)
             job = DispyJob(self._number, spec, job_id, args, kwargs)
@@ -451,8 +451,13 @@ class JobCluster(NodeControl, OldClusterNames):
         options = self._defaults.options(timeout, retries, priority, node_id)
         return options, self._dump(args, kwargs, self._define)
 
+    def _refusal(self) -> ClusterClosedError:
+        return ClusterClosedError(f"cluster {self._name!r} is closed: it takes no jobs")
+
     def _ready(self, node: DispyNode | str) -> DispyNode:
         """Find a node that takes jobs."""
+        if not self._ledger.accepting:
+            raise self._refusal()
         known = self._known(node)
         if known is None:
             raise ValueError(self._unknown(node))

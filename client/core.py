@@ -110,7 +110,8 @@ class Cluster:
     cancelled: dict[int, None] = field(default_factory=dict)  # sent, and to be cancelled
     reports: dict[int, Report] = field(default_factory=dict)  # of jobs that say something
     heard: list[Heard] = field(default_factory=list)  # to be said with the next message
-    asked: dict[int, type] = field(default_factory=dict)  # requests without an answer
+    # Requests without an answer; for those about jobs, what is known of the job here.
+    asked: dict[int, str | None] = field(default_factory=dict)
     questions: list[NodeRequest | SendFile] = field(default_factory=list)  # not asked so far
     nodes: dict[int, NodeInfo] = field(default_factory=dict)
     met: bool = False  # some node has been ready
@@ -247,14 +248,13 @@ class Core:
         cluster = self.clusters.get(number)
         job = None if cluster is None else cluster.unfinished.get(seq)
         if cluster is None or job is None:
-            text = "it has ended"
-        elif seq in cluster.away and self.joined:
-            cluster.asked[request] = Explain
-            self._effects.append(Send(Explain(number, request, seq)))
-            return
+            self._effects.append(Answered(number, request, 0, "it has ended"))
+        elif not self.joined:
+            text = f"it waits for the connection to the broker ({_reasons(cluster)})"
+            self._effects.append(Answered(number, request, 0, text))
         else:
-            text = _why_not_sent(cluster, job, self.joined)
-        self._effects.append(Answered(number, request, 0, text))
+            cluster.asked[request] = "" if seq in cluster.away else _why_not_sent(cluster, job)
+            self._effects.append(Send(Explain(number, request, seq)))
 
     # -- what the broker does ------------------------------------------------------------
 
@@ -396,12 +396,12 @@ class Core:
         self._effects.append(NodeAlive(number, message.node, message.vitals))
 
     def _on_answer(self, number: int, cluster: Cluster, message: Answer) -> None:
-        asked = cluster.asked.pop(message.request, None)
-        if asked is None:
+        if message.request not in cluster.asked:
             return  # it was given up
+        known = cluster.asked.pop(message.request)
         text = message.text
-        if asked is Explain and (cluster.troubles or not cluster.met):
-            text = f"{text} ({_reasons(cluster)})".strip()
+        if known is not None:
+            text = f"{known} {text}{_unsaid(cluster, text)}".strip()
         self._effects.append(Answered(number, message.request, message.code, text))
 
     def _on_node_ready(self, number: int, cluster: Cluster, message: NodeReady) -> None:
@@ -447,7 +447,7 @@ class Core:
     def _ask(self, cluster: Cluster, message: NodeRequest | SendFile) -> None:
         if isinstance(message, NodeRequest) and message.action in LEAVING:
             cluster.leaving.add(message.node)
-        cluster.asked[message.request] = type(message)
+        cluster.asked[message.request] = None
         self._effects.append(Send(message))
 
     def _arrives(self, number: int, cluster: Cluster, record: JobRecord) -> bool:
@@ -588,13 +588,19 @@ def _next_batch(cluster: Cluster, limit: int) -> list[DispyJob]:
     return batch
 
 
-def _why_not_sent(cluster: Cluster, job: DispyJob, joined: bool) -> str:
+def _why_not_sent(cluster: Cluster, job: DispyJob) -> str:
     """Say why a job is still here."""
-    if not joined:
-        return "it waits for the connection to the broker"
     ahead = sum(other._seq in cluster.unfinished for other in cluster.waiting.before(job))
-    text = f"it waits in this program, behind {ahead + len(cluster.away)} jobs"
-    return text if cluster.nodes else f"{text}; {_complaint(cluster)}"
+    return f"it waits in this program, behind {ahead + len(cluster.away)} jobs."
+
+
+def _unsaid(cluster: Cluster, text: str) -> str:
+    """Say what an explanation of the broker leaves out of the troubles with nodes."""
+    if cluster.troubles:
+        why = [f"{at}: {why}" for at, why in cluster.troubles.items() if why not in text]
+    else:
+        why = [] if cluster.met or "no answer from" in text else [_reasons(cluster)]
+    return f" ({'; '.join(why)})" if why else ""
 
 
 def _complaint(cluster: Cluster) -> str:

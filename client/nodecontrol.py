@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
+from msgspec.structs import replace
 
 from dispy.protocol.messages import (
     ALLOCATE,
@@ -167,7 +167,7 @@ class NodeControl:
             return self._request("allocate_node", ALLOCATE, node=known._id)
         entries = read_nodes([node])
         try:
-            specs = self._specs(entries)
+            specs = self._specs(entries, start=isinstance(node, LocalNode))
         except OSError as error:
             return self._failed("allocate_node", str(error))
         self._offers.add(entries)
@@ -225,16 +225,18 @@ def find_nodes(
     machine is started in this process. Raises `OSError` for hosts that can't be found or used.
     """
     found = [(entry, _place(entry, port)) for entry in entries]  # errors come before any start
+    named = any(isinstance(entry, NodeAllocate) and not is_pattern(entry) for entry in entries)
     specs = []
     for entry, spec in found:
-        if spec is None:
-            if not start:
-                continue
-            spec = NodeSpec(local.start(broker_port()), 0, entry.cpus)
+        wanted = [] if spec is None else [spec]
+        if spec is None and start and not (named and isinstance(entry, NodeAllocate)):
+            wanted.append(NodeSpec(local.start(broker_port()), 0, entry.cpus))
         if isinstance(entry, NodeAllocate):
+            if is_pattern(entry) and entry.port is None:  # also nodes that are found otherwise
+                wanted.append(NodeSpec(entry.host, 0, entry.cpus))
             files, setup_args = pack(entry)
-            spec = msgspec.structs.replace(spec, files=files, setup_args=setup_args)
-        specs.append(spec)
+            wanted = [replace(each, files=files, setup_args=setup_args) for each in wanted]
+        specs += wanted
     return specs
 
 

@@ -37,6 +37,7 @@ from dispy.protocol.messages import (
     Released,
     Returned,
     Run,
+    Started,
     SetCpus,
     Vitals,
     Withdraw,
@@ -180,8 +181,18 @@ class Agent:
             self._work_for_nobody()
 
     def stop(self) -> None:
-        """Give back what has not begun, end the rest, say goodbye."""
+        """Give back what has not begun, end the rest, say goodbye.
+
+        All that may have begun is told, so that the broker knows: what it hasn't heard of has not
+        even arrived here.
+        """
         for computation in self.computations.values():
+            begun = [
+                (task.spec.seq, task.spec.attempt, worker.head_since + self.node.wall_offset_s)
+                for worker in computation.workers.values()
+                for task in worker.tasks
+            ]
+            send(self.node, Started(computation.id, begun))
             unbegun = [*computation.queue, *computation.waiting]
             waiting = [(task.spec.seq, task.spec.attempt) for task in unbegun]
             send(self.node, Returned(computation.id, waiting, asked=False))

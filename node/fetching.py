@@ -68,7 +68,7 @@ class Fetching:
 
     def __init__(self, store_bytes: int = STORE_BYTES, max_file_bytes: int = 0) -> None:
         self.pieces = 0  # that have arrived, ever
-        self.stirred = False  # `requests` may have something to ask for
+        self.stirred = False  # there may be something to ask for, or to tell
         self.effects: list[KeepPiece | DropBlob] = []
         self.settled: list[tuple[Claim, str]] = []  # complete, or failed for this reason
         self._store_bytes = store_bytes
@@ -82,6 +82,7 @@ class Fetching:
         self._asked: dict[bytes, Blob] = {}  # pieces of them are on the way
         self._heard_at = 0.0
         self._patience_s = PATIENCE_S
+        self._told = 0  # pieces that the broker knows to have arrived
 
     # -- claims ---------------------------------------------------------------------------
 
@@ -181,6 +182,15 @@ class Fetching:
                 size, pieces = size + wanted.size, pieces + 1
         return list(asks.items())
 
+    def tell(self) -> int:
+        """Return how many pieces have arrived, ever; 0 if that has been told.
+
+        Each request tells it. When there is none it must be told nevertheless: the broker holds
+        back what others ask for, and perhaps the rest of ours, until it knows.
+        """
+        told, self._told = self._told, self.pieces
+        return self.pieces if self.pieces > told else 0
+
     def _ahead(self) -> tuple[int, int]:
         """How many bytes and pieces are on the way."""
         sizes = [blob.asked - blob.got for blob in self._asked.values()]
@@ -235,7 +245,7 @@ class Fetching:
         """Take a piece in; one that isn't expected (any more) is dropped."""
         self.pieces += 1
         self._heard_at, self._patience_s = now, PATIENCE_S
-        self.stirred = bool(self._unasked)
+        self.stirred = True
         blob = self._blobs.get(piece.digest)
         if blob is None or blob.source != computation:
             return
@@ -315,7 +325,7 @@ class Fetching:
         self._asked.pop(blob.digest, None)
         self._take_off(blob)
         self._bytes -= blob.size
-        self.stirred = bool(self._unasked)
+        self.stirred = True
 
     @staticmethod
     def _is_wanted_by(blob: Blob, computation: int) -> bool:

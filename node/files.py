@@ -80,7 +80,11 @@ def fetch(node: Node, now: float) -> None:
     """Ask for what may be asked for, and have written what has come."""
     fetching = node.fetching
     if fetching.stirred:
-        for number, ranges in fetching.requests(now):
+        requests = fetching.requests(now)
+        arrived = fetching.tell()
+        if arrived and not requests:
+            requests = [(0, [])]
+        for number, ranges in requests:
             send(node, NeedBlobs(number, 0, ranges, fetching.pieces))
         node.wake_at(fetching.deadline())
     if fetching.effects:

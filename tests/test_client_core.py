@@ -475,9 +475,11 @@ def test_explain_says_what_is_known_here_or_asks() -> None:
         core.submit(1, job(seq))
     core.take()
     core.explain(1, 1, 3)
+    assert sent(core) == [Explain(1, 1, 3)]
+    core.receive(Answer(1, 1, 0, "There has been no answer from x."), 0.0)
     (answer,) = core.take()
-    assert isinstance(answer, Answered) and "behind 2 jobs" in answer.text
-    assert "no node" in answer.text
+    assert isinstance(answer, Answered) and "behind 2 jobs. There has been no" in answer.text
+    assert "127.0.0.1" not in answer.text  # the broker has said it
     core.explain(1, 2, 1)
     assert sent(core) == [Explain(1, 2, 1)]
     core.receive(Answer(1, 2, 0, "It waits."), 0.0)

@@ -391,6 +391,16 @@ def test_a_computation_is_loaded_when_all_its_files_are_here() -> None:
     assert stage.said(Prepared) == [Prepared(1)] and stage.take(Spawn)
 
 
+def test_what_has_come_is_told_also_when_nothing_is_left_to_ask_for() -> None:
+    spec = spec_of()
+    spec.files = [file_of("a"), file_of("b")]
+    stage = Stage(computation=Prepare(1, spec))
+    assert [len(need.ranges) for need in stage.said(NeedBlobs)] == [2]
+    for done, name in enumerate("ab", 1):  # the broker may hold back one until it knows of another
+        stage.bring(name)
+        assert stage.said(NeedBlobs) == [NeedBlobs(0, 0, [], done)]
+
+
 def test_two_computations_fetch_a_file_once_and_one_survives_the_other() -> None:
     spec = spec_of()
     spec.files = [file_of("a")]
