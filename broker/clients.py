@@ -79,6 +79,7 @@ def _open(state: State, client: Client, message: OpenCluster) -> Cluster:
     specs = list(message.nodes)
     wanted = addresses(specs)
     cluster = Cluster(state.cluster_ids, client, message, message.computation, specs, wanted)
+    cluster.untried = set(wanted)
     cluster.asks, cluster.credit = message.asks, CREDIT
     client.clusters[message.cluster] = state.clusters[cluster.id] = cluster
     for address in sorted(wanted):

@@ -119,7 +119,7 @@ class Scheduler:
         """An address that some cluster asks for leads to no node at present."""
         for cluster in self.clusters.values():
             if address in cluster.addresses:
-                setups.trouble(self.state, cluster, address, reason)
+                setups.miss(self.state, cluster, address, reason)
 
     def tick(self, now: float) -> None:
         """Give up nodes and clients whose lease has ended. What else is due, `flush` does."""

@@ -187,8 +187,13 @@ def hand_over(state: State, allocation: Allocation) -> None:
 
 
 def end_hopeless(state: State, cluster: Cluster) -> None:
-    """End what waits when every node that could have run it has failed to set it up."""
+    """End what waits when every node that could have run it has failed to set it up.
+
+    As long as a node that the cluster names may just be slow to answer, there is hope.
+    """
     if not cluster.failed or cluster.failed + cluster.idle < len(cluster.allocations):
+        return
+    if cluster.untried:
         return
     reason = "; ".join(f"{where}: {why}" for where, why in cluster.troubles.items())
     for job in list(cluster.line):

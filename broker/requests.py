@@ -109,6 +109,7 @@ def _discover(state: State, cluster: Cluster, message: NodeRequest) -> Reply:
 def _dial(state: State, cluster: Cluster, specs: list[NodeSpec]) -> None:
     for address in sorted(addresses(specs) - cluster.addresses):
         cluster.addresses.add(address)
+        cluster.untried.add(address)
         state.effects.append(Dial(address))
 
 

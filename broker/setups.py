@@ -42,6 +42,7 @@ def allocate(state: State, cluster: Cluster, node: Node) -> None:
     """Have a node set up for a cluster that asks for it, or offer it to its client."""
     if cluster.closing or not node.counted or cluster.id in node.allocations:
         return
+    cluster.untried.discard(node.address)
     entry = entry_for(cluster.specs, node)
     decided = cluster.shares.get(node.peer)
     if decided is None and entry is None:
@@ -49,6 +50,7 @@ def allocate(state: State, cluster: Cluster, node: Node) -> None:
     if decided is None and entry is not None and not cluster.asks:
         decided = share_of(entry, node)
         if not decided.cpus:
+            end_hopeless(state, cluster)
             return
     allocation = join(cluster, node, decided or Share(0))
     begin(state, allocation, decided)
@@ -56,6 +58,7 @@ def allocate(state: State, cluster: Cluster, node: Node) -> None:
 
 def join(cluster: Cluster, node: Node, share: Share) -> Allocation:
     """Give a node a part in a cluster."""
+    cluster.untried.discard(node.address)
     allocation = Allocation(cluster, node, share)
     node.allocations[cluster.id] = cluster.allocations[node.id] = allocation
     return allocation
@@ -207,6 +210,13 @@ def trouble(state: State, cluster: Cluster, address: str, reason: str) -> None:
         del troubles[next(iter(troubles))]
     troubles[address] = reason
     state.tell(cluster, NodeTrouble(cluster.number, address, reason))
+
+
+def miss(state: State, cluster: Cluster, address: str, reason: str) -> None:
+    """An address that a cluster asks for leads to no node at present."""
+    trouble(state, cluster, address, reason)
+    cluster.untried.discard(address)
+    end_hopeless(state, cluster)
 
 
 def say_gone(state: State, allocation: Allocation, reason: str) -> None:

@@ -193,6 +193,7 @@ class Cluster:
     computation: ComputationSpec  # with all layers of code that have come since
     specs: list[NodeSpec]  # which nodes to use: the first that matches one says how
     addresses: set[str]  # to be dialled
+    untried: set[str] = field(default_factory=set)  # of these, nothing has come of so far
     asks: bool = False  # nodes that are found are offered to the client
     jobs: dict[int, Job] = field(default_factory=dict)  # not ended, by seq
     line: Line = field(default_factory=Line)  # jobs that wait for any node

@@ -43,13 +43,12 @@ class ProgramRecord(Record, tag=1):
 
 
 class ClusterRecord(Record, tag=2):
-    """A cluster has been opened. Its jobs up to ``ended_to`` have ended, unless they are here."""
+    """A cluster has been opened."""
 
     cluster: int  # the client's number
     computation: int  # the broker's
     name: str
     program: bool
-    ended_to: int = 0
 
 
 class NodeRecord(Record, tag=3):
@@ -62,7 +61,7 @@ class NodeRecord(Record, tag=3):
 
 
 class JobEntry(Record):
-    """One job as it was submitted; no ``payload``: its arguments were too large."""
+    """One job as it was submitted; neither ``payload`` nor ``parts``: they were too large."""
 
     seq: int
     id: Id
@@ -72,9 +71,10 @@ class JobEntry(Record):
 
 
 class JobsRecord(Record, tag=4):
-    """Jobs have been sent."""
+    """Jobs have been submitted. All up to ``up_to`` that have not ended are in the file now."""
 
     cluster: int
+    up_to: int
     jobs: list[JobEntry]
 
 
@@ -126,6 +126,13 @@ class SiblingRecord(Record, tag=10):
     path: str
 
 
+class SentRecord(Record, tag=11):
+    """Nodes may have these jobs from now on."""
+
+    cluster: int
+    jobs: list[int]
+
+
 AnyRecord: TypeAlias = (
     ProgramRecord
     | ClusterRecord
@@ -137,6 +144,7 @@ AnyRecord: TypeAlias = (
     | ClosedRecord
     | ResultRecord
     | SiblingRecord
+    | SentRecord
 )
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -153,13 +161,14 @@ class RecordedCluster:
     closed: bool = False
     nodes: dict[int, NodeRecord] = field(default_factory=dict)
     jobs: dict[int, JobEntry] = field(default_factory=dict)  # that have not ended
+    sent: set[int] = field(default_factory=set)
     begun: dict[int, int] = field(default_factory=dict)  # seq to node
     ended: set[int] = field(default_factory=set)
-    ended_to: int = 0
+    up_to: int = 0  # jobs up to this one have ended, unless they are here
 
     def has_ended(self, seq: int) -> bool:
         """Whether the end of this job was known to the program."""
-        return seq not in self.jobs and (seq <= self.ended_to or seq in self.ended)
+        return seq not in self.jobs and (seq <= self.up_to or seq in self.ended)
 
 
 @dataclass
@@ -217,7 +226,6 @@ def _next(data: Buffer, offset: int) -> tuple[AnyRecord, int] | None:
 def _on_cluster(recorded: Recorded, record: ClusterRecord) -> None:
     cluster = recorded.cluster(record.cluster)
     cluster.name, cluster.program = record.name, record.program
-    cluster.ended_to = max(cluster.ended_to, record.ended_to)
     recorded.computations[record.computation] = cluster
 
 
@@ -227,9 +235,13 @@ def _on_node(recorded: Recorded, record: NodeRecord) -> None:
 
 def _on_jobs(recorded: Recorded, record: JobsRecord) -> None:
     cluster = recorded.cluster(record.cluster)
+    cluster.up_to = max(cluster.up_to, record.up_to)
     for job in record.jobs:
-        if job.seq not in cluster.ended:  # else it was sent again
-            cluster.jobs[job.seq] = job
+        cluster.jobs[job.seq] = job
+
+
+def _on_sent(recorded: Recorded, record: SentRecord) -> None:
+    recorded.cluster(record.cluster).sent.update(record.jobs)
 
 
 def _on_begun(recorded: Recorded, record: BegunRecord) -> None:
@@ -277,6 +289,7 @@ _HANDLERS: dict[type[Any], Callable[..., None]] = {
     ClosedRecord: _on_closed,
     ResultRecord: _on_result,
     SiblingRecord: _on_sibling,
+    SentRecord: _on_sent,
 }
 
 
