@@ -12,10 +12,13 @@ import operator
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from types import FunctionType, ModuleType
+from types import CellType, FunctionType, ModuleType
 from typing import Any
 
 import cloudpickle
+from cloudpickle import cloudpickle as from_cloudpickle
+
+from dispy.protocol import functions
 
 from .definitions import MAIN, Definition, Sent, definition_of
 from .modules import is_of_user, top_of
@@ -60,20 +63,29 @@ class CodePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
             return NotImplemented  # by reference
         if isinstance(thing, ModuleType):
             self._note_module(thing.__name__)
-            return NotImplemented
+            return _import(thing)
+        if isinstance(thing, CellType):
+            return functions.make_cell, _contents(thing)
         if type(thing) is LRU_CACHE and self._is_ours(thing):
             self._note(thing)
             return _rebuild_cache(thing)
         reduced = super().reducer_override(thing)
         if isinstance(thing, type | FunctionType):
-            if reduced is NotImplemented:
-                self._note_module(str(thing.__module__))
-            else:
-                self._note(thing)
-        if isinstance(thing, FunctionType) and reduced is not NotImplemented:
+            return self._reduce_code(thing, reduced)
+        return reduced
+
+    def _reduce_code(self, thing: Any, reduced: Any) -> Any:
+        """Note a function or a class; improve on how it goes by value."""
+        if reduced is NotImplemented:
+            self._note_module(str(thing.__module__))
+            return reduced
+        self._note(thing)
+        if isinstance(thing, FunctionType):
             self._drop_known_globals(thing, reduced)
-        if isinstance(thing, type) and reduced is not NotImplemented:
-            _keep_slots(thing, reduced)
+            return _without_cloudpickle(reduced)
+        if reduced[0] is from_cloudpickle._builtin_type:
+            return functions.builtin_type, reduced[1]
+        _keep_slots(thing, reduced)
         return reduced
 
     def _is_ours(self, thing: Any) -> bool:
@@ -102,12 +114,47 @@ class CodePickler(cloudpickle.CloudPickler):  # type: ignore[misc]
                 self.globals[space.module, name] = value
 
 
+def _import(module: ModuleType) -> Any:
+    """Reduce a module to its name; one that was made up goes by value."""
+    if from_cloudpickle._should_pickle_by_reference(module):
+        return importlib.import_module, (module.__name__,)
+    return NotImplemented
+
+
+def _contents(cell: CellType) -> tuple[Any, ...]:
+    try:
+        return (cell.cell_contents,)
+    except ValueError:
+        return ()
+
+
+def _without_cloudpickle(reduced: tuple[Any, ...]) -> Any:
+    """Have a function made by what every node has loaded."""
+    make, arguments, state, _, _, set_state = reduced
+    assert make is from_cloudpickle._make_function
+    assert set_state is from_cloudpickle._function_setstate
+    code, space, name, defaults, closure = arguments
+    assert name is None and defaults is None, "these come with the state"
+    # What `_cloudpickle_submodules` refers to is imported when it is unpickled.
+    attributes, special = state
+    submodules = special.pop("_cloudpickle_submodules")
+    special["__dispy_submodules__"] = submodules
+    return (
+        functions.make_function,
+        (code, space, closure),
+        (attributes, special),
+        None,
+        None,
+        functions.set_state,
+    )
+
+
 def _keep_slots(thing: type, reduced: tuple[Any, ...]) -> None:
     """Have a class made with its slots: cloudpickle gives it a dictionary in their place.
 
     What instances would say of their state could not be set again where they have none.
     """
-    if "__slots__" in vars(thing) and reduced[0] is cloudpickle.cloudpickle._make_skeleton_class:
+    if "__slots__" in vars(thing) and reduced[0] is from_cloudpickle._make_skeleton_class:
         reduced[1][3]["__slots__"] = vars(thing)["__slots__"]
 
 

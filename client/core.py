@@ -139,13 +139,14 @@ class Core:
 
     # -- what users want -----------------------------------------------------------------
 
-    def open(self, opening: OpenCluster, now: float) -> None:
-        """Begin with a cluster; its number is new."""
+    def open(self, opening: OpenCluster, now: float) -> Cluster:
+        """Begin with a cluster, whose number is new, and return it; it's only to be looked at."""
         assert opening.cluster not in self.clusters
-        self.clusters[opening.cluster] = Cluster(opening, now + PATIENCE_S)
+        cluster = self.clusters[opening.cluster] = Cluster(opening, now + PATIENCE_S)
         self._next_complaint = min(self._next_complaint, now + PATIENCE_S)
         if self.joined:
             self._effects.append(Send(opening))
+        return cluster
 
     def submit(self, number: int, job: DispyJob) -> None:
         """Queue a job. It may be on its way after this, or after any later event."""

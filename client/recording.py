@@ -1,8 +1,9 @@
 """What a session records of its clusters, so that `recover_jobs` can do without the program.
 
-One write for all that has happened since the last, about half a microsecond per job. There is
-no file before there is a node that outlives the program. The clusters of a program share one
-file, unless they name others; it is removed when the last of them has been closed.
+One write for all that has happened since the last, half a microsecond per job and no memory.
+There is no file before there is a node that outlives the program; then what waits is written,
+so much at a time that nothing is held up. The clusters of a program share one file, unless they
+name others; it is removed when the last of them has been closed.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import os
 import pickle
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from dispy.protocol.messages import JobSpec, NodeInfo
 
+from .core import payload_bytes
 from .job import DispyJob
 from .log import logger
 from .recorded import (
@@ -31,16 +34,18 @@ from .recorded import (
     NodeRecord,
     ProgramRecord,
     Record,
+    SentRecord,
     SiblingRecord,
 )
-from .recoverfile import RecoverFile, check_path, create
-
-__all__ = ["Recordings", "check_path"]
+from .recoverfile import RecoverFile, create
 
 ARGUMENTS_BYTES_MAX = 1 << 20  # of a job; larger ones aren't kept
-JOBS_BYTES_MAX = 64 << 20  # of one record
-FIRST_LOOK_S = 0.1  # after jobs were sent: programs set a job's id just after `submit`
+FILE_BYTES_MAX = 1 << 30  # in a larger file no arguments are kept
+RECORD_JOBS = 10_000  # in one record, and in one step
+RECORD_BYTES = 4 << 20  # of arguments in one record, unless a single job has more
+FIRST_LOOK_S = 0.1  # after jobs were recorded: programs set a job's id just after `submit`
 LOOK_S = 1.0  # then so often
+LOOK_JOBS = 20_000  # looked at in one step
 
 
 @dataclass(eq=False)
@@ -51,13 +56,35 @@ class Cluster:
     name: str
     program: bool
     path: Path | None
+    jobs: dict[int, DispyJob]  # those that have not ended, in order; the core's
+    sent: Collection[int]  # of these, those that nodes may have; the core's
     file: RecoverFile | None = None  # made when there is a node that outlives this program
     computation: int = 0
-    last_seq: int = 0
     nodes: dict[int, NodeInfo] = field(default_factory=dict)
-    jobs: dict[int, DispyJob] = field(default_factory=dict)  # sent, not ended
-    ids: dict[int, object] = field(default_factory=dict)  # of these, as they were recorded
-    begun: dict[int, int] = field(default_factory=dict)  # of these, where they run
+    kept: int = 0  # jobs up to this one are in the file
+    ids: dict[int, object] = field(default_factory=dict)  # as recorded, unless just numbers
+    begun: dict[int, int] = field(default_factory=dict)  # where jobs run
+    seen: int = 0  # ids up to that of this job have been looked at since they were recorded
+    round: int = 0  # ... and again, in this round
+
+    def last(self) -> int:
+        """Return the last job that has not ended."""
+        return next(reversed(self.jobs), 0)
+
+    def new_jobs(self) -> Iterator[DispyJob]:
+        """Yield the jobs that aren't in the file; their numbers have no gaps but for the ended."""
+        found = map(self.jobs.get, range(self.kept + 1, self.last() + 1))
+        return (job for job in found if job is not None)
+
+    def jobs_to_look_at(self) -> Iterator[DispyJob]:
+        """Yield some jobs whose ids may have changed: new ones, then the others in turns."""
+        new = range(self.seen + 1, min(self.kept, self.seen + LOOK_JOBS) + 1)
+        self.seen = new.stop - 1
+        if self.round >= self.seen:
+            self.round = next(iter(self.jobs), 1) - 1
+        others = range(self.round + 1, min(self.seen, self.round + LOOK_JOBS) + 1)
+        self.round = others.stop - 1
+        return (job for seq in chain(new, others) if (job := self.jobs.get(seq)) is not None)
 
 
 class Recordings:
@@ -74,15 +101,25 @@ class Recordings:
         self._files: dict[Path | None, RecoverFile] = {}  # by what users call them
         self._refused: set[Path | None] = set()
         self._folder = Path()  # of files that nobody has named
-        self._are_new = False  # jobs have been sent whose ids may still change
+        self._has_more = False  # jobs to record
         self._next_look = float("inf")
 
     def open(
-        self, number: int, name: str, is_program: bool, path: str | os.PathLike[str] | None
+        self,
+        number: int,
+        name: str,
+        is_program: bool,
+        path: str | os.PathLike[str] | None,
+        jobs: dict[int, DispyJob],
+        sent: Collection[int],
     ) -> None:
-        """Begin with a cluster; no file is made so far."""
+        """Begin with a cluster; no file is made so far.
+
+        ``jobs`` are those that have not ended, in the order of their numbers, ``sent`` those of
+        them that the broker has. Both are the core's, and are only looked at.
+        """
         where = None if path is None else Path(path).absolute()
-        self._clusters[number] = Cluster(number, name, is_program, where)
+        self._clusters[number] = Cluster(number, name, is_program, where, jobs, sent)
         with suppress(OSError):
             self._folder = Path.cwd()
 
@@ -106,44 +143,31 @@ class Recordings:
             return
         cluster.file = self._file(cluster.path)
         if cluster.file is not None:
-            self._are_new = True
             for record in _records(cluster):
                 cluster.file.append(record)
 
-    def sent(self, number: int, jobs: Sequence[DispyJob]) -> None:
+    def sent(self, number: int, seqs: Sequence[int]) -> None:
         """These jobs go to the broker now."""
         cluster = self._clusters.get(number)
-        if cluster is None or not jobs:
-            return
-        for job in jobs:
-            cluster.jobs[job._seq] = job
-        cluster.last_seq = max(cluster.last_seq, job._seq)
-        if cluster.file is not None:
-            self._are_new = True
-            for record in _jobs_records(cluster, jobs):
-                cluster.file.append(record)
+        if cluster is not None and cluster.file is not None:
+            cluster.file.append(SentRecord(number, list(seqs)))
 
     def running(self, number: int, node: int, seqs: Sequence[int]) -> None:
         """These jobs are running at a node."""
         cluster = self._clusters.get(number)
-        if cluster is None or node not in cluster.nodes:
-            return
-        known = [seq for seq in seqs if seq in cluster.jobs]
-        cluster.begun.update(dict.fromkeys(known, node))
-        if cluster.file is not None:
-            cluster.file.append(BegunRecord(number, node, known))
+        if cluster is not None and cluster.file is not None and node in cluster.nodes:
+            cluster.begun.update(dict.fromkeys(seqs, node))
+            cluster.file.append(BegunRecord(number, node, list(seqs)))
 
     def ended(self, number: int, seqs: Sequence[int]) -> None:
         """The ends of these jobs are known."""
         cluster = self._clusters.get(number)
-        if cluster is None:
+        if cluster is None or cluster.file is None:
             return
-        ended = [seq for seq in seqs if cluster.jobs.pop(seq, None) is not None]
-        for seq in ended:
+        for seq in seqs:
             cluster.ids.pop(seq, None)
             cluster.begun.pop(seq, None)
-        if cluster.file is not None and ended:
-            cluster.file.append(EndedRecord(number, ended))
+        cluster.file.append(EndedRecord(number, list(seqs)))
 
     def closed(self, number: int) -> None:
         """The cluster is over; with the last one of a file, so is the file."""
@@ -159,19 +183,22 @@ class Recordings:
 
     def flush(self, now: float) -> None:
         """Write what has happened since the last time."""
-        if self._are_new:
-            self._are_new = False
-            self._next_look = min(self._next_look, now + FIRST_LOOK_S)
+        self._has_more = False
+        for cluster in self._clusters.values():
+            if cluster.file is not None and cluster.last() > cluster.kept:
+                cluster.file.append(_next_jobs(cluster, cluster.new_jobs(), cluster.last()))
+                self._has_more |= cluster.last() > cluster.kept
+                self._next_look = min(self._next_look, now + FIRST_LOOK_S)
         if now >= self._next_look:
             self._look_at_ids(now)
         for file in self._files.values():
-            if file.is_long:
-                file.rewrite(self._all_records(file))
             file.write()
+            if file.is_long and self._is_mostly_old(file):
+                file.rewrite(self._all_records(file))
 
     def deadline(self) -> float:
         """When `flush` next has something to do by itself, in seconds of its clock."""
-        return self._next_look
+        return float("-inf") if self._has_more else self._next_look
 
     def forget(self) -> None:
         """In a forked child: the files are the parent's."""
@@ -213,66 +240,74 @@ class Recordings:
             if cluster.file is file:
                 yield from _records(cluster)
 
+    def _is_mostly_old(self, file: RecoverFile) -> bool:
+        """Whether most jobs that were recorded in a file have ended."""
+        jobs = [cluster.jobs for cluster in self._clusters.values() if cluster.file is file]
+        return sum(map(len, jobs)) <= file.jobs // 4
+
     def _look_at_ids(self, now: float) -> None:
-        """Record ids that were set after the jobs had been sent."""
+        """Record ids that were set after the jobs had been recorded."""
         self._next_look = float("inf")
         for cluster in self._clusters.values():
             if cluster.file is None or not cluster.jobs:
                 continue
-            self._next_look = now + LOOK_S
             ids = cluster.ids
-            changed = [job for seq, job in cluster.jobs.items() if ids.get(seq) is not job.id]
+            jobs = cluster.jobs_to_look_at()
+            changed = [job for job in jobs if ids.get(job._seq, job._seq) is not job.id]
             if changed:
                 names = [(job._seq, _id(cluster, job)) for job in changed]
                 cluster.file.append(NamesRecord(cluster.number, names))
+            pause = LOOK_S if cluster.seen == cluster.kept else FIRST_LOOK_S
+            self._next_look = min(self._next_look, now + pause)
 
 
-def _records(cluster: Cluster) -> Iterable[Record]:
-    """Yield what a file must say of a cluster as it is now.
-
-    Which jobs have ended comes last: without the others it would be wrong.
-    """
+def _records(cluster: Cluster) -> Iterator[Record]:
+    """Yield what a file must say of a cluster as it is now, but for jobs that weren't in it."""
     yield _cluster_record(cluster)
     for info in cluster.nodes.values():
         yield _node_record(cluster, info)
-    yield from _jobs_records(cluster, cluster.jobs.values())
+    jobs, last = iter(cluster.jobs.values()), cluster.kept
+    cluster.kept = 0
+    while cluster.kept < last:
+        yield _next_jobs(cluster, jobs, last)
+    yield SentRecord(cluster.number, list(cluster.sent))
     for seq, node in cluster.begun.items():
         yield BegunRecord(cluster.number, node, [seq])
-    yield _cluster_record(cluster, cluster.last_seq)
 
 
-def _cluster_record(cluster: Cluster, ended_to: int = 0) -> ClusterRecord:
-    number, computation = cluster.number, cluster.computation
-    return ClusterRecord(number, computation, cluster.name, cluster.program, ended_to)
+def _cluster_record(cluster: Cluster) -> ClusterRecord:
+    return ClusterRecord(cluster.number, cluster.computation, cluster.name, cluster.program)
 
 
 def _node_record(cluster: Cluster, info: NodeInfo) -> NodeRecord:
     return NodeRecord(cluster.number, info.id, info.address, info.name)
 
 
-def _jobs_records(cluster: Cluster, jobs: Iterable[DispyJob]) -> Iterable[JobsRecord]:
-    """Yield one record, or several if the arguments are large."""
+def _next_jobs(cluster: Cluster, jobs: Iterator[DispyJob], last: int) -> JobsRecord:
+    """Return a record of some more of these jobs, at most up to the last, and note that."""
+    assert cluster.file is not None
+    limit = ARGUMENTS_BYTES_MAX if cluster.file.size < FILE_BYTES_MAX else -1
     entries: list[JobEntry] = []
-    size = 0
+    space, kept = RECORD_BYTES, last
     for job in jobs:
-        spec = job._spec
-        payload, parts = (b"", []) if spec is None else _arguments(spec)
-        entries.append(JobEntry(job._seq, _id(cluster, job), job.submit_time, payload, parts))
-        size += len(payload)
-        if parts:
-            size += sum(len(part) for part in parts)
-        if size > JOBS_BYTES_MAX:
-            yield JobsRecord(cluster.number, entries)
-            entries, size = [], 0
-    if entries:
-        yield JobsRecord(cluster.number, entries)
+        seq, job_id = job._seq, job.id
+        if seq > last:
+            break
+        payload, parts = _arguments(job._spec, limit)
+        kept_id = seq if job_id is seq else _id(cluster, job)
+        entries.append(JobEntry(seq, kept_id, job.submit_time, payload, parts))
+        space -= len(payload) + sum(map(len, parts))
+        if space < 0 or len(entries) == RECORD_JOBS:
+            kept = seq
+            break
+    cluster.kept = kept
+    cluster.file.jobs += len(entries)
+    return JobsRecord(cluster.number, kept, entries)
 
 
-def _arguments(spec: JobSpec) -> tuple[bytes, list[bytes]]:
+def _arguments(spec: JobSpec | None, limit: int) -> tuple[bytes, list[bytes]]:
     """Return a job's arguments, unless they are too large."""
-    if not spec.parts:
-        return spec.payload, []
-    if len(spec.payload) + sum(part.size for part in spec.parts) > ARGUMENTS_BYTES_MAX:
+    if spec is None or payload_bytes(spec) > limit:
         return b"", []
     return spec.payload, [part.tobytes() for part in spec.parts]
 

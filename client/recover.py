@@ -66,8 +66,7 @@ def recover_jobs(
 
     Waits until all jobs that nodes have of the program have ended, releases the nodes, removes
     the file, and returns the jobs in the order in which they were submitted, each as its
-    cluster would have left it. Jobs whose end the program knew aren't among them, nor those
-    that waited in it and had not been sent.
+    cluster would have left it. Jobs whose end the program knew aren't among them.
 
     - ``recover_file``: the cluster's; by default the newest ``_dispy_*`` of the current folder
       whose program doesn't run any more.
@@ -77,7 +76,8 @@ def recover_jobs(
     - ``terminate_pending``: end the jobs that still run, after ``timeout`` or else at once, and
       return these, too. Then the nodes are free.
 
-    ``status`` is Finished or Terminated as usual; Cancelled for a job that no node had got;
+    ``status`` is Finished or Terminated as usual; Cancelled for a job that no node had got:
+    ``exception`` says so, and with its ``args`` and ``kwargs`` it can be submitted again;
     Abandoned for one whose node can't be reached within 5 seconds (or ``timeout``, if that is
     longer): then the file is kept, so that it can be tried again. ``args`` is None if they were
     larger than 1 MiB. Results that are instances of the program's own classes can only be
@@ -133,6 +133,7 @@ class Rescue:
         patience_s = max(recovery.PATIENCE_S, timeout or 0.0)
         self._recovery = Recovery(_clusters(self._recorded), others, time.monotonic(), patience_s)
         self._over: dict[int, list[int]] = {}  # jobs by computation: nothing more is to be had
+        self._is_over = True  # nothing more is to be had of all jobs that have ended
         for kept in self._recorded.results:
             self._recovery.take_kept(kept.computation, kept.host, _result(kept))
 
@@ -156,7 +157,8 @@ class Rescue:
     def _connect(self) -> None:
         """Become the broker that the nodes wait for."""
         program = self._recorded.program
-        count = sum(len(cluster.jobs) for cluster in self._recovery.clusters.values())
+        clusters = self._recovery.clusters.values()
+        count = sum(len(cluster.jobs) + len(cluster.unsent) for cluster in clusters)
         nodes = ", ".join(self._recovery.nodes)
         logger.info("%s: %d jobs to recover from %s", self._file.path.name, count, nodes)
         me = identity.describe("broker", __version__, name=f"{socket.gethostname()} (recovery)")
@@ -192,24 +194,22 @@ class Rescue:
     def _jobs(self) -> list[DispyJob]:
         """Make jobs of the ends that are known."""
         found: list[DispyJob] = []
-        for computation, cluster in self._recovery.clusters.items():
+        for computation in self._recovery.clusters:
             known = self._recorded.computations.get(computation, RecordedCluster(0))
-            for seq in sorted(cluster.jobs):
-                job = cluster.jobs[seq]
-                if job.result is None:
-                    continue
+            for job in self._recovery.ends(computation):
+                assert job.result is not None
                 found.append(_job(known, job))
                 if found[-1].status != job.result.status:
                     found[-1].exception = f"{found[-1].exception}\n{WITHOUT_CLASSES}"
+                    self._is_over = False
                 elif job.result.status != ABANDONED or not self._recovery.unreachable:
-                    self._over.setdefault(computation, []).append(seq)
+                    self._over.setdefault(computation, []).append(job.seq)
         return found
 
     def _finish(self) -> None:
         """Remove the file, unless there is more to come for which it is needed."""
         settled, unreachable = self._recovery.settled, self._recovery.unreachable
-        count = sum(len(cluster.jobs) for cluster in self._recovery.clusters.values())
-        if settled and not unreachable and sum(map(len, self._over.values())) == count:
+        if settled and not unreachable and self._is_over:
             self._file.remove()
             return
         for computation, seqs in self._over.items():
@@ -311,12 +311,13 @@ def _open_siblings(recorded: Recorded) -> list[tuple[RecoverFile, Recorded]]:
 def _clusters(recorded: Recorded) -> Iterable[Cluster]:
     """Yield what the recovery has to know of each cluster."""
     for computation, known in recorded.computations.items():
-        jobs = {seq: Job(seq) for seq in known.jobs}
+        jobs = {seq: Job(seq) for seq in known.jobs if seq in known.sent}
         for seq, node in known.begun.items():
             if seq in jobs and node in known.nodes:
                 jobs[seq].begun_at = known.nodes[node].address
         addresses = {node.address for node in known.nodes.values()}
-        yield Cluster(computation, jobs, addresses, known.has_ended)
+        unsent = known.jobs.keys() - known.sent
+        yield Cluster(computation, jobs, unsent, addresses, known.has_ended)
 
 
 def _admit(peer: Identity) -> str:

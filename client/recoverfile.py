@@ -11,6 +11,7 @@ import stat
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from .log import logger
@@ -37,6 +38,7 @@ class RecoverFile:
         self.path = path
         self.failed = False
         self.size = size
+        self.jobs = 0  # that have been recorded in it
         self._rewrite_at = size + REWRITE_BYTES
         self._descriptor = descriptor
         self._buffered: list[bytes] = [] if size else [MAGIC]
@@ -48,7 +50,8 @@ class RecoverFile:
 
     def append(self, record: Record) -> None:
         """Add a record; `write` writes it."""
-        self._buffered += framed(record)
+        if not self.failed:
+            self._buffered += framed(record)
 
     def write(self) -> None:
         """Write what has been added since the last time."""
@@ -56,8 +59,6 @@ class RecoverFile:
             return
         data = b"".join(self._buffered)
         self._buffered = []
-        if self.failed:
-            return
         try:
             _write_all(self._descriptor, data)
             self.size += len(data)
@@ -73,22 +74,26 @@ class RecoverFile:
     def rewrite(self, records: Iterable[Record]) -> None:
         """Have only these records in the file."""
         new = self.path.with_name(self.path.name + ".new")
-        data = MAGIC + b"".join([part for record in records for part in framed(record)])
         self._rewrite_at = self.size + REWRITE_BYTES  # should it fail
         try:
             descriptor = _create(new)
         except OSError:
             return
+        self.size, self.jobs, before = 0, 0, (self.size, self.jobs)
         try:
-            _write_all(descriptor, data)
+            for record in chain([None], records):
+                data = MAGIC if record is None else b"".join(framed(record))
+                _write_all(descriptor, data)
+                self.size += len(data)
             os.replace(new, self.path)
         except OSError:
+            self.size, self.jobs = before
             os.close(descriptor)
             with suppress(OSError):
                 new.unlink()
             return
         os.close(self._descriptor)
-        self._descriptor, self.size, self._buffered = descriptor, len(data), []
+        self._descriptor, self._buffered = descriptor, []
         self._rewrite_at = self.size + REWRITE_BYTES
 
     def remove(self) -> None:

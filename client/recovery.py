@@ -43,6 +43,7 @@ from dispy.protocol.payload import pack_result
 PATIENCE_S = 5.0  # with a node that can't be reached
 NOBODY_READS = "the program that ran this job was killed: nobody takes the file"
 NO_FILE = "the program that has the file was killed"
+NOT_SENT = "it had not been sent to a node when its program ended"
 
 
 class Send(NamedTuple):
@@ -70,7 +71,7 @@ class Received(NamedTuple):
 Effect: TypeAlias = Send | Goodbye | Received
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Job:
     """A job that had not ended when its program did."""
 
@@ -97,7 +98,8 @@ class Cluster:
     """What is known of a cluster, under the broker's number."""
 
     number: int
-    jobs: dict[int, Job]
+    jobs: dict[int, Job]  # that nodes may have or have had
+    unsent: set[int]  # jobs that waited in the program: there may be very many
     addresses: set[str]  # of its nodes
     has_ended: Callable[[int], bool]  # whether the program knew the end of a job
 
@@ -296,6 +298,16 @@ class Recovery:
             if all(map(self._is_ours, peer.computations)):
                 self._effects.append(Goodbye(peer.instance, "its jobs have been recovered"))
 
+    def ends(self, number: int) -> list[Job]:
+        """Return the jobs of a cluster that have ended, in the order of their submission."""
+        cluster = self.clusters[number]
+        jobs = [job for job in cluster.jobs.values() if job.result is not None]
+        if self.heard:
+            for seq in cluster.unsent:
+                jobs.append(Job(seq))
+                self._end(jobs[-1], CANCELLED, NOT_SENT)
+        return sorted(jobs, key=lambda job: job.seq)
+
     def take_kept(self, computation: int, host: str, result: JobResult) -> None:
         """Take a result that an earlier recovery has kept."""
         cluster = self.clusters.get(computation)
@@ -402,7 +414,8 @@ class Recovery:
     def _cluster(self, computation: int) -> Cluster | None:
         """Return a cluster; None if it's a sibling's. The file may be cut off before it."""
         if computation not in self.clusters and self._is_ours(computation):
-            self.clusters[computation] = Cluster(computation, {}, set(), lambda seq: False)
+            cluster = Cluster(computation, {}, set(), set(), lambda seq: False)
+            self.clusters[computation] = cluster
         return self.clusters.get(computation)
 
     @staticmethod
@@ -410,6 +423,7 @@ class Recovery:
         """Return a job that isn't known to have ended. The file may be cut off before it."""
         if cluster is None or (seq not in cluster.jobs and cluster.has_ended(seq)):
             return None
+        cluster.unsent.discard(seq)
         return cluster.jobs.setdefault(seq, Job(seq))
 
     def _kill(self, cluster: Cluster, peer: Peer) -> None:
@@ -462,7 +476,7 @@ class Recovery:
             reason = f"a node that may have had it is lost ({troubles})"
             self._end(job, ABANDONED, reason)
         else:
-            self._end(job, CANCELLED, "it had not been sent when its program was killed")
+            self._end(job, CANCELLED, NOT_SENT)
 
     @staticmethod
     def _end(job: Job, status: int, reason: str) -> None:
@@ -476,7 +490,8 @@ class Recovery:
         """Assert what must hold between any two events."""
         for cluster in self.clusters.values():
             assert cluster.addresses <= self.nodes.keys()
-            assert all(not cluster.has_ended(seq) for seq in cluster.jobs)
+            assert all(not cluster.has_ended(seq) for seq in cluster.jobs.keys() | cluster.unsent)
+            assert not cluster.jobs.keys() & cluster.unsent
         for job in self._jobs():
             assert job.holders.keys() <= self.peers.keys()
         for node in self.nodes.values():

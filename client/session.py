@@ -214,8 +214,15 @@ class Session:
         number = order.opening.cluster
         self._ledgers[number] = order.ledger
         spec = order.opening.computation
-        self._recordings.open(number, spec.name, bool(spec.program), order.recover_file)
-        self._core.open(order.opening, time.monotonic())
+        cluster = self._core.open(order.opening, time.monotonic())
+        self._recordings.open(
+            number,
+            spec.name,
+            bool(spec.program),
+            order.recover_file,
+            cluster.unfinished,
+            cluster.away,
+        )
 
     def _define(self, order: Define) -> None:
         self._core.define(order.cluster, order.layers)
@@ -291,7 +298,7 @@ class Session:
                 self.EFFECTS[type(effect)](self, effect, self._ledgers[effect.cluster])
 
     def _on_sending(self, effect: Sending, ledger: Ledger) -> None:
-        self._recordings.sent(effect.cluster, effect.jobs)
+        self._recordings.sent(effect.cluster, [job._seq for job in effect.jobs])
 
     def _on_known(self, effect: Known, ledger: Ledger) -> None:
         self._recordings.opened(effect.cluster, effect.computation, self._broker)

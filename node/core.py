@@ -37,8 +37,8 @@ from dispy.protocol.messages import (
     Released,
     Returned,
     Run,
-    Started,
     SetCpus,
+    Started,
     Vitals,
     Withdraw,
 )

@@ -20,8 +20,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, NoReturn
 
 from dispy.protocol.payload import unpack_object
@@ -69,8 +69,18 @@ _register_at_fork = os.register_at_fork
 _deferred: list[dict[str, Any]] = []
 
 
-def defer_hooks(**hooks: Any) -> None:
-    """Stand in for `os.register_at_fork` while modules are imported.
+@contextmanager
+def deferred_hooks() -> Iterator[None]:
+    """Import modules without making each fork dearer than it must be."""
+    os.register_at_fork = _defer_hooks
+    try:
+        yield
+    finally:
+        os.register_at_fork = _register_at_fork
+
+
+def _defer_hooks(**hooks: Any) -> None:
+    """Stand in for `os.register_at_fork`.
 
     The hooks of `threading` and `logging` replace locks that another thread may have held. A
     process with one thread has no such locks, and the hooks would double the price of a fork
@@ -127,7 +137,8 @@ class Template:
     def load(self) -> bool:
         """Do as the plan says, tell the node how that went, and return whether it did."""
         try:
-            self._load()
+            with deferred_hooks():
+                self._load()
         except LoadError as error:
             self._channel.send(("failed", str(error)[:TEXT_CHARS]))
             return False
@@ -147,16 +158,17 @@ class Template:
         except (OSError, ValueError) as error:
             raise LoadError(f"the files of the computation: {error}") from None
         sys.path.insert(0, plan.folder)
-        setup = None
+        init = setup = None
         for number, layer in enumerate(plan.layers):
-            _, function, *others = self._define(layer)
+            names, function, *others = self._define(layer)
             if not number:
+                init = _init_of(names)
                 self._function, (setup, self._cleanup) = function, others
         if plan.program:
             from .program import Program  # most computations are functions
 
             self._function = Program(plan.program, plan.names)
-        self._set_up(setup)
+        self._set_up(init, setup)
 
     def _place(self) -> None:
         if self._plan.own and not self._plan.files:
@@ -193,7 +205,7 @@ class Template:
         environment.execute(layer.source)
         return pickle.loads(unpack_object(layer.by_name)[1])
 
-    def _set_up(self, setup: Any) -> None:
+    def _set_up(self, init: Any, setup: Any) -> None:
         """Run the user's code that comes before all jobs."""
         plan = self._plan
         step = "the arguments of setup could not be unpickled"
@@ -201,7 +213,7 @@ class Template:
             if plan.setup_args:
                 self._setup_args = tuple(_unpickle(self._code, plan.setup_args)[0])
             step = "init_depends failed"
-            if init := vars(environment.main).get("init_depends"):
+            if init is not None:
                 init()
             step = "setup failed"
             result = setup(*self._setup_args) if setup is not None else 0
@@ -217,9 +229,7 @@ class Template:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         self._own = self._children.pids()
-        if len(sys._current_frames()) > 1:
-            register_deferred_hooks()
-        _freeze()
+        _prepare_forks()
 
     def run(self) -> None:
         """Serve the node until it's gone."""
@@ -339,10 +349,11 @@ class Template:
             return
         with open(descriptors[0], "rb") as self._code:
             try:
-                self._define(LayerEntry(*channel.unpack(self._code.read(plan_bytes))))
+                with deferred_hooks():
+                    self._define(LayerEntry(*channel.unpack(self._code.read(plan_bytes))))
             except LoadError as error:
                 self._channel.send(("layer", str(error)[:TEXT_CHARS]))
-        _freeze()
+        _prepare_forks()
 
     def _put(self, request: int, file: FileEntry) -> None:
         """Place a file that came later."""
@@ -470,6 +481,21 @@ def _group_of(pid: int) -> int:
         return os.getpgid(pid)
     except ProcessLookupError:
         return 0
+
+
+def _prepare_forks() -> None:
+    """Have the code that was loaded go well with forks: with its threads, and with memory."""
+    if len(sys._current_frames()) > 1:
+        register_deferred_hooks()
+    _freeze()
+
+
+def _init_of(names: environment.Names) -> Any:
+    """Return the function that is to be called before setup, wherever in the program it is."""
+    for things in (*names.values(), vars(environment.main)):
+        if "init_depends" in things:
+            return things["init_depends"]
+    return None
 
 
 def _freeze() -> None:

@@ -27,12 +27,10 @@ GRACE_S = 8.0  # from SIGTERM to SIGKILL of a template, which ends its jobs in t
 
 def import_for_jobs() -> None:
     """Import what every job process needs, without making each fork dearer than it must be."""
-    register, os.register_at_fork = os.register_at_fork, template.defer_hooks
-    import traceback  # noqa: F401
+    with template.deferred_hooks():
+        import traceback  # noqa: F401
 
-    import cloudpickle  # noqa: F401
-
-    os.register_at_fork = register
+        import dispy.protocol.functions  # noqa: F401
 
 
 class Zygote:

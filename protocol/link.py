@@ -23,7 +23,8 @@ RETRY_S = 0.005  # how soon to try again when the transport takes no more
 ACK_ENVELOPES = 16  # acknowledge at least every so many envelopes
 ACK_BYTES = 4 * CHUNK_BYTES  # ... and so many bytes of chunks
 WINDOW_BYTES = 16 * CHUNK_BYTES  # unacknowledged at most; bounds what lies in the sockets' queues
-BATCH_FIELDS = ("jobs", "results", "records", "pieces", "ranges")  # where a message that is too long can be cut in two
+# Where a message that is too long can be cut in two.
+BATCH_FIELDS = ("jobs", "results", "records", "pieces", "ranges")
 
 Transmit = Callable[[list[Buffer]], bool]
 

@@ -52,9 +52,31 @@ def new_job(seq: int, job_id: object = None, payload: bytes = b"arguments") -> D
     return DispyJob(1, JobSpec(seq, 0, payload), job_id, (seq,), {})
 
 
-def begin(recordings: Recordings, number: int = 1, path: str | None = None) -> None:
-    recordings.open(number, f"function {number}", False, path)
-    recordings.opened(number, 100 + number, "broker")
+class Play(Recordings):
+    """Recordings, with what the core would know of the jobs."""
+
+    def __init__(self) -> None:
+        super().__init__("127.0.0.1:9700")
+        self.jobs: dict[int, dict[int, DispyJob]] = {}
+        self.away: dict[int, set[int]] = {}
+
+    def begin(self, number: int = 1, path: str | None = None) -> None:
+        jobs, away = self.jobs.setdefault(number, {}), self.away.setdefault(number, set())
+        self.open(number, f"function {number}", False, path, jobs, away)
+        self.opened(number, 100 + number, "broker")
+
+    def submit(self, number: int, *jobs: DispyJob) -> None:
+        self.jobs[number] |= {job._seq: job for job in jobs}
+
+    def send(self, number: int, *seqs: int) -> None:
+        self.away[number].update(seqs)
+        self.sent(number, seqs)
+
+    def end(self, number: int, *seqs: int) -> None:
+        for seq in seqs:
+            del self.jobs[number][seq]
+            self.away[number].discard(seq)
+        self.ended(number, seqs)
 
 
 def read(path: Path) -> Recorded:
@@ -66,21 +88,19 @@ def files(folder: Path) -> list[Path]:
 
 
 @pytest.fixture
-def recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recordings]:
+def recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Play]:
     monkeypatch.chdir(tmp_path)
-    made = Recordings("127.0.0.1:9700")
+    made = Play()
     yield made
     made.forget()
 
 
-def test_what_was_sent_and_has_not_ended_is_in_the_file(
-    recordings: Recordings, tmp_path: Path
-) -> None:
-    begin(recordings)
+def test_what_was_sent_and_has_not_ended_is_in_the_file(recordings: Play, tmp_path: Path) -> None:
+    recordings.begin()
     recordings.node(1, NODE)
-    recordings.sent(1, [new_job(1), new_job(2, "second"), new_job(3, Key(3))])
+    recordings.submit(1, new_job(1), new_job(2, "second"), new_job(3, Key(3)))
     recordings.running(1, NODE.id, [1, 2])
-    recordings.ended(1, [1])
+    recordings.end(1, 1)
     recordings.flush(0.0)
     (path,) = files(tmp_path)
     found = read(path)
@@ -98,8 +118,8 @@ def test_what_was_sent_and_has_not_ended_is_in_the_file(
     assert not cluster.has_ended(4)
 
 
-def test_nobody_else_may_read_it(recordings: Recordings, tmp_path: Path) -> None:
-    begin(recordings)
+def test_nobody_else_may_read_it(recordings: Play, tmp_path: Path) -> None:
+    recordings.begin()
     recordings.node(1, NODE)
     recordings.flush(0.0)
     (path,) = files(tmp_path)
@@ -107,13 +127,13 @@ def test_nobody_else_may_read_it(recordings: Recordings, tmp_path: Path) -> None
     assert len(path.name) == len("_dispy_YYYYMMDDHHMMSS")
 
 
-def test_there_is_no_file_for_private_nodes(recordings: Recordings, tmp_path: Path) -> None:
-    begin(recordings)
+def test_there_is_no_file_for_private_nodes(recordings: Play, tmp_path: Path) -> None:
+    recordings.begin()
     recordings.node(1, PRIVATE)
-    recordings.sent(1, [new_job(1), new_job(2)])
+    recordings.submit(1, new_job(1), new_job(2))
     recordings.flush(0.0)
     assert files(tmp_path) == []
-    recordings.ended(1, [1])
+    recordings.end(1, 1)
     recordings.node(1, NODE)
     recordings.flush(0.0)
     cluster = read(files(tmp_path)[0]).computations[101]
@@ -121,9 +141,9 @@ def test_there_is_no_file_for_private_nodes(recordings: Recordings, tmp_path: Pa
     assert list(cluster.nodes) == [NODE.id]
 
 
-def test_it_goes_with_the_last_cluster(recordings: Recordings, tmp_path: Path) -> None:
+def test_it_goes_with_the_last_cluster(recordings: Play, tmp_path: Path) -> None:
     for number in (1, 2):
-        begin(recordings, number)
+        recordings.begin(number)
         recordings.node(number, NODE)
     recordings.closed(1)
     recordings.flush(0.0)
@@ -133,9 +153,9 @@ def test_it_goes_with_the_last_cluster(recordings: Recordings, tmp_path: Path) -
     assert files(tmp_path) == []
 
 
-def test_a_file_with_a_name_is_of_its_cluster_alone(recordings: Recordings, tmp_path: Path) -> None:
-    begin(recordings, 1)
-    begin(recordings, 2, "mine")
+def test_a_file_with_a_name_is_of_its_cluster_alone(recordings: Play, tmp_path: Path) -> None:
+    recordings.begin(1)
+    recordings.begin(2, "mine")
     for number in (1, 2):
         recordings.node(number, NODE)
     recordings.flush(0.0)
@@ -146,53 +166,53 @@ def test_a_file_with_a_name_is_of_its_cluster_alone(recordings: Recordings, tmp_
     assert read(tmp_path / "mine").siblings == [str(path)]
 
 
-def test_ids_set_after_submit_are_kept(recordings: Recordings, tmp_path: Path) -> None:
-    begin(recordings)
+def test_ids_set_after_submit_are_kept(recordings: Play, tmp_path: Path) -> None:
+    recordings.begin()
     recordings.node(1, NODE)
     job = new_job(1)
-    recordings.sent(1, [job])
+    recordings.submit(1, job)
     recordings.flush(0.0)
     assert 0.0 < recordings.deadline() < 1.0
     job.id = {"any": "thing"}
     recordings.flush(recordings.deadline())
     (path,) = files(tmp_path)
     assert id_of(read(path).computations[101].jobs[1]) == {"any": "thing"}
-    recordings.ended(1, [1])
+    recordings.end(1, 1)
     recordings.flush(recordings.deadline())
     assert recordings.deadline() == float("inf")
 
 
 @pytest.mark.parametrize("job_id", [0, -1, 1 << 70, "", "ü", "\ud800", b"b", None, 1.5, Key(1)])
-def test_every_id_comes_back(recordings: Recordings, tmp_path: Path, job_id: object) -> None:
-    begin(recordings)
+def test_every_id_comes_back(recordings: Play, tmp_path: Path, job_id: object) -> None:
+    recordings.begin()
     recordings.node(1, NODE)
     job = new_job(7)
     job.id = job_id
-    recordings.sent(1, [job])
+    recordings.submit(1, job)
     recordings.flush(0.0)
     entry = read(files(tmp_path)[0]).computations[101].jobs[7]
     assert id_of(entry) == job_id
 
 
-def test_an_id_that_cannot_be_pickled_comes_as_text(recordings: Recordings, tmp_path: Path) -> None:
-    begin(recordings)
+def test_an_id_that_cannot_be_pickled_comes_as_text(recordings: Play, tmp_path: Path) -> None:
+    recordings.begin()
     recordings.node(1, NODE)
     lock = threading.Lock()
-    recordings.sent(1, [new_job(1, lock)])
+    recordings.submit(1, new_job(1, lock))
     recordings.flush(0.0)
     entry = read(files(tmp_path)[0]).computations[101].jobs[1]
     assert id_of(entry) == repr(lock)
 
 
-def test_arguments_are_kept_up_to_a_size(recordings: Recordings, tmp_path: Path) -> None:
-    begin(recordings)
+def test_arguments_are_kept_up_to_a_size(recordings: Play, tmp_path: Path) -> None:
+    recordings.begin()
     recordings.node(1, NODE)
     size = recording.ARGUMENTS_BYTES_MAX
     fits = new_job(1)
     fits._spec = JobSpec(1, 0, b"", [Large(4, [b"ab", b"cd"]), Large(size - 4, [bytes(size - 4)])])
     large = new_job(2)
     large._spec = JobSpec(2, 0, b"x", [Large(size, [bytes(size)])])
-    recordings.sent(1, [fits, large])
+    recordings.submit(1, fits, large)
     recordings.flush(0.0)
     jobs = read(files(tmp_path)[0]).computations[101].jobs
     assert jobs[1].parts == [b"abcd", bytes(size - 4)]
@@ -200,18 +220,18 @@ def test_arguments_are_kept_up_to_a_size(recordings: Recordings, tmp_path: Path)
 
 
 def test_a_long_file_is_rewritten_without_what_has_ended(
-    recordings: Recordings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recordings: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recoverfile, "REWRITE_BYTES", 5_000)
-    begin(recordings)
-    begin(recordings, 2, "other")
+    recordings.begin()
+    recordings.begin(2, "other")
     for number in (1, 2):
         recordings.node(number, NODE)
-    recordings.sent(1, [new_job(1, "the first")])
+    recordings.submit(1, new_job(1, "the first"))
     recordings.running(1, NODE.id, [1])
     for seq in range(2, 1000):
-        recordings.sent(1, [new_job(seq)])
-        recordings.ended(1, [seq])
+        recordings.submit(1, new_job(seq))
+        recordings.end(1, seq)
         recordings.flush(0.0)
     (path,) = files(tmp_path)
     assert path.stat().st_size < 6_000
@@ -236,21 +256,21 @@ def test_a_full_disk_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 
 def test_a_missing_folder_is_told_once(
-    recordings: Recordings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    recordings: Play, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in (1, 2):
-        begin(recordings, number, str(tmp_path / "nowhere" / "file"))
+        recordings.begin(number, str(tmp_path / "nowhere" / "file"))
         recordings.node(number, NODE)
-        recordings.sent(number, [new_job(1)])
+        recordings.submit(number, new_job(1))
         recordings.flush(0.0)
         recordings.closed(number)
     assert len(caplog.records) == 1
 
 
-def test_unknown_clusters_are_ignored(recordings: Recordings, tmp_path: Path) -> None:
+def test_unknown_clusters_are_ignored(recordings: Play, tmp_path: Path) -> None:
     recordings.opened(9, 109, "broker")
     recordings.node(9, NODE)
-    recordings.sent(9, [new_job(1)])
+    recordings.sent(9, [1])
     recordings.running(9, NODE.id, [1])
     recordings.ended(9, [1])
     recordings.closed(9)
@@ -265,12 +285,12 @@ def test_unknown_clusters_are_ignored(recordings: Recordings, tmp_path: Path) ->
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Twenty jobs, of which five have ended."""
     path = tmp_path_factory.mktemp("whole") / "file"
-    recordings = Recordings("127.0.0.1:9700")
-    begin(recordings, path=str(path))
+    recordings = Play()
+    recordings.begin(path=str(path))
     recordings.node(1, NODE)
     for seq in range(1, 21):
-        recordings.sent(1, [new_job(seq)])
-    recordings.ended(1, [1, 2, 3, 4, 5])
+        recordings.submit(1, new_job(seq))
+    recordings.end(1, 1, 2, 3, 4, 5)
     recordings.flush(0.0)
     data = path.read_bytes()
     recordings.closed(1)
@@ -334,8 +354,8 @@ def test_opening_again_takes_the_torn_tail_off(whole: bytes, tmp_path: Path) -> 
     assert not path.exists()
 
 
-def test_a_file_of_this_program_is_not_opened(recordings: Recordings, tmp_path: Path) -> None:
-    begin(recordings)
+def test_a_file_of_this_program_is_not_opened(recordings: Play, tmp_path: Path) -> None:
+    recordings.begin()
     recordings.node(1, NODE)
     recordings.flush(0.0)
     (path,) = files(tmp_path)
@@ -349,8 +369,8 @@ def test_a_file_of_this_program_is_not_opened(recordings: Recordings, tmp_path: 
     assert said.startswith("True "), "looking at it hasn't unlocked it"
 
 
-def test_a_file_whose_program_runs_is_not_opened(recordings: Recordings, tmp_path: Path) -> None:
-    begin(recordings)
+def test_a_file_whose_program_runs_is_not_opened(recordings: Play, tmp_path: Path) -> None:
+    recordings.begin()
     recordings.node(1, NODE)
     recordings.flush(0.0)
     (path,) = files(tmp_path)
@@ -362,7 +382,7 @@ def test_a_file_whose_program_runs_is_not_opened(recordings: Recordings, tmp_pat
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
 
 
-def test_paths_are_checked_before(recordings: Recordings, tmp_path: Path) -> None:
+def test_paths_are_checked_before(recordings: Play, tmp_path: Path) -> None:
     recoverfile.check_path(None)
     recoverfile.check_path(tmp_path / "new")
     with pytest.raises(TypeError):
@@ -374,7 +394,7 @@ def test_paths_are_checked_before(recordings: Recordings, tmp_path: Path) -> Non
     (tmp_path / "letter").write_text("Dear reader")
     with pytest.raises(FileExistsError):
         recoverfile.check_path(str(tmp_path / "letter"))
-    begin(recordings, path="mine")
+    recordings.begin(path="mine")
     recordings.node(1, NODE)
     recordings.flush(0.0)
     recoverfile.check_path("mine")

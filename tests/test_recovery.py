@@ -61,7 +61,9 @@ class Play:
 
     def __init__(self, doors: str = "ab", siblings: tuple[int, ...] = ()) -> None:
         self.jobs = {seq: Job(seq) for seq in (1, 2, 3)}
-        cluster = Cluster(COMPUTATION, self.jobs, {DOORS[name] for name in doors}, self.has_ended)
+        cluster = Cluster(
+            COMPUTATION, self.jobs, {4, 5}, {DOORS[name] for name in doors}, self.has_ended
+        )
         self.recovery = Recovery([cluster], set(siblings), 0.0)
 
     def has_ended(self, seq: int) -> bool:

@@ -126,12 +126,12 @@ def test_wrong_nodes_raise_or_are_logged(
     with pytest.raises(ValueError, match=r"127\.0\.0\.9"):
         cluster.submit_node("127.0.0.9", len, "abc")
     with pytest.raises(TypeError, match="node"):
-        cluster.submit_node(5, len, "abc")
+        cluster.submit_node(5, len, "abc")  # type: ignore[arg-type]
     assert cluster.close_node("no-such-host.invalid") == -1
     assert "no-such-host.invalid" in caplog.text
     assert cluster.set_node_cpus("127.0.0.9", 1) == -1
     with pytest.raises(TypeError, match="cpus"):
-        cluster.set_node_cpus(node.address, "1")
+        cluster.set_node_cpus(node.address, "1")  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="missing"):
         cluster.send_file("missing.txt", node.address)
     assert cluster.send_file(__file__, "127.0.0.9") == -1

@@ -376,11 +376,8 @@ def test_an_interrupt_while_a_file_is_sent_breaks_nothing(
         assert sent >= 0 and code == 0, job.stderr
         assert files(here) == ["file"]
         assert (here / "file").read_bytes() == bytes(2 * MEBIBYTE)
-    assert all(job.result[0] == 0 for job in all_ended([_send_one(cluster) for _ in range(4)]))
-
-
-def _send_one(cluster: dispy.JobCluster) -> DispyJob:
-    return cluster.submit(send, "file", 100)
+    for job in all_ended([cluster.submit(send, f"file-{number}", 100) for number in range(4)]):
+        assert job.result[0] == 0, job.stderr
 
 
 # -- names and the log ---------------------------------------------------------------------------

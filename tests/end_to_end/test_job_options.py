@@ -285,7 +285,14 @@ def test_the_computations_own_keyword_arguments_are_not_taken(
     node: NodeProcess, new_cluster: NewCluster
 ) -> None:
     cluster = new_cluster(own_names, node, timeout=PATIENCE_S)
-    own = {"timeout": 1, "retries": 2, "priority": 3, "depends": 4, "setup_timeout": 5, "node": 6}
+    own: dict[str, Any] = {
+        "timeout": 1,
+        "retries": 2,
+        "priority": 3,
+        "depends": 4,
+        "setup_timeout": 5,
+        "node": 6,
+    }
     assert finished(cluster.submit(**own, dispy_job_priority=2)).result == own
     until(lambda: cluster.status().nodes, "a node")
     job = cluster.submit_node(node.address, timeout=1, retries=2, dispy_job_retries=1)

@@ -34,6 +34,12 @@ def write(name: str, source: str, mode: int = 0o755) -> str:
     return name
 
 
+def output(job: DispyJob) -> bytes:
+    """Return what a program has printed."""
+    assert isinstance(job.stdout, bytes)
+    return job.stdout
+
+
 SCRIPT = """#!/bin/sh
 echo "$1-$2"
 echo problem >&2
@@ -86,10 +92,11 @@ def test_a_job_of_a_program_may_have_files_of_its_own(
     )
     Path("mine.txt").write_text("mine\n")
     job = finished(cluster.submit("mine.txt", dispy_job_depends=["mine.txt"]))
-    text, current, path = bytes(job.stdout or b"").decode().split()
+    text, current, path = output(job).decode().split()
     assert text == "mine" and current == path and job.result == 0
     without = finished(cluster.submit("mine.txt"))
-    assert b"mine.txt" in bytes(without.stderr or b"") and not Path(path).exists()
+    assert isinstance(without.stderr, bytes) and b"mine.txt" in without.stderr
+    assert not Path(path).exists()
 
 
 def test_a_binary_is_found_on_path(node: NodeProcess, new_cluster: NewCluster) -> None:
@@ -103,7 +110,7 @@ def test_a_binary_is_found_on_path(node: NodeProcess, new_cluster: NewCluster) -
 
 def test_a_program_in_a_folder_keeps_its_path(node: NodeProcess, new_cluster: NewCluster) -> None:
     cluster = new_cluster(write("bin/below/work.sh", "#!/bin/sh\necho $0\n"), node)
-    assert bytes(finished(cluster.submit()).stdout or b"").endswith(b"/bin/below/work.sh\n")
+    assert output(finished(cluster.submit())).endswith(b"/bin/below/work.sh\n")
 
 
 def test_a_program_that_is_killed_has_a_negative_status(
@@ -135,7 +142,7 @@ def test_cancel_ends_a_program_with_all_its_children(
     assert cluster.cancel(job) == 0
     ended(job, STOP_S + 1)
     assert job.status == DispyJob.Terminated
-    assert bytes(job.stdout or b"") == b"begun\n"
+    assert output(job) == b"begun\n"
     until(lambda: not any(psutil.pid_exists(pid) for pid in pids), "the end of all of them")
 
 

@@ -82,6 +82,9 @@ def test_jobs_see_the_globals_of_setup_and_share_memory(
     assert program.wait(PATIENCE_S) == 0, program.log()
 
 
+remembered: tuple[Any, ...] = ()
+
+
 def remember(*args: object) -> int:
     global remembered
     remembered = (args, os.getpid(), os.getcwd())
@@ -89,7 +92,7 @@ def remember(*args: object) -> int:
 
 
 def recall() -> tuple[Any, ...]:
-    return (*remembered, os.getppid(), os.getcwd())  # type: ignore[name-defined]
+    return (*remembered, os.getppid(), os.getcwd())
 
 
 def test_setup_runs_once_at_each_node_with_its_own_arguments(
@@ -145,7 +148,7 @@ FAILURES = {
     "exception": (explode, ["no table at this node", "in explode"]),
     "sys.exit": (leave, ["left early"]),
     "crash": (crash, ["exit code 3"]),
-    "arguments": (functools.partial(returning, 1, 2), ["TypeError"]),
+    "arguments": (functools.partial(dict, 1, 2), ["TypeError"]),
 }
 
 
@@ -222,6 +225,9 @@ def test_a_cluster_with_a_setup_that_never_ends_can_be_closed(
 
 
 # -- cleanup -------------------------------------------------------------------------------------
+
+
+noted = ""
 
 
 def note_setup(path: str, text: str) -> int:

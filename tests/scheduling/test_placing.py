@@ -238,3 +238,21 @@ def test_only_matching_nodes_are_used_and_addresses_are_dialled() -> None:
 def test_what_only_a_node_may_say_is_refused_from_a_client(message: Any) -> None:
     with pytest.raises(ProtocolError):
         Stage().tell(CLIENT, message)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_failed_set_up_ends_no_jobs_while_a_named_node_may_be_slow_to_answer(
+    answers: bool,
+) -> None:
+    stage = Stage(nodes=(NodeSpec("127.0.0.1", 9703), NodeSpec("127.0.0.1", 9704)))
+    stage.submit(1)
+    stage.node("one", ready=False)
+    stage.prepared("no such module")
+    assert stage.results() == {}
+    if answers:
+        stage.node("four")
+        assert stage.runs() == {"four": [1]}
+    else:
+        stage.scheduler.unreachable("127.0.0.1:9704", "connection refused")
+        stage.flush()
+        assert stage.results() == {1: TERMINATED}
