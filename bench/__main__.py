@@ -33,7 +33,7 @@ ROWS_OF = {
     "cpu": ("cpu.", "here."),
     "queue": ("queue.bytes", "queue.first", "queue.last"),
     "class": ("class.int", "class.instance", "class.depends"),
-    "file": ("file.rate", "file.client", "file.node", "file.again"),
+    "file": ("file.rate", "file.whole", "file.client", "file.node", "file.again"),
     "stream": (
         "stream.results",
         "stream.results.client",

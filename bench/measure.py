@@ -136,6 +136,7 @@ def transfers(_: Scale) -> Figures:
     figures = files.transfer(200)
     return {
         "file.rate": figures.mb_per_s,
+        "file.whole": figures.whole_mb_per_s,
         "file.client": figures.client_growth_bytes / MIB,
         "file.node": figures.node_growth_bytes / MIB,
         "file.again": figures.again_bytes / MIB,

@@ -122,6 +122,8 @@ def close_cluster(state: State, cluster: Cluster) -> None:
         state.runs.pop(allocation, None)
         fail_puts(state, allocation, "the cluster was closed")
         if allocation.stage in IDLE or allocation.stage is Stage.OFFERED:
+            if allocation.kept:
+                state.order(allocation, Release(cluster.id))
             drop(state, allocation)
             continue
         allocation.anew = False

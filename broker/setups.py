@@ -128,6 +128,7 @@ def prepare(state: State, allocation: Allocation) -> None:
     allocation.enter(Stage.PREPARING)
     allocation.since = state.now
     cluster, share = allocation.cluster, allocation.share
+    allocation.kept = False
     state.order(
         allocation,
         Prepare(cluster.id, cluster.computation, share.cpus, share.files, share.setup_args),
@@ -266,6 +267,7 @@ def release_if_free(state: State, allocation: Allocation) -> None:
     if allocation.stage is Stage.CLOSING and not allocation.jobs:
         allocation.enter(Stage.RELEASING)
         forget_blobs(state, allocation)
+        allocation.kept = allocation.anew
         state.order(allocation, Release(allocation.cluster.id, allocation.anew))
 
 

@@ -139,6 +139,7 @@ class Allocation:
     breakdowns: int = 0  # how often the node has lost what it had set up
     terminating: bool = False  # CLOSING: its jobs are killed
     anew: bool = False  # CLOSING, RELEASING: to be set up again after that
+    kept: bool = False  # its files at the node wait for that
     puts: dict[int, FileSpec] = field(default_factory=dict)  # by request; not there yet
     asked: dict[tuple[bytes, int], BlobRange] = field(default_factory=dict)  # of the client
 

@@ -168,6 +168,7 @@ class Recordings:
             cluster.ids.pop(seq, None)
             cluster.begun.pop(seq, None)
         cluster.file.append(EndedRecord(number, list(seqs)))
+        cluster.file.outdated += len(seqs)
 
     def closed(self, number: int) -> None:
         """The cluster is over; with the last one of a file, so is the file."""
@@ -241,9 +242,9 @@ class Recordings:
                 yield from _records(cluster)
 
     def _is_mostly_old(self, file: RecoverFile) -> bool:
-        """Whether most jobs that were recorded in a file have ended."""
+        """Whether much more of a file is outdated than isn't."""
         jobs = [cluster.jobs for cluster in self._clusters.values() if cluster.file is file]
-        return sum(map(len, jobs)) <= file.jobs // 4
+        return sum(map(len, jobs)) <= file.outdated // 3
 
     def _look_at_ids(self, now: float) -> None:
         """Record ids that were set after the jobs had been recorded."""
@@ -257,6 +258,7 @@ class Recordings:
             if changed:
                 names = [(job._seq, _id(cluster, job)) for job in changed]
                 cluster.file.append(NamesRecord(cluster.number, names))
+                cluster.file.outdated += len(names)
             pause = LOOK_S if cluster.seen == cluster.kept else FIRST_LOOK_S
             self._next_look = min(self._next_look, now + pause)
 
@@ -301,7 +303,6 @@ def _next_jobs(cluster: Cluster, jobs: Iterator[DispyJob], last: int) -> JobsRec
             kept = seq
             break
     cluster.kept = kept
-    cluster.file.jobs += len(entries)
     return JobsRecord(cluster.number, kept, entries)
 
 

@@ -38,7 +38,7 @@ class RecoverFile:
         self.path = path
         self.failed = False
         self.size = size
-        self.jobs = 0  # that have been recorded in it
+        self.outdated = 0  # jobs of which it says what isn't true any more
         self._rewrite_at = size + REWRITE_BYTES
         self._descriptor = descriptor
         self._buffered: list[bytes] = [] if size else [MAGIC]
@@ -79,7 +79,7 @@ class RecoverFile:
             descriptor = _create(new)
         except OSError:
             return
-        self.size, self.jobs, before = 0, 0, (self.size, self.jobs)
+        before, self.size = self.size, 0
         try:
             for record in chain([None], records):
                 data = MAGIC if record is None else b"".join(framed(record))
@@ -87,13 +87,13 @@ class RecoverFile:
                 self.size += len(data)
             os.replace(new, self.path)
         except OSError:
-            self.size, self.jobs = before
+            self.size = before
             os.close(descriptor)
             with suppress(OSError):
                 new.unlink()
             return
         os.close(self._descriptor)
-        self._descriptor, self._buffered = descriptor, []
+        self._descriptor, self._buffered, self.outdated = descriptor, [], 0
         self._rewrite_at = self.size + REWRITE_BYTES
 
     def remove(self) -> None:

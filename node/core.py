@@ -255,6 +255,8 @@ class Agent:
     def _on_release(self, message: Release, now: float) -> None:
         computation = self.computations.get(message.computation)
         if computation is None:
+            if not message.keep:
+                setups.clear(self.node, message.computation)
             send(self.node, Released(message.computation))
         else:
             computation.again = None

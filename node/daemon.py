@@ -31,6 +31,7 @@ from . import launcher as processes
 from .core import Agent
 from .effects import (
     Acknowledge,
+    ClearFiles,
     DefineLayers,
     Destroy,
     DropBlob,
@@ -287,5 +288,7 @@ class NodeDaemon:
             launcher.define(effect.computation, effect.layers)
         elif isinstance(effect, Put):
             launcher.put(effect.computation, effect.request, effect.file)
+        elif isinstance(effect, ClearFiles):
+            launcher.clear(effect.computation)
         elif isinstance(effect, StopTemplate):
             launcher.release(effect.computation, effect.keep)

@@ -66,6 +66,12 @@ class DefineLayers(NamedTuple):
     layers: list[Code]
 
 
+class ClearFiles(NamedTuple):
+    """Remove the files that a computation has left when it ended; nothing answers."""
+
+    computation: int
+
+
 class StopTemplate(NamedTuple):
     """End a computation's template, all its job processes and whatever they left.
 
@@ -157,6 +163,7 @@ Effect: TypeAlias = (
     | StartTemplate
     | DefineLayers
     | StopTemplate
+    | ClearFiles
     | Put
     | Spawn
     | Give

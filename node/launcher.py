@@ -345,8 +345,6 @@ class Launcher:
         """
         template = self._templates.get(computation)
         if template is None:
-            if not keep and (plan := self._kept.pop(computation, None)):
-                _remove_files(plan, [file.path for file in plan.files])
             self._events.append(TemplateGone(computation))
             return
         template.released = True
@@ -358,6 +356,12 @@ class Launcher:
             # In this order: the template looks for the first when it gets a signal for the other.
             self._send(template.channel, ("release", int(keep), 0))
             self._send(self._channel, ("end", computation, template.ready))
+
+    def clear(self, computation: int) -> None:
+        """Remove the files that it was released with, to be kept."""
+        plan = self._kept.pop(computation, None)
+        if plan is not None:
+            _remove_files(plan, [file.path for file in plan.files])
 
     # -- workers ---------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dispy.protocol.messages import TERMINATED, FilePut, Prepare, Prepared, PutFile, Released
 
 from . import endings, handover
-from .effects import DefineLayers, Put, StartTemplate, StopTemplate
+from .effects import ClearFiles, DefineLayers, Put, StartTemplate, StopTemplate
 from .fetching import Claim
 from .state import NEVER, Computation, Node, Stage
 from .telling import send, send_results
@@ -45,6 +45,7 @@ def go_on(node: Node, computation: Computation, reason: str, now: float) -> None
 def _start(node: Node, computation: Computation, now: float) -> None:
     """All files are here: load the computation."""
     computation.stage = Stage.PREPARING
+    node.kept.discard(computation.id)
     node.effects.append(StartTemplate(computation.id, computation.prepare))
     timeout = computation.prepare.spec.setup_timeout
     if timeout > 0:
@@ -112,6 +113,7 @@ def fail(node: Node, computation: Computation, reason: str) -> None:
 
 def release(node: Node, computation: Computation, keep: bool = False) -> None:
     """End all of the computation; ``keep``: its files stay."""
+    computation.keeps = keep  # the last word counts
     if computation.stage is Stage.RELEASING:
         return
     has_template = computation.stage is not Stage.FETCHING
@@ -129,6 +131,8 @@ def release(node: Node, computation: Computation, keep: bool = False) -> None:
         node.fetching.drop(computation.claim)
     node.results.pop(computation, None)
     if has_template:
+        if keep:
+            node.kept.add(computation.id)
         node.effects.append(StopTemplate(computation.id, keep))
     else:
         gone(node, computation)
@@ -137,8 +141,17 @@ def release(node: Node, computation: Computation, keep: bool = False) -> None:
 def release_all(node: Node) -> None:
     """Nobody is served any more."""
     node.broker = ""
+    for number in node.kept - node.computations.keys():
+        clear(node, number)
     for computation in list(node.computations.values()):
         release(node, computation)
+
+
+def clear(node: Node, number: int) -> None:
+    """Remove what a computation has kept for the next time: there is none."""
+    if number in node.kept:
+        node.kept.remove(number)
+        node.effects.append(ClearFiles(number))
 
 
 def gone(node: Node, computation: Computation) -> None:
@@ -149,4 +162,6 @@ def gone(node: Node, computation: Computation) -> None:
     if computation.again is not None:
         node.again.append(computation.again)
     else:
+        if not computation.keeps:
+            clear(node, computation.id)
         send(node, Released(computation.id))

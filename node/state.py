@@ -120,6 +120,7 @@ class Computation:
     layers: list[Code] = field(default_factory=list)  # to be loaded when it is ready
     puts: dict[int, Claim] = field(default_factory=dict)  # files to be put there, by request
     again: Prepare | None = None  # asked for anew while it is being released
+    keeps: bool = False  # while it is being released: its files stay
 
 
 @dataclass(eq=False)
@@ -139,6 +140,7 @@ class Node:
     results: dict[Computation, list[JobResult]] = field(default_factory=dict)
     held_since: float | None = None  # the oldest of these results
     again: list[Prepare] = field(default_factory=list)  # those before them are gone now
+    kept: set[int] = field(default_factory=set)  # computations whose files wait for the next set-up
     leaving: bool = False  # it stops when all computations are gone
     effects: list[Effect] = field(default_factory=list)
     next_tick: float = NEVER

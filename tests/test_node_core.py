@@ -9,6 +9,7 @@ import pytest
 from dispy.node.core import KEEP_S, LEASE_S, Agent
 from dispy.node.effects import (
     Acknowledge,
+    ClearFiles,
     DefineLayers,
     Destroy,
     DropBlob,
@@ -468,6 +469,27 @@ def test_released_with_its_files_kept_and_prepared_anew() -> None:
     stage.agent.template_gone(1)
     stage.flush()
     assert len(stage.take(StartTemplate)) == 1 and stage.said(Released) == []
+
+
+def test_a_release_after_that_removes_what_was_kept() -> None:
+    stage = Stage()
+    stage.tell(Release(1, keep=True))
+    stage.tell(Release(1))  # while the first is under way
+    stage.take(StopTemplate)
+    stage.agent.template_gone(1)
+    stage.flush()
+    assert stage.take(ClearFiles) == [ClearFiles(1)]
+    assert stage.said(Released) == [Released(1)]
+
+
+def test_what_was_kept_goes_with_the_broker() -> None:
+    stage = Stage()
+    stage.tell(Release(1, keep=True))
+    stage.take(StopTemplate)
+    stage.agent.template_gone(1)
+    stage.agent.left("b")
+    stage.flush()
+    assert stage.take(ClearFiles) == [ClearFiles(1)]
 
 
 # -- later code ----------------------------------------------------------------------------------

@@ -231,6 +231,7 @@ def test_a_long_file_is_rewritten_without_what_has_ended(
     recordings.running(1, NODE.id, [1])
     for seq in range(2, 1000):
         recordings.submit(1, new_job(seq))
+        recordings.flush(0.0)
         recordings.end(1, seq)
         recordings.flush(0.0)
     (path,) = files(tmp_path)
@@ -290,6 +291,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     recordings.node(1, NODE)
     for seq in range(1, 21):
         recordings.submit(1, new_job(seq))
+        recordings.send(1, seq)
+        recordings.flush(0.0)
     recordings.end(1, 1, 2, 3, 4, 5)
     recordings.flush(0.0)
     data = path.read_bytes()

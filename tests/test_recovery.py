@@ -338,7 +338,7 @@ class Meeting:
         self.workers = {effect.jobs[0].seq: effect.worker for effect in given}
         self.agent.away("dead", self.now)
         self.jobs = {seq: Job(seq) for seq in (1, 2)}
-        cluster = Cluster(COMPUTATION, self.jobs, {DOORS["a"]}, lambda seq: False)
+        cluster = Cluster(COMPUTATION, self.jobs, set(), {DOORS["a"]}, lambda seq: False)
         self.recovery = Recovery([cluster], set(), self.now)
         self.undelivered: list[Body] = []
 

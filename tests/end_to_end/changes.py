@@ -11,7 +11,6 @@ from .processes import NodeProcess
 from .waiting import until
 
 
-
 class Change(NamedTuple):
     """One call; of jobs and nodes what they were at that moment."""
 
@@ -28,7 +27,9 @@ class Changes:
         self.all: list[Change] = []
 
     def __call__(self, status: int, node: DispyNode | None, job: DispyJob | None) -> None:
-        self.all.append(Change(status, node and node.name, job and job.id, job and job.result))
+        name = None if node is None else node.name
+        job_id, result = (None, None) if job is None else (job.id, job.result)
+        self.all.append(Change(status, name, job_id, result))
 
     def of_job(self, job: DispyJob) -> list[int]:
         """Return what was told of a job."""

@@ -26,6 +26,7 @@ class FaultProxy:
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.delay_s = 0.0  # of every piece, in each direction
         self.resets = 0  # connections that were reset so far
+        self.carried = 0  # bytes so far, in both directions
         self._flowing = threading.Event()
         self._flowing.set()
         self._cut_after = 0  # bytes of a connection; 0: never
@@ -97,6 +98,7 @@ class FaultProxy:
                 left = self._cut_after - carried if self._cut_after else len(data)
                 sink.sendall(data[: max(0, left)])
                 carried += len(data)
+                self.carried += len(data)  # roughly: threads may overwrite each other's
                 if left < len(data):
                     break
         except OSError:

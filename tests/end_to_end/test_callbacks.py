@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ class Ends:
     """To be given as ``job_status``."""
 
     def __init__(self) -> None:
-        self.all: list[tuple[object, int, object]] = []
+        self.all: list[tuple[Any, int, Any]] = []
         self.jobs: list[DispyJob] = []
 
     def __call__(self, job: DispyJob) -> None:
@@ -179,9 +180,7 @@ def test_a_job_that_is_tried_again_is_created_again(
     node: NodeProcess, new_cluster: NewCluster, tmp_path: Path
 ) -> None:
     ends, changes = Ends(), Changes()
-    cluster = new_cluster(
-        fail_at_first, node, retries=5, job_status=ends, cluster_status=changes
-    )
+    cluster = new_cluster(fail_at_first, node, retries=5, job_status=ends, cluster_status=changes)
     job = cluster.submit(tmp_path)
     assert job() == 2
     cluster.close()
@@ -190,9 +189,7 @@ def test_a_job_that_is_tried_again_is_created_again(
     assert [status for _, status, _ in ends.all] == [Provisional] * 3 + [Finished]
 
 
-def test_callback_is_the_old_name_of_job_status(
-    node: NodeProcess, new_cluster: NewCluster
-) -> None:
+def test_callback_is_the_old_name_of_job_status(node: NodeProcess, new_cluster: NewCluster) -> None:
     ends = Ends()
     with pytest.warns(DeprecationWarning, match="job_status"):
         cluster = new_cluster(double, node, callback=ends)
@@ -356,9 +353,7 @@ def test_a_slow_callback_delays_only_callbacks(
     assert sorted(ends.all) == [(n + 1, Finished, 2 * n) for n in range(20)]
 
 
-def test_callbacks_of_several_clusters_dont_mix(
-    node: NodeProcess, new_cluster: NewCluster
-) -> None:
+def test_callbacks_of_several_clusters_dont_mix(node: NodeProcess, new_cluster: NewCluster) -> None:
     told = [Ends(), Ends()]
     clusters = [new_cluster(double, node, job_status=each) for each in told]
     for number in range(50):
@@ -384,9 +379,7 @@ def test_a_callback_may_make_another_cluster(node: NodeProcess, new_cluster: New
     assert results == [20]
 
 
-def test_statuses_of_nodes_that_come_and_go(
-    start_node: StartNode, new_cluster: NewCluster
-) -> None:
+def test_statuses_of_nodes_that_come_and_go(start_node: StartNode, new_cluster: NewCluster) -> None:
     changes = Changes()
     one, two = start_node("--name", "one"), start_node("--name", "two")
     cluster = new_cluster(double, one, two, cluster_status=changes)

@@ -279,9 +279,7 @@ def test_it_has_ended(node: NodeProcess, new_cluster: NewCluster, gate: Path) ->
     assert "Cancelled" in jobs[2].explain()
 
 
-def test_a_job_of_another_cluster_is_refused(
-    node: NodeProcess, new_cluster: NewCluster
-) -> None:
+def test_a_job_of_another_cluster_is_refused(node: NodeProcess, new_cluster: NewCluster) -> None:
     ours, theirs = new_cluster(end_as, node), new_cluster(end_as, node)
     job = theirs.submit("well")
     with pytest.raises(ValueError, match="no job of cluster 'end_as'"):
@@ -289,9 +287,7 @@ def test_a_job_of_another_cluster_is_refused(
     assert "job 1" in theirs.explain(finished(job))
 
 
-def test_its_node_was_lost(
-    start_node: StartNode, new_cluster: NewCluster, gate: Path
-) -> None:
+def test_its_node_was_lost(start_node: StartNode, new_cluster: NewCluster, gate: Path) -> None:
     node = start_node("--name", "lost")
     cluster = new_cluster(wait_for, node, reentrant=True)
     job = cluster.submit(gate)

@@ -161,9 +161,7 @@ def test_lines_are_told_as_they_are_printed_and_prompts_when_flushed(
     assert seen == "".join(f"question {n}? yes\n" for n in range(3))
 
 
-def test_a_program_is_followed_too(
-    node: NodeProcess, new_cluster: NewCluster, gate: Path
-) -> None:
+def test_a_program_is_followed_too(node: NodeProcess, new_cluster: NewCluster, gate: Path) -> None:
     cluster = new_cluster(sys.executable, node)
     script = (
         "import os, sys, time\nprint('first', flush=True)\n"
@@ -208,9 +206,7 @@ def test_a_job_has_one_follower_at_a_time(
     assert texts(again) == {"stdout": "third\n", "stderr": "second\n"}
 
 
-def test_leaving_the_iteration_holds_nothing_up(
-    node: NodeProcess, new_cluster: NewCluster
-) -> None:
+def test_leaving_the_iteration_holds_nothing_up(node: NodeProcess, new_cluster: NewCluster) -> None:
     def chatter(lines: int) -> int:
         for number in range(lines):
             print("line", number)

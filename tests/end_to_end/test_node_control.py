@@ -25,6 +25,10 @@ MIB = 1 << 20
 PATIENCE_S = 20.0
 
 
+told: str  # both are made by setup, at nodes
+grown: list[int]
+
+
 def where(*args: object) -> str:
     name: str = dispy_node_name  # type: ignore[name-defined]  # noqa: F821
     return name

@@ -102,9 +102,7 @@ def test_all_provisional_results_come_once_in_order_and_cost_no_memory(
                 wrong.append((job.id, job.result))
             nexts[job.id] += 1
 
-    cluster = new_cluster(
-        send_results, node, job_status=on_result, max_tasks_per_child=max_tasks
-    )
+    cluster = new_cluster(send_results, node, job_status=on_result, max_tasks_per_child=max_tasks)
     with flat_memory(node):
         jobs = all_ended([cluster.submit(RESULTS // 2) for _ in range(2)], PATIENCE_S)
     cluster.close()

@@ -2,6 +2,8 @@
 
 What a job does and how it ends is a `Course`, which the world draws from the seed. Begun and
 ended jobs are noted in a `Diary`, so that a test can say what really happened at the nodes.
+What must hold whenever a job begins is asserted here: its files are there, and its process was
+forked after the code was known that it needs.
 """
 
 from __future__ import annotations
@@ -14,18 +16,37 @@ from enum import Enum
 from functools import partial
 from typing import TypeAlias
 
+from dispy.node.conversation import Conversation
 from dispy.node.launcher import (
     Event,
+    FilePlaced,
     Outcomes,
+    Recorded,
     TemplateFailed,
     TemplateGone,
     TemplateReady,
     WorkerExited,
 )
-from dispy.protocol.messages import FINISHED, TERMINATED, JobResult, JobSpec, Large
+from dispy.node.runner import OWN_AHEAD
+from dispy.protocol.messages import (
+    FINISHED,
+    PROVISIONAL,
+    TERMINATED,
+    Code,
+    FileSpec,
+    JobOptions,
+    JobRecord,
+    JobResult,
+    JobSpec,
+    Large,
+    Prepare,
+)
 from dispy.protocol.payload import pack_result
 
 from .clock import Clock
+from .files import Store
+
+LOOK_S = 0.1  # how often the output of a job is looked at
 
 
 class End(Enum):
@@ -44,6 +65,10 @@ class Course:
     end: End = End.RETURN
     heeds_interrupt: bool = True
     heeds_terminate: bool = True
+    records: int = 0  # provisional results that it tells on its way
+    fails: int = 0  # attempts that raise before one goes its way
+    layers: int = 0  # so many layers of code must be known to its process
+    options: JobOptions | None = None
 
 
 Page: TypeAlias = dict[tuple[str, int], list[tuple[str, int]]]
@@ -55,6 +80,10 @@ class Diary:
 
     begun: Page = field(default_factory=dict)
     ended: Page = field(default_factory=dict)
+    # How long attempts ran, by the same key, in seconds.
+    lasted: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+    # How much an attempt has said, by name, seq and attempt.
+    said: dict[tuple[str, int, int], int] = field(default_factory=dict)
 
 
 def answer(payload: bytes) -> bytes:
@@ -70,12 +99,15 @@ def returned(spec: JobSpec) -> tuple[bytes, list[Large]]:
 
 
 class Worker:
-    """A job process."""
+    """A job process, which knows the layers of code that were there when it was forked."""
 
-    def __init__(self, number: int, computation: int, max_tasks: int) -> None:
+    def __init__(
+        self, number: int, computation: int, max_tasks: int, layers: frozenset[int]
+    ) -> None:
         self.number = number
         self.computation = computation
         self.max_tasks = max_tasks
+        self.layers = layers
         self.waiting: deque[JobSpec] = deque()
         self.running: JobSpec | None = None
         self.course = Course(0.0)
@@ -84,6 +116,11 @@ class Worker:
         self.is_ready = False
         self.is_alive = True
         self.turn = 0  # so that what was planned for one job never happens to another
+        self.talk = Conversation(0, 0, 0)  # of the job that runs
+        self.unsaid = 0  # records that it will tell yet
+        self.heard = 0  # of its own records, ever
+        self.is_blocked = False  # it waits until it is heard
+        self.followed: set[tuple[int, int]] = set()  # attempts whose output is told
 
 
 class Jobs:
@@ -100,6 +137,9 @@ class Jobs:
     ) -> None:
         self.fork_fails = 0.0  # how often
         self.setup_fails: set[str] = set()  # names of computations
+        self.setup_hangs: set[str] = set()
+        self.store = Store()
+        self.kept: set[int] = set()  # computations that are gone, but not their files
         self.workers: dict[int, Worker] = {}
         self._clock = clock
         self._chance = chance
@@ -108,6 +148,7 @@ class Jobs:
         self._course_of = course_of
         self._on_event = on_event
         self._templates: dict[int, bool] = {}  # computation: whether it was released
+        self._layers: dict[int, set[int]] = {}
         self._names: dict[int, str] = {}
         self._events: list[Event] = []
         self._is_alive = True
@@ -125,15 +166,32 @@ class Jobs:
 
     # -- computations ----------------------------------------------------------------------
 
-    def prepare(self, computation: int, name: str, code: JobSpec) -> None:
-        """Load a computation."""
+    def prepare(self, prepare: Prepare) -> None:
+        """Load a computation, whose files are all in the store."""
+        computation, spec = prepare.computation, prepare.spec
         assert computation not in self._templates
+        assert self.store.has_all(spec.files + prepare.files), "a set-up begins without its files"
+        self.kept.discard(computation)
         self._templates[computation] = False
-        self._names[computation] = name
+        self._names[computation] = spec.name
+        self._layers[computation] = {layer_number(code) for code in spec.layers}
+        if spec.name in self.setup_hangs:
+            return
         event: TemplateReady | TemplateFailed = TemplateReady(computation)
-        if name in self.setup_fails:
+        if spec.name in self.setup_fails:
             event = TemplateFailed(computation, "setup raised an exception")
         self._clock.after(self._chance.uniform(0.01, 0.2), partial(self._loaded, event))
+
+    def define(self, computation: int, layers: list[Code]) -> None:
+        """Load later layers; only processes that are forked from now on know them."""
+        if self._templates.get(computation) is False:
+            self._layers[computation].update(map(layer_number, layers))
+
+    def put(self, computation: int, request: int, file: FileSpec) -> None:
+        """Place a file."""
+        assert self.store.has_all([file]), "a file is to be placed that isn't there"
+        error = "" if self._templates.get(computation) is False else "it is not running"
+        self._tell(FilePlaced(computation, request, error))
 
     def _loaded(self, event: TemplateReady | TemplateFailed) -> None:
         if self._templates.get(event.computation) is not False:
@@ -142,19 +200,24 @@ class Jobs:
             del self._templates[event.computation]
         self._tell(event)
 
-    def release(self, computation: int) -> None:
+    def release(self, computation: int, keep: bool = False) -> None:
         """End all of a computation. No other event of it comes after this."""
         if computation not in self._templates:
+            if not keep:
+                self.kept.discard(computation)
             self._tell(TemplateGone(computation))
             return
         self._templates[computation] = True
         for worker in list(self.workers.values()):
             if worker.computation == computation:
                 self._bury(worker)
-        self._clock.after(self._chance.uniform(0.001, 0.1), partial(self._gone, computation))
+        after = self._chance.uniform(0.001, 0.1)
+        self._clock.after(after, partial(self._gone, computation, keep))
 
-    def _gone(self, computation: int) -> None:
+    def _gone(self, computation: int, keep: bool) -> None:
         del self._templates[computation]
+        if keep:
+            self.kept.add(computation)
         self._tell(TemplateGone(computation))
 
     # -- workers ---------------------------------------------------------------------------
@@ -164,7 +227,8 @@ class Jobs:
         if self._templates.get(computation) is not False:
             self._tell(WorkerExited(number, 0, "its computation is not running"))
             return
-        self.workers[number] = worker = Worker(number, computation, max_tasks)
+        layers = frozenset(self._layers[computation])
+        self.workers[number] = worker = Worker(number, computation, max_tasks, layers)
         born = self._fail if self._chance.random() < self.fork_fails else self._ready
         self._clock.after(self._chance.uniform(0.0005, 0.005), partial(born, worker))
 
@@ -181,9 +245,22 @@ class Jobs:
         """Hand jobs over; those for a dead worker vanish."""
         worker = self.workers.get(number)
         if worker is not None:
+            assert all(job.options is None or self.store.has_all(job.options.files) for job in jobs)
             worker.given += len(jobs)
             worker.waiting.extend(jobs)
             self._next(worker)
+
+    def retire(self, number: int) -> None:
+        """End a process that has no jobs."""
+        worker = self.workers.get(number)
+        if worker is not None:
+            assert not worker.waiting and worker.running is None, "it has jobs"
+            self._clock.after(0.002, partial(self._retired, worker))
+
+    def _retired(self, worker: Worker) -> None:
+        if worker.is_alive:
+            self._bury(worker)
+            self._tell(WorkerExited(worker.number, worker.begun, ""))
 
     def revoke(self, number: int) -> int:
         """Take back what has not begun; from a process for one job nothing."""
@@ -200,6 +277,7 @@ class Jobs:
         worker = self.workers.get(number)
         if worker is not None and worker.running is not None and worker.course.heeds_interrupt:
             worker.course = Course(0.0, End.RAISE)
+            worker.unsaid, worker.is_blocked = 0, False
             self._plan_end(worker, self._chance.uniform(0.0, 0.05))
 
     def terminate(self, number: int) -> None:
@@ -230,9 +308,33 @@ class Jobs:
             spec = worker.running = worker.waiting.popleft()
             worker.begun += 1
             worker.since = self._clock.now
-            worker.course = self._course_of(self._names[worker.computation], spec.seq)
-            self._note(self._diary.begun, worker, spec)
-            self._plan_end(worker, worker.course.run_s)
+            self._begin(worker, spec)
+
+    def _begin(self, worker: Worker, spec: JobSpec) -> None:
+        name = self._names[worker.computation]
+        course = self._course_of(name, spec.seq)
+        known = course.layers <= 1 or worker.layers >= set(range(1, course.layers + 1))
+        assert known, f"job {name}/{spec.seq} needs code that its process doesn't know"
+        if spec.attempt <= course.fails:
+            course = Course(course.run_s, End.RAISE)
+        worker.course = course
+        worker.talk = Conversation(spec.seq, spec.attempt, worker.talk.own)
+        worker.unsaid, worker.heard, worker.is_blocked = course.records, worker.talk.own, False
+        self._note(self._diary.begun, worker, spec)
+        if spec.options is not None and spec.options.follow:
+            worker.followed.add((spec.seq, spec.attempt))
+        if (spec.seq, spec.attempt) in worker.followed:
+            self._look_later(worker, spec)
+        self._go_on(worker)
+
+    def _go_on(self, worker: Worker) -> None:
+        """Plan what the job does next: say something, or end."""
+        part_s = worker.course.run_s / (worker.course.records + 1)
+        if worker.unsaid:
+            worker.turn += 1
+            self._clock.after(part_s, partial(self._say, worker, worker.turn))
+        else:
+            self._plan_end(worker, part_s)
 
     def _plan_end(self, worker: Worker, delay_s: float) -> None:
         worker.turn += 1
@@ -246,6 +348,7 @@ class Jobs:
         if course.end is End.CRASH:
             self.crash(worker, "SIGSEGV")
             return
+        self._note_time(worker)
         worker.running = None
         worker.turn += 1
         worker.ended += 1
@@ -270,8 +373,69 @@ class Jobs:
             self._tell(WorkerExited(worker.number, worker.begun, ""))
 
     def _bury(self, worker: Worker) -> None:
+        self._note_time(worker)
         worker.is_alive = False
         del self.workers[worker.number]
+
+    # -- records ---------------------------------------------------------------------------
+
+    def _say(self, worker: Worker, turn: int) -> None:
+        """Tell a provisional result, unless too many have not been heard."""
+        if not worker.is_alive or turn != worker.turn:
+            return
+        if worker.talk.own - worker.heard >= OWN_AHEAD:
+            worker.is_blocked = True
+            return
+        worker.unsaid -= 1
+        self._record(worker, worker.talk.tell(PROVISIONAL, b"so far", []))
+        self._go_on(worker)
+
+    def acknowledge(self, number: int, seq: int, attempt: int, upto: int, error: str) -> None:
+        """The client has dealt with records of an attempt; the job may go on."""
+        worker = self.workers.get(number)
+        if worker is None or worker.running is None:
+            return
+        if (worker.talk.seq, worker.talk.attempt) != (seq, attempt):
+            return
+        heard, _ = worker.talk.hear(upto, error)
+        worker.heard = max(worker.heard, heard)
+        if worker.is_blocked and worker.talk.own - worker.heard < OWN_AHEAD:
+            worker.is_blocked = False
+            self._say(worker, worker.turn)
+
+    def follow(self, number: int, seq: int, attempt: int) -> None:
+        """Tell the output of an attempt."""
+        worker = self.workers.get(number)
+        if worker is None or (seq, attempt) in worker.followed:
+            return
+        worker.followed.add((seq, attempt))
+        spec = worker.running
+        if spec is not None and (spec.seq, spec.attempt) == (seq, attempt):
+            self._look_later(worker, spec)
+
+    def _look_later(self, worker: Worker, spec: JobSpec) -> None:
+        self._clock.after(LOOK_S, partial(self._look, worker, spec))
+
+    def _look(self, worker: Worker, spec: JobSpec) -> None:
+        """A followed job has printed something."""
+        if worker.is_alive and worker.running is spec and self._is_alive:
+            if worker.talk.has_room:
+                self._record(worker, worker.talk.tell_output(1, b"text"))
+            self._look_later(worker, spec)
+
+    def _record(self, worker: Worker, record: JobRecord) -> None:
+        name = self._names[worker.computation]
+        self._diary.said[name, record.seq, record.attempt] = record.number
+        self._tell(Recorded(worker.number, [record]))
+
+    # -- the diary -------------------------------------------------------------------------
+
+    def _note_time(self, worker: Worker) -> None:
+        """Write down how long the job has run that ends now."""
+        if worker.running is not None:
+            key = (self._names[worker.computation], worker.running.seq)
+            lasted_s = self._clock.now - worker.since
+            self._diary.lasted.setdefault(key, []).append(lasted_s)
 
     def _note(self, page: Page, worker: Worker, spec: JobSpec) -> None:
         name = self._names[worker.computation]
@@ -281,3 +445,8 @@ class Jobs:
         if self._is_alive:
             self._events.append(event)
             self._on_event()
+
+
+def layer_number(code: Code) -> int:
+    """Return which layer this is; the first has number 1."""
+    return int(code.pickled.payload)

@@ -6,26 +6,50 @@ written a second time here. After every step all invariants are checked.
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from functools import partial
+from typing import ClassVar, TypeAlias
 
 from dispy import core as client_core
+from dispy import effects as client_effects
 from dispy.broker import effects as broker_effects
 from dispy.broker.core import Scheduler
 from dispy.job import DispyJob
+from dispy.line import priority_of
 from dispy.node import effects as node_effects
 from dispy.node import launcher
 from dispy.node.core import Agent
 from dispy.protocol import exchange as exchanges
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.exchange import Away, Back, DialFailed, Exchange, Joined, Left, Received
-from dispy.protocol.messages import Identity, JobResult, OpenCluster
+from dispy.protocol.messages import (
+    RECORDS_AHEAD,
+    Allocate,
+    BlobRange,
+    Code,
+    Identity,
+    JobRecord,
+    JobResult,
+    JobSpec,
+    NodeInfo,
+    NodeRequest,
+    OpenCluster,
+    Run,
+    SendFile,
+    Submit,
+    Vitals,
+)
 
 from .clock import Clock
+from .files import piece
 from .jobs import Jobs
 from .network import Socket
+
+VITALS = Vitals(90.0, 1 << 30, 1 << 40, 100.0)
 
 Order: TypeAlias = Callable[[client_core.Core], None]
 
@@ -148,6 +172,8 @@ class BrokerProcess(Process):
         self.scheduler.tick(now)
         for effect in self.scheduler.flush(now):
             if isinstance(effect, broker_effects.Send):
+                if isinstance(effect.message, Run):
+                    self._check_run(effect.peer, effect.message)
                 self.exchange.send(effect.peer, effect.message)
             elif isinstance(effect, broker_effects.Dial):
                 self.exchange.dial(effect.address)
@@ -162,6 +188,19 @@ class BrokerProcess(Process):
     def deadline(self) -> float:
         """When the scheduler wants to be ticked."""
         return self.scheduler.deadline()
+
+    def _check_run(self, peer: str, run: Run) -> None:
+        """Jobs go to the only node that may run them, and none before a more urgent one."""
+        specs = [spec for spec in run.jobs if spec.options is not None]
+        for spec in specs:
+            if spec.options is not None and spec.options.node:
+                assert self.scheduler.nodes[peer].id == spec.options.node, "a pinned job moves"
+        cluster = self.scheduler.clusters.get(run.computation)
+        first = None if cluster is None else next(iter(cluster.line), None)
+        if first is not None:
+            free = [urgency(spec) for spec in run.jobs if not is_pinned(spec)]
+            least = min(free, default=urgency(first.spec))
+            assert urgency(first.spec) <= least, "a less urgent job goes first"
 
     def check(self) -> None:
         """Check the scheduler."""
@@ -201,7 +240,7 @@ class NodeProcess(Process):
         if isinstance(event, Received):
             agent.receive(event.peer, event.message, now)
         elif isinstance(event, Joined):
-            agent.joined(event.peer, event.identity, event.undelivered, now)
+            agent.joined(event.peer, event.identity, event.undelivered, now, VITALS)
         elif isinstance(event, Back):
             agent.back(event.peer)
         elif isinstance(event, Away):
@@ -221,42 +260,22 @@ class NodeProcess(Process):
         self.exchange.flush(now)
 
     def _report_processes(self, now: float) -> None:
-        agent = self.agent
         for event in self.jobs.take_events():
-            if isinstance(event, launcher.Outcomes):
-                agent.outcomes(event.worker, event.results, now)
-            elif isinstance(event, launcher.WorkerExited):
-                output = (event.stdout, event.stderr)
-                agent.worker_exited(event.worker, event.started, event.reason, output, now)
-            elif isinstance(event, launcher.TemplateReady):
-                agent.template_ready(event.computation)
-            elif isinstance(event, launcher.TemplateFailed):
-                agent.template_failed(event.computation, event.reason)
-            elif isinstance(event, launcher.TemplateGone):
-                agent.template_gone(event.computation)
+            report(self.agent, event, now)
 
     def _carry_out(self, effect: node_effects.Effect, now: float) -> None:
-        jobs = self.jobs
         if isinstance(effect, node_effects.Send):
             self.exchange.send(effect.peer, effect.message)
         elif isinstance(effect, node_effects.Goodbye):
+            link = self.exchange.links.get(effect.peer)
+            if effect.keep and link is not None:
+                self.agent.kept_for(effect.peer, link.undelivered(), now)
             self.exchange.goodbye(effect.peer, effect.reason)
-        elif isinstance(effect, node_effects.Revoke):
-            self.agent.revoked(effect.worker, jobs.revoke(effect.worker), now)
-        elif isinstance(effect, node_effects.Give):
-            jobs.give(effect.worker, effect.jobs)
-        elif isinstance(effect, node_effects.Spawn):
-            jobs.spawn(effect.computation, effect.worker, effect.max_tasks)
-        elif isinstance(effect, node_effects.StartTemplate):
-            jobs.prepare(effect.computation, effect.prepare.name, effect.prepare.code)
-        elif isinstance(effect, node_effects.StopTemplate):
-            jobs.release(effect.computation)
-        elif isinstance(effect, node_effects.Interrupt):
-            jobs.interrupt(effect.worker)
-        elif isinstance(effect, node_effects.Terminate):
-            jobs.terminate(effect.worker)
+        elif isinstance(effect, node_effects.Measure):
+            self.agent.measured(VITALS)
         else:
-            jobs.kill(effect.worker)
+            assert not isinstance(effect, node_effects.Leave), "nobody has asked for that"
+            carry_out(self.agent, self.jobs, effect, now)
 
     def deadline(self) -> float:
         """When the agent wants to be ticked."""
@@ -267,26 +286,113 @@ class NodeProcess(Process):
         self.agent.check()
 
 
+def report(agent: Agent, event: launcher.Event, now: float) -> None:
+    """Tell an agent what has happened to processes, as the daemon does."""
+    if isinstance(event, launcher.Outcomes):
+        agent.outcomes(event.worker, event.results, now)
+    elif isinstance(event, launcher.Recorded):
+        agent.recorded(event.worker, event.records)
+    elif isinstance(event, launcher.WorkerExited):
+        output = (event.stdout, event.stderr)
+        agent.worker_exited(event.worker, event.started, event.reason, output, now)
+    elif isinstance(event, launcher.TemplateReady):
+        agent.template_ready(event.computation)
+    elif isinstance(event, launcher.TemplateFailed):
+        agent.template_failed(event.computation, event.reason)
+    elif isinstance(event, launcher.TemplateGone):
+        agent.template_gone(event.computation)
+    elif isinstance(event, launcher.FilePlaced):
+        agent.file_placed(event.computation, event.request, event.error)
+
+
+def carry_out(agent: Agent, jobs: Jobs, effect: node_effects.Effect, now: float) -> None:
+    """Do what an agent wants of processes and files, as the daemon does."""
+    if isinstance(effect, node_effects.Revoke):
+        agent.revoked(effect.worker, jobs.revoke(effect.worker), now)
+    elif isinstance(effect, node_effects.Give):
+        jobs.give(effect.worker, effect.jobs)
+    elif isinstance(effect, node_effects.Spawn):
+        jobs.spawn(effect.computation, effect.worker, effect.max_tasks)
+    elif isinstance(effect, node_effects.Acknowledge):
+        jobs.acknowledge(*effect)
+    elif isinstance(effect, node_effects.FollowOutput):
+        jobs.follow(effect.worker, effect.seq, effect.attempt)
+    elif isinstance(effect, node_effects.Retire):
+        jobs.retire(effect.worker)
+    elif isinstance(effect, node_effects.Interrupt):
+        jobs.interrupt(effect.worker)
+    elif isinstance(effect, node_effects.Terminate):
+        jobs.terminate(effect.worker)
+    elif isinstance(effect, node_effects.Destroy):
+        jobs.kill(effect.worker)
+    else:
+        _set_up(agent, jobs, effect)
+
+
+def _set_up(agent: Agent, jobs: Jobs, effect: node_effects.Effect) -> None:
+    if isinstance(effect, node_effects.StartTemplate):
+        jobs.prepare(effect.prepare)
+    elif isinstance(effect, node_effects.DefineLayers):
+        jobs.define(effect.computation, effect.layers)
+    elif isinstance(effect, node_effects.Put):
+        jobs.put(effect.computation, effect.request, effect.file)
+    elif isinstance(effect, node_effects.StopTemplate):
+        jobs.release(effect.computation, effect.keep)
+    elif isinstance(effect, node_effects.DropBlob):
+        jobs.store.drop(effect.digest)
+    elif isinstance(effect, node_effects.KeepPiece):
+        jobs.store.write(effect.digest, effect.offset, effect.buffers)
+        if effect.last and jobs.store.commit(effect.digest):
+            agent.blob_kept(effect.digest)
+        elif effect.last:
+            agent.blob_spoiled(effect.digest)
+
+
+def is_pinned(spec: JobSpec) -> bool:
+    """Whether only one node may run a job."""
+    return spec.options is not None and spec.options.node > 0
+
+
+def urgency(spec: JobSpec) -> int:
+    """Return the priority of a job."""
+    return 0 if spec.options is None else spec.options.priority
+
+
 @dataclass
 class Record:
-    """What the client has been told of one cluster."""
+    """What the client has been told of one cluster, and has done about it."""
 
     opening: OpenCluster
     submitted: int = 0
     ends: dict[int, list[JobResult]] = field(default_factory=dict)  # by seq
-    nodes: set[int] = field(default_factory=set)
+    nodes: dict[int, NodeInfo] = field(default_factory=dict)  # ready now, by id
+    met: dict[int, NodeInfo] = field(default_factory=dict)  # ever ready
+    alive: set[int] = field(default_factory=set)  # have told what they have to spare
+    told: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # by seq, attempt
+    asked: dict[int, NodeRequest | SendFile | int] = field(default_factory=dict)  # by request
+    answers: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
+    offers: int = 0
+    served: Counter[tuple[int, bytes, int]] = field(default_factory=Counter)  # pieces of files
     is_closed: bool = False
 
 
 class ClientProcess(Process):
-    """Does what `session.Session` does."""
+    """Does what `session.Session` does, and what users' callbacks do."""
 
-    def __init__(self, clock: Clock, socket: Socket, identity: Identity) -> None:
+    def __init__(
+        self, clock: Clock, socket: Socket, identity: Identity, chance: random.Random
+    ) -> None:
         super().__init__(clock, socket, identity)
         self.core = client_core.Core()
         self.records: dict[int, Record] = {}
         self.broker = ""
+        self.unreadable: set[tuple[int, bytes]] = set()  # files that have vanished, by cluster
+        self.cpus_of_offer: Callable[[int, NodeInfo], int] = lambda number, node: node.cpus
+        self.on_answer: Callable[[int, int, int], None] = lambda number, request, code: None
+        self.on_node: Callable[[int, int], None] = lambda number, node: None
+        self._chance = chance
         self._orders: list[Order] = []
+        self._requests = 0
 
     # -- the user ----------------------------------------------------------------------------
 
@@ -306,6 +412,29 @@ class ClientProcess(Process):
         """Cancel a job."""
         self._order(lambda core: core.cancel(number, seq))
 
+    def define(self, number: int, layers: list[Code]) -> None:
+        """Make code known."""
+        self._order(lambda core: core.define(number, layers))
+
+    def follow(self, number: int, seq: int) -> None:
+        """Follow a job's output."""
+        self._order(lambda core: core.follow(number, seq))
+
+    def ask(self, number: int, make: Callable[[int], NodeRequest | SendFile]) -> int:
+        """Ask the broker for something; return the number of the request."""
+        self._requests += 1
+        message = make(self._requests)
+        self.records[number].asked[self._requests] = message
+        self._order(lambda core: core.request(message))
+        return self._requests
+
+    def explain(self, number: int, seq: int) -> None:
+        """Ask why a job hasn't ended."""
+        self._requests += 1
+        request = self._requests
+        self.records[number].asked[request] = seq
+        self._order(lambda core: core.explain(number, request, seq))
+
     def close(self, number: int) -> None:
         """Close a cluster."""
         self._order(lambda core: core.close(number))
@@ -313,6 +442,10 @@ class ClientProcess(Process):
     def _order(self, order: Order) -> None:
         self._orders.append(order)
         self.wake()
+
+    def _order_later(self, order: Order) -> None:
+        """Have something done by another thread, which takes its time."""
+        self.clock.after(self._chance.choice([0.0, 0.001, 0.02]), partial(self._order, order))
 
     # -- the session -------------------------------------------------------------------------
 
@@ -335,25 +468,106 @@ class ClientProcess(Process):
         orders, self._orders = self._orders, []
         for order in orders:
             order(self.core)
-        for effect in self.core.take():
+        effects = self.core.take()
+        submits = [
+            effect.message
+            for effect in effects
+            if isinstance(effect, client_effects.Send) and isinstance(effect.message, Submit)
+        ]
+        if submits:
+            self._check_submits(submits)
+        for effect in effects:
             self._carry_out(effect)
         self.exchange.flush(now)
 
-    def _carry_out(self, effect: client_core.Effect) -> None:
-        if isinstance(effect, client_core.Send):
+    def _carry_out(self, effect: client_effects.Effect) -> None:
+        if isinstance(effect, client_effects.Send):
             self.exchange.send(self.broker, effect.message)
-        elif isinstance(effect, client_core.Ended):
+        elif not isinstance(effect, client_effects.Warned):
             record = self.records[effect.cluster]
-            assert not record.is_closed, "a job ended after its cluster was closed"
-            for job, result in effect.jobs:
-                assert job._seq == result.seq
-                record.ends.setdefault(result.seq, []).append(result)
-        elif isinstance(effect, client_core.NodeUp):
-            self.records[effect.cluster].nodes.add(effect.node.id)
-        elif isinstance(effect, client_core.NodeDown):
-            self.records[effect.cluster].nodes.discard(effect.node)
-        elif isinstance(effect, client_core.Closed):
-            self.records[effect.cluster].is_closed = True
+            assert not record.is_closed, "something happens after the cluster was closed"
+            handler = self.EFFECTS.get(type(effect))
+            if handler is not None:
+                handler(self, record, effect)
+
+    def _on_ended(self, record: Record, effect: client_effects.Ended) -> None:
+        for job, result in effect.jobs:
+            assert job._seq == result.seq
+            record.ends.setdefault(result.seq, []).append(result)
+
+    def _on_node_up(self, record: Record, effect: client_effects.NodeUp) -> None:
+        record.nodes[effect.node.id] = record.met[effect.node.id] = effect.node
+        self.on_node(effect.cluster, effect.node.id)
+
+    def _on_node_down(self, record: Record, effect: client_effects.NodeDown) -> None:
+        record.nodes.pop(effect.node, None)
+
+    def _on_node_alive(self, record: Record, effect: client_effects.NodeAlive) -> None:
+        assert effect.vitals == VITALS
+        record.alive.add(effect.node)
+
+    def _on_told(self, record: Record, effect: client_effects.Told) -> None:
+        for job, said in effect.records:
+            assert job._seq == said.seq
+            self._note_record(effect.cluster, record, said)
+
+    def _note_record(self, number: int, record: Record, said: JobRecord) -> None:
+        key = (said.seq, said.attempt)
+        told = record.told.setdefault(key, [])
+        told.append(said.number)
+        report_of = self.core.clusters[number].reports.get(said.seq)
+        if report_of is not None and report_of.attempt == said.attempt:
+            ahead = said.number - report_of.heard
+            assert ahead <= RECORDS_AHEAD, f"job {key} says {ahead} things without being heard"
+        hear = partial(client_core.Core.hear, number=number, seq=said.seq, attempt=said.attempt)
+        self._order_later(lambda core: hear(core, count=said.number))
+
+    def _on_offered(self, record: Record, effect: client_effects.Offered) -> None:
+        record.offers += 1
+        cpus = self.cpus_of_offer(effect.cluster, effect.node)
+        message = Allocate(effect.cluster, effect.node.id, cpus)
+        self._order_later(lambda core: core.allocate(message, effect.node.address))
+
+    def _on_wanted(self, record: Record, effect: client_effects.Wanted) -> None:
+        for wanted in effect.ranges:
+            record.served[effect.node, wanted.digest, wanted.offset] += 1
+        self._order_later(lambda core: self._send_pieces(core, effect))
+
+    def _send_pieces(self, core: client_core.Core, effect: client_effects.Wanted) -> None:
+        pieces = [piece(each, self._error_of(effect.cluster, each)) for each in effect.ranges]
+        core.send_pieces(effect.cluster, effect.node, pieces)
+
+    def _error_of(self, number: int, wanted: BlobRange) -> str:
+        return "it has vanished" if (number, wanted.digest) in self.unreadable else ""
+
+    def _on_answered(self, record: Record, effect: client_effects.Answered) -> None:
+        record.answers.setdefault(effect.request, []).append((effect.code, effect.text))
+        self.on_answer(effect.cluster, effect.request, effect.code)
+
+    def _on_closed(self, record: Record, effect: client_effects.Closed) -> None:
+        record.is_closed = True
+
+    EFFECTS: ClassVar[dict[type, Callable[..., None]]] = {
+        client_effects.Ended: _on_ended,
+        client_effects.NodeUp: _on_node_up,
+        client_effects.NodeDown: _on_node_down,
+        client_effects.NodeAlive: _on_node_alive,
+        client_effects.Told: _on_told,
+        client_effects.Offered: _on_offered,
+        client_effects.Wanted: _on_wanted,
+        client_effects.Answered: _on_answered,
+        client_effects.Closed: _on_closed,
+    }
+
+    def _check_submits(self, submits: list[Submit]) -> None:
+        """No job is sent while a more urgent one waits here."""
+        for submit in submits:
+            least = min(map(urgency, submit.jobs))
+            cluster = self.core.clusters.get(submit.cluster)
+            others = cluster.waiting._others if cluster is not None else ()
+            for _, seq, job in others:
+                if cluster is not None and seq in cluster.unfinished:
+                    assert priority_of(job) <= least, "a less urgent job is sent first"
 
     def deadline(self) -> float:
         """When the core wants to be ticked."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dispy.broker.core import LOSSES_MAX
+from dispy.broker.jobs import LOSSES_MAX
 from dispy.protocol.messages import ABANDONED, CANCELLED, FINISHED, TERMINATED, JobResult
 from dispy.protocol.payload import unpack_result
 
@@ -30,7 +30,7 @@ def check_end(world: World, wish: Wish, seq: int, ends: list[JobResult]) -> None
     for end in ends:
         assert end.status in allowed(world, wish, seq), f"{where}, {end.payload!r}"
         if end.status == FINISHED:
-            ended = world.diary.ended[wish.opening.name, seq]
+            ended = world.diary.ended[wish.opening.computation.name, seq]
             assert end.attempt in [attempt for _, attempt in ended], where
             check_value(wish, seq, end)
 
@@ -52,9 +52,11 @@ def allowed(world: World, wish: Wish, seq: int) -> set[int]:
         statuses |= {CANCELLED, TERMINATED}
     if world.lost_nodes and not wish.opening.reentrant:
         statuses.add(ABANDONED)
-    if len(world.diary.begun.get((wish.opening.name, seq), [])) >= LOSSES_MAX:
+    if len(world.diary.begun.get((wish.opening.computation.name, seq), [])) >= LOSSES_MAX:
         statuses.add(ABANDONED)
-    fails = any(wish.opening.name in each.setup_fails for each in world.machines.values())
+    fails = any(
+        wish.opening.computation.name in each.setup_fails for each in world.machines.values()
+    )
     if world.killed_processes or world.failing_forks or fails:
         statuses.add(TERMINATED)
     return statuses

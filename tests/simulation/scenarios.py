@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from functools import partial
 
-from dispy.broker.core import LEASE_PULSES
+from dispy.broker.nodes import LEASE_PULSES
 from dispy.protocol.exchange import GREETING_S, REDIAL_MAX_S, REFUSED_PAUSE_S
 from dispy.protocol.link import BEAT_S, SILENCE_S
 from dispy.protocol.messages import Large
@@ -111,7 +111,7 @@ def cancel_one(world: World, number: int) -> None:
 def patience_s(world: World) -> float:
     """Say how long after the last fault the last job may end."""
     openings = [wish.opening for wish in world.wishes.values()]
-    lease_s = LEASE_PULSES * max(opening.pulse_interval for opening in openings)
+    lease_s = LEASE_PULSES * max(opening.computation.pulse_interval for opening in openings)
     notice_s = SILENCE_S + 3 * BEAT_S
     reach_s = CONNECT_TIMEOUT_S + GREETING_S + REDIAL_MAX_S + REFUSED_PAUSE_S
     courses = [course for wish in world.wishes.values() for course in wish.courses.values()]

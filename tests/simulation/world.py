@@ -9,10 +9,30 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import msgspec
 
 from dispy.job import DispyJob
-from dispy.protocol.messages import Buffer, Identity, JobSpec, Large, NodeSpec, OpenCluster
+from dispy.protocol.messages import (
+    ALLOCATE,
+    CLOSE,
+    RESETUP,
+    Buffer,
+    Code,
+    ComputationSpec,
+    FileSpec,
+    Identity,
+    JobSpec,
+    Large,
+    NodeInfo,
+    NodeRequest,
+    NodeSpec,
+    OpenCluster,
+    SendFile,
+)
 
 from .clock import Clock
 from .jobs import Course, Diary, Jobs
@@ -31,7 +51,8 @@ class Machine:
     address: str
     cpus: int
     dials: bool  # the node dials the broker; else it waits to be dialled
-    setup_fails: set[str] = field(default_factory=set)
+    setup_fails: set[str] = field(default_factory=set)  # names of computations
+    setup_hangs: set[str] = field(default_factory=set)
     lives: int = 0
     node: NodeProcess | None = None  # while one lives
 
@@ -49,6 +70,10 @@ class Wish:
     opening: OpenCluster
     courses: dict[int, Course] = field(default_factory=dict)  # by seq
     cancelled: set[int] = field(default_factory=set)
+    layers: int = 1  # of code that have been defined
+    sent_away: set[str] = field(default_factory=set)  # lives of nodes that were closed
+    closed_some: bool = False
+    offers_wanted: bool = True  # nodes that are offered are used
     is_closing: bool = False
 
 
@@ -65,6 +90,8 @@ class World:
         self.digest = 0  # of every message that has arrived, and when
         self.healed_at = 0.0  # when the last fault is over
         self.log: list[str] = []  # what was done to the world
+        self.longest_pause_s = 0.0  # of a node; limits of time hold while nodes look at them
+        self.faults = 0
         self.killed_processes = False
         self.lost_nodes = False
         self.failing_forks = False
@@ -75,8 +102,14 @@ class World:
         )
         self.broker.wake()
         self.client = ClientProcess(
-            self.clock, Socket(self.network, "client"), identity("client", "client")
+            self.clock,
+            Socket(self.network, "client"),
+            identity("client", "client"),
+            random.Random(f"client of {seed}"),
         )
+        self.client.cpus_of_offer = self._cpus_of_offer
+        self.client.on_answer = self._on_answer
+        self.client.on_node = self._on_node
         self.client.exchange.dial(BROKER_DOOR)
         self.client.wake()
 
@@ -117,6 +150,7 @@ class World:
         chance = random.Random(self.chance.random())
         node.jobs = Jobs(self.clock, chance, life, self.diary, self._course_of, node.wake)
         node.jobs.setup_fails = machine.setup_fails
+        node.jobs.setup_hangs = machine.setup_hangs
         if machine.dials:
             node.exchange.dial(BROKER_DOOR)
         node.wake()
@@ -155,16 +189,25 @@ class World:
         pulse_s: float = 1.0,
         grace_s: float = 1.0,
         nodes: list[NodeSpec] | None = None,
+        files: list[FileSpec] | None = None,
+        asks: bool = False,
+        setup_timeout_s: float = 0.0,
     ) -> int:
         """Open a cluster on the given nodes, or on all machines there are."""
         number = len(self.wishes) + 1
         specs = nodes or [machine.spec for machine in self.machines.values()]
-        code = JobSpec(0, 0, b"code")
-        opening = OpenCluster(
-            number, str(number), code, specs, reentrant, max_tasks, pulse_s, grace_s
+        computation = ComputationSpec(
+            str(number),
+            [layer(1)],
+            files or [],
+            max_tasks_per_child=max_tasks,
+            cancel_grace=grace_s,
+            pulse_interval=pulse_s,
+            setup_timeout=setup_timeout_s,
         )
+        opening = OpenCluster(number, computation, specs, reentrant, asks)
         self.wishes[number] = Wish(opening)
-        self.note(f"open {number}, reentrant: {reentrant}, max_tasks: {max_tasks}")
+        self.note(f"open {number}, reentrant: {reentrant}, max_tasks: {max_tasks}, asks: {asks}")
         self.client.open(opening)
         return number
 
@@ -176,12 +219,78 @@ class World:
         self.note(f"submit {len(courses)} to {number}")
         for course in courses:
             seq = len(wish.courses) + 1
+            if wish.layers > 1:
+                course = replace(course, layers=wish.layers)
             wish.courses[seq] = course
             spec = JobSpec(seq, 0, b"" if large else argument(number, seq))
+            if course.options is not None:
+                spec.options = msgspec.structs.replace(course.options)
             if large is not None:
                 spec.parts, large = [large], None
             jobs.append(DispyJob(number, spec, seq, (), {}))
         self.client.submit(jobs)
+
+    def define(self, number: int) -> None:
+        """Define something that all later jobs need."""
+        wish = self.wishes[number]
+        if not wish.is_closing:
+            wish.layers += 1
+            self.note(f"define layer {wish.layers} of {number}")
+            self.client.define(number, [layer(wish.layers)])
+
+    def follow(self, number: int, seq: int) -> None:
+        """Follow what a job prints."""
+        self.note(f"follow {number}/{seq}")
+        self.client.follow(number, seq)
+
+    def request(self, number: int, action: str, node: int = 0, **more: Any) -> None:
+        """Do something about nodes."""
+        wish = self.wishes[number]
+        if wish.is_closing:
+            return
+        self.note(f"{action} node {node} of {number}: {more}")
+        wish.closed_some |= action in (CLOSE, RESETUP)
+        if action in (ALLOCATE, RESETUP):
+            wish.sent_away.clear()
+        request = partial(NodeRequest, number, action=action, node=node, **more)
+        self.client.ask(number, lambda asked: request(request=asked))
+
+    def send_file(self, number: int, node: int, file: FileSpec) -> None:
+        """Put a file into the folder of a computation."""
+        self.note(f"send {file.path} to node {node} of {number}")
+        self.client.ask(number, lambda asked: SendFile(number, asked, node, file))
+
+    def allocate_all(self) -> None:
+        """Have all nodes used again that users have sent away."""
+        for number, wish in self.wishes.items():
+            wish.offers_wanted = True
+            if wish.opening.asks or wish.closed_some:
+                self.request(number, ALLOCATE, nodes=wish.opening.nodes)
+
+    def life_of(self, node: int) -> str:
+        """Return the life of the node that the broker knows by a number."""
+        nodes = self.broker.scheduler.nodes
+        return next((peer for peer, each in nodes.items() if each.id == node), "")
+
+    def _cpus_of_offer(self, number: int, node: NodeInfo) -> int:
+        if not self.wishes[number].offers_wanted and self.chance.random() < 0.5:
+            return 0
+        return self.chance.randint(1, node.cpus)
+
+    def _on_answer(self, number: int, request: int, code: int) -> None:
+        """A node that was closed isn't used again before somebody asks for it."""
+        asked = self.client.records[number].asked[request]
+        if isinstance(asked, NodeRequest) and asked.action == CLOSE and code == 0:
+            last = max(
+                other
+                for other, each in self.client.records[number].asked.items()
+                if isinstance(each, NodeRequest) and each.action in (CLOSE, ALLOCATE, RESETUP)
+            )
+            if last == request:
+                self.wishes[number].sent_away.add(self.life_of(asked.node))
+
+    def _on_node(self, number: int, node: int) -> None:
+        assert self.life_of(node) not in self.wishes[number].sent_away, "a closed node is used"
 
     def cancel(self, number: int, seq: int) -> None:
         """Cancel a job."""
@@ -243,3 +352,8 @@ def identity(role: str, instance: str, name: str = "", cpus: int = 0, door: str 
 def argument(number: int, seq: int) -> bytes:
     """Return what a job is called with."""
     return b"%d/%d" % (number, seq)
+
+
+def layer(number: int) -> Code:
+    """Return the code of one layer, counted from 1."""
+    return Code("3", JobSpec(0, 0, b"%d" % number))
