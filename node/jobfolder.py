@@ -98,11 +98,15 @@ def _copy_in_kernel(blob: int, target: int, size: int) -> int:
     return copied
 
 
-def remove_files(folder: str, paths: Iterable[str]) -> None:
-    """Remove files that were placed, what Python has compiled of them, and empty folders."""
+def remove_files(top: str, folder: str, paths: Iterable[str]) -> None:
+    """Remove files that were placed, what Python has compiled of them, and empty folders.
+
+    ``folder`` is somewhere below ``top``, which stays.
+    """
     import shutil
 
-    above = {folder}
+    way = os.path.relpath(folder, top).split(os.sep)
+    above = {os.path.join(top, *way[:depth]) for depth in range(1, len(way) + 1)}
     for path in paths:
         parts = parts_of(path)
         holder = os.path.join(folder, *parts[:-1])

@@ -716,7 +716,7 @@ def _remove_files(plan: Plan, paths: Sequence[str]) -> None:
     if plan.own:
         shutil.rmtree(plan.folder, ignore_errors=True)
     elif plan.removes:
-        jobfolder.remove_files(plan.folder, paths)
+        jobfolder.remove_files(plan.above, plan.folder, paths)
 
 
 def _entry_of_layer(code: Code) -> LayerEntry:

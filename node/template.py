@@ -305,7 +305,7 @@ class Template:
         else:
             from . import jobfolder
 
-            jobfolder.remove_files(plan.folder, self._placed)
+            jobfolder.remove_files(plan.above, plan.folder, self._placed)
 
     def _on_terminate(self, signum: int, frame: object) -> None:
         if os.getpid() != self._pid:

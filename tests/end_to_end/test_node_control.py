@@ -418,6 +418,59 @@ def test_a_node_is_set_up_anew_with_other_arguments_and_files(
     assert lines(tmp_path / "log")[-2:] == ["setup 3", "cleanup 3"]
 
 
+class Fickle(NodeAllocate):
+    """Uses a node, does not, and uses it again."""
+
+    count = 0
+
+    def allocate(self, *args: Any, **more: Any) -> int:
+        self.count += 1
+        return 0 if self.count == 2 else super().allocate(*args, **more)
+
+
+def test_a_node_may_be_left_out_when_it_is_asked_for_anew(
+    node: NodeProcess, new_cluster: NewCluster
+) -> None:
+    changes = Changes()
+    cluster = new_cluster(where, entry(node, Fickle), cluster_status=changes)
+    name = cluster.submit()()
+    [used] = cluster.status().nodes
+    assert cluster.resetup_node(used) == 0
+    until(lambda: used.status == DispyNode.Closed, "Closed")
+    job = cluster.submit()
+    until(lambda: "allocate() returned 0" in job.explain(), "the reason")
+    assert not cluster.wait(0.1)
+    assert cluster.allocate_node(used) == 0
+    assert finished(job).result == name
+    until(lambda: len(changes.of_node(name)) == 3, "three changes")
+    assert changes.of_node(name) == [4, 16, 4]
+
+
+def set_up_unless(flaw: Path) -> int:
+    if flaw.exists():
+        raise LookupError("the shelf is empty")
+    return 0
+
+
+def test_a_new_set_up_that_fails_ends_jobs_with_the_reason_and_can_be_tried_again(
+    node: NodeProcess, new_cluster: NewCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flaw = tmp_path / "flaw"
+    cluster = new_cluster(where, entry(node, setup_args=(flaw,)), setup=set_up_unless)
+    name = cluster.submit()()
+    [used] = cluster.status().nodes
+    flaw.touch()
+    assert cluster.resetup_node(used) == 0
+    job = ended(cluster.submit())
+    assert job.status == DispyJob.Terminated
+    assert "the shelf is empty" in str(job.exception) and "the shelf is empty" in caplog.text
+    assert used.status == DispyNode.Closed
+    flaw.unlink()
+    assert cluster.allocate_node(used) == 0
+    ready(cluster, name)
+    assert cluster.submit()() == name
+
+
 def grow() -> int:
     global grown
     grown = [*globals().get("grown", []), os.getpid()]
@@ -487,6 +540,9 @@ def test_cpus_of_a_node_can_be_set(
     assert running_at_most(2)
     assert cluster.set_node_cpus(used.name, -1) == 1
     assert running_at_most(1)
+    assert cluster.set_node_cpus(used, 0) == -1  # deallocate_node does that
+    assert cluster.set_node_cpus(used, -2) == -1
+    assert used.avail_cpus == 1
     assert cluster.set_node_cpus(used, 1000) == 2
     assert running_at_most(2)
     with pytest.raises(TypeError, match="cpus"):
