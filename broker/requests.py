@@ -147,9 +147,10 @@ def _set_cpus(state: State, cluster: Cluster, message: NodeRequest) -> Reply:
     allocation = cluster.allocations.get(message.node)
     if allocation is None or allocation.stage not in (Stage.PREPARING, Stage.READY):
         return _not_used(message)
-    cpus = cpus_of(allocation.node, message.cpus)
+    cpus = cpus_of(allocation.node, message.cpus) if message.cpus else 0  # it isn't "all" here
     if cpus == 0:
-        return -1, f"the node has only {allocation.node.identity.cpus} CPUs"
+        has = allocation.node.identity.cpus
+        return -1, f"of {has} CPUs none would be left; deallocate_node sends no jobs to a node"
     allocation.resize(cpus)
     cluster.shares[allocation.node.peer] = allocation.share
     state.order(allocation, SetCpus(cluster.id, cpus))

@@ -108,6 +108,7 @@ def _give_up_use(state: State, allocation: Allocation) -> None:
     allocation.enter(Stage.UNUSED)
     end_pinned(state, allocation, CANCELLED, f"the cluster does not use node {name}")
     fail_puts(state, allocation, f"the cluster does not use node {name}")
+    say_gone(state, allocation, "the cluster does not use it any more")
     end_hopeless(state, allocation.cluster)
 
 

@@ -471,10 +471,13 @@ class JobCluster(NodeControl, OldClusterNames):
     def _tell_code(self, layers: list[Code]) -> None:
         self._ledger.order(Define(self._number, layers))
 
+    def _dump_setup_args(self, args: tuple[object, ...]) -> Pickled:
+        return self._vocabulary.dump_values(args, {}, self._define)
+
     def _pack_entry(self, entry: NodeAllocate) -> tuple[list[FileSpec], JobSpec | None]:
         """Make what a node needs ready to travel."""
         files = depends.read_files(entry.depends, self._blobs, "depends of NodeAllocate")
-        return files, pack_setup_args(entry, lambda args: self._dump(args, {}, self._define))
+        return files, pack_setup_args(entry, self._dump_setup_args)
 
 
 Wishes: TypeAlias = "tuple[Sequence[object], float | None, int | None, int | None]"

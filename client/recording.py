@@ -14,7 +14,6 @@ import socket
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 from dispy.protocol.messages import JobSpec, NodeInfo
@@ -45,7 +44,8 @@ RECORD_JOBS = 10_000  # in one record, and in one step
 RECORD_BYTES = 4 << 20  # of arguments in one record, unless a single job has more
 FIRST_LOOK_S = 0.1  # after jobs were recorded: programs set a job's id just after `submit`
 LOOK_S = 1.0  # then so often
-LOOK_JOBS = 20_000  # looked at in one step
+LOOK_JOBS = 10_000  # looked at in one step
+NO_PARTS: list[bytes] = []  # shared by all jobs whose arguments are small
 
 
 @dataclass(eq=False)
@@ -77,14 +77,15 @@ class Cluster:
         return (job for job in found if job is not None)
 
     def jobs_to_look_at(self) -> Iterator[DispyJob]:
-        """Yield some jobs whose ids may have changed: new ones, then the others in turns."""
-        new = range(self.seen + 1, min(self.kept, self.seen + LOOK_JOBS) + 1)
-        self.seen = new.stop - 1
-        if self.round >= self.seen:
-            self.round = next(iter(self.jobs), 1) - 1
-        others = range(self.round + 1, min(self.seen, self.round + LOOK_JOBS) + 1)
-        self.round = others.stop - 1
-        return (job for seq in chain(new, others) if (job := self.jobs.get(seq)) is not None)
+        """Yield some jobs whose ids may have changed: new ones first, then all in turns."""
+        if self.seen < self.kept:
+            seqs = range(self.seen + 1, min(self.kept, self.seen + LOOK_JOBS) + 1)
+            self.seen = seqs[-1]
+        else:
+            begin = self.round if self.round < self.kept else next(iter(self.jobs)) - 1
+            seqs = range(begin + 1, min(self.kept, begin + LOOK_JOBS) + 1)
+            self.round = begin + len(seqs)
+        return (job for job in map(self.jobs.get, seqs) if job is not None)
 
 
 class Recordings:
@@ -244,7 +245,7 @@ class Recordings:
     def _is_mostly_old(self, file: RecoverFile) -> bool:
         """Whether much more of a file is outdated than isn't."""
         jobs = [cluster.jobs for cluster in self._clusters.values() if cluster.file is file]
-        return sum(map(len, jobs)) <= file.outdated // 3
+        return sum(map(len, jobs)) <= file.outdated // 9
 
     def _look_at_ids(self, now: float) -> None:
         """Record ids that were set after the jobs had been recorded."""
@@ -298,7 +299,7 @@ def _next_jobs(cluster: Cluster, jobs: Iterator[DispyJob], last: int) -> JobsRec
         payload, parts = _arguments(job._spec, limit)
         kept_id = seq if job_id is seq else _id(cluster, job)
         entries.append(JobEntry(seq, kept_id, job.submit_time, payload, parts))
-        space -= len(payload) + sum(map(len, parts))
+        space -= len(payload) + (sum(map(len, parts)) if parts else 0)
         if space < 0 or len(entries) == RECORD_JOBS:
             kept = seq
             break
@@ -308,9 +309,10 @@ def _next_jobs(cluster: Cluster, jobs: Iterator[DispyJob], last: int) -> JobsRec
 
 def _arguments(spec: JobSpec | None, limit: int) -> tuple[bytes, list[bytes]]:
     """Return a job's arguments, unless they are too large."""
-    if spec is None or payload_bytes(spec) > limit:
-        return b"", []
-    return spec.payload, [part.tobytes() for part in spec.parts]
+    assert spec is not None, "the job has not ended"
+    if payload_bytes(spec) > limit:
+        return b"", NO_PARTS
+    return spec.payload, [part.tobytes() for part in spec.parts] if spec.parts else NO_PARTS
 
 
 def _id(cluster: Cluster, job: DispyJob) -> Id:

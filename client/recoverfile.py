@@ -23,7 +23,7 @@ except ImportError:  # Windows: a file whose program still runs isn't noticed th
     fcntl = None  # type: ignore[assignment]
 
 PREFIX = "_dispy_"
-REWRITE_BYTES = 32 << 20  # what the file may grow by before ended jobs are left out of it
+REWRITE_BYTES = 64 << 20  # what the file may grow by before ended jobs are left out of it
 
 _own: set[Path] = set()  # files of this process, which must not even be opened: see `_lock`
 

@@ -64,6 +64,10 @@ class Vocabulary:
         """
         if self._is_program:
             args = as_texts(args, kwargs)
+        return self.dump_values(args, kwargs, define)
+
+    def dump_values(self, args: Arguments, kwargs: dict[str, object], define: Define) -> Pickled:
+        """Do what `dump` does, for the arguments of a function also where jobs are programs."""
         value = (leave_out(args), kwargs)
         buffers = OutOfBand()
         met: list[object] | None = None

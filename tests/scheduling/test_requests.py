@@ -346,6 +346,21 @@ def test_a_node_may_be_closed_while_it_is_set_up_anew() -> None:
     assert len(stage.take(Prepare)) == 1
 
 
+def test_a_node_that_the_client_does_not_want_any_more_is_told_to_be_gone() -> None:
+    stage = Stage(asks=True)
+    number = stage.node("n")
+    stage.tell(CLIENT, Allocate(1, number, 1))
+    stage.prepared()
+    assert stage.take(NodeGone) == []
+    stage.ask(RESETUP, number)
+    stage.tell("n", Released(stage.number))
+    stage.tell(CLIENT, Allocate(1, number, 0))
+    assert [gone.node for gone in stage.take(NodeGone)] == [number]
+    assert stage.ask(ALLOCATE, number).code == 0
+    stage.tell(CLIENT, Allocate(1, number, 0))
+    assert stage.take(NodeGone) == []
+
+
 def test_the_number_of_cpus_is_set() -> None:
     stage = Stage()
     number = stage.node("n", 4)
@@ -356,6 +371,7 @@ def test_the_number_of_cpus_is_set() -> None:
     assert stage.ask(SET_CPUS, number, cpus=-1).code == 3
     assert stage.runs() == {"n": [3]}
     assert stage.ask(SET_CPUS, number, cpus=-4).code == -1
+    assert stage.ask(SET_CPUS, number, cpus=0).code == -1
     assert stage.ask(SET_CPUS, 99, cpus=1).code == -1
     stage.take(SetCpus)
     stage.join("n", 4)
