@@ -75,14 +75,20 @@ def _arguments(
     context: click.Context, parameter: click.Parameter, values: Sequence[str]
 ) -> list[list[str]]:
     """Split each value as a shell would."""
+    return [_split(value) for value in values]
+
+
+def _split(value: str) -> list[str]:
     try:
-        return [shlex.split(value) for value in values]
+        return shlex.split(value)
     except ValueError as error:
-        raise click.BadParameter(f"{error}, in one of {', '.join(map(repr, values))}") from None
+        raise click.BadParameter(f"{error}, in {value!r}") from None
 
 
 def _program(context: click.Context, parameter: click.Parameter, value: str) -> str:
     """Return the path of a program that is here, or on PATH."""
+    if Path(value).is_dir():
+        raise click.BadParameter(f"{value!r} is a folder")
     found = value if Path(value).is_file() else shutil.which(value)
     if found is None:
         raise click.BadParameter(f"there is no file {value!r}, nor a program of that name on PATH")
@@ -101,7 +107,11 @@ def main() -> None:
     """Run programs on many machines, and recover what they did."""
 
 
-@main.command(epilog=RUN_EPILOG, context_settings=SETTINGS)
+@main.command(
+    epilog=RUN_EPILOG,
+    context_settings=SETTINGS,
+    short_help="Run a program on nodes, once for each list of arguments.",
+)
 @click.option(
     "-f",
     "--file",
@@ -161,7 +171,9 @@ def run(
     """Run PROGRAM on nodes, once for each -a, and print what the jobs print.
 
     A Python program (.py) is run by the node's Python, any other is executed. ARGS after the
-    program are given to each job, before its own.
+    program are given to each job, before its own; after -- they may begin with a dash. Programs
+    have nothing to read on standard input. What one prints is shown when it has ended, up to
+    1 MiB.
     """
     jobs = [[*common, *own] for own in arguments or [[]]]
     with _told_in_one_line():
@@ -257,8 +269,11 @@ def _list(jobs: Sequence[DispyJob]) -> None:
         click.echo("no job has ended that could be recovered", err=True)
     screen = Screen(0, False)
     for job in jobs:
-        result = f", result {job.result!r}" if job.status == job.Finished else ""
-        screen.show(f"job {job.id}: {_status(job)}{result}{_where(job)}", job)
+        if job.status == job.Cancelled:  # it has left nothing, and there may be very many
+            click.echo(f"==> job {job.id}: Cancelled, {job.exception} <==")
+        else:
+            result = f", result {job.result!r}" if job.status == job.Finished else ""
+            screen.show(f"job {job.id}: {_status(job)}{result}{_where(job)}", job)
 
 
 def _as_json(job: DispyJob) -> dict[str, Any]:
@@ -334,6 +349,8 @@ def _exit(job: DispyJob) -> str:
     """Say how a program has ended."""
     if job.status != job.Finished:
         return _status(job) + _where(job)
+    if isinstance(job.result, int) and job.result < 0:
+        return f"killed by signal {-job.result}{_where(job)}"
     return f"exit code {job.result}{_where(job)}"
 
 
@@ -368,6 +385,8 @@ def _told_in_one_line() -> Iterator[None]:
         sys.exit(INTERRUPTED + interruption.signum)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED + signal.SIGINT)
+    except BrokenPipeError:  # whoever read the output has had enough, which click deals with
+        raise
     except (DispyError, OSError) as error:
         raise click.ClickException(str(error)) from None
 

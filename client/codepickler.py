@@ -139,6 +139,7 @@ def _without_cloudpickle(reduced: tuple[Any, ...]) -> Any:
     attributes, special = state
     submodules = special.pop("_cloudpickle_submodules")
     special["__dispy_submodules__"] = submodules
+    special["__globals__"].pop("__builtins__", None)  # nodes have their own, with more in them
     return (
         functions.make_function,
         (code, space, closure),

@@ -355,10 +355,11 @@ class Ledger:
     def _as_provisional(self, job: DispyJob, value: object) -> DispyJob:
         """Put a provisional result into a job, unless it has ended; return a copy that has it.
 
-        The job itself may end at any moment, and callbacks read it more than once.
+        The job itself may end at any moment, or wait for its next attempt, and callbacks read
+        it more than once.
         """
         with self._filling:
-            if job.status < DispyJob.Cancelled:
+            if job._seq in self._running and job.status < DispyJob.Cancelled:
                 job.result, job.status = value, DispyJob.ProvisionalResult
             return ProvisionalJob(job, value)
 

@@ -245,11 +245,11 @@ class Template:
                     self._on_message()
                 except ChannelClosed:
                     return
-            elif self._terminated and not select.select([self._channel], [], [], 0)[0]:
-                return  # without a word from the node
             if self._stage == CLEANING:
                 self._clean_up()
                 return
+            if self._terminated and not select.select([self._channel], [], [], 0)[0]:
+                return  # without a word from the node
 
     def _clean_up(self) -> None:
         """Run the user's cleanup function, after all job processes."""

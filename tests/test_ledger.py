@@ -269,6 +269,20 @@ def test_a_job_that_waits_again_is_created_again() -> None:
     assert told == [4, 6, 5, 6]
 
 
+def test_a_provisional_result_of_an_earlier_attempt_leaves_the_job_waiting() -> None:
+    go_on, one = threading.Event(), job(1)
+    told: list[int] = []
+    ledger = Ledger(lambda shown: told.append(shown.status), lambda *_: go_on.wait(PATIENCE_S))
+    ledger.pending = 1
+    ledger.begin(0, [(one, 10.0)])  # its callback waits
+    ledger.provisional(0, one, provisional(1, 1, "old"))
+    ledger.requeue([one])
+    go_on.set()
+    assert ledger.listener.drain(PATIENCE_S)
+    assert told == [DispyJob.ProvisionalResult]
+    assert (one.status, one.result) == (DispyJob.Created, None)
+
+
 def printed(seq: int, number: int, offset: int, text: bytes) -> JobRecord:
     return JobRecord(seq, 1, number, OUTPUT, pack_output(STDOUT, offset, text))
 

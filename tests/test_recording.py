@@ -182,6 +182,67 @@ def test_ids_set_after_submit_are_kept(recordings: Play, tmp_path: Path) -> None
     assert recordings.deadline() == float("inf")
 
 
+def test_jobs_that_wait_are_in_the_file_too(recordings: Play, tmp_path: Path) -> None:
+    recordings.begin()
+    recordings.submit(1, *[new_job(seq) for seq in range(1, 31)])
+    recordings.flush(0.0)
+    assert files(tmp_path) == [], "there is no node that outlives the program"
+    recordings.send(1, 1, 2, 3)
+    recordings.end(1, 1)
+    recordings.node(1, NODE)
+    recordings.submit(1, new_job(31))
+    recordings.end(1, 30)
+    recordings.flush(0.0)
+    cluster = read(files(tmp_path)[0]).computations[101]
+    assert list(cluster.jobs) == [*range(2, 30), 31]
+    assert cluster.sent == {2, 3}
+    assert cluster.has_ended(1)
+    assert cluster.has_ended(30)
+    recordings.send(1, 4)
+    recordings.flush(0.0)
+    assert read(files(tmp_path)[0]).computations[101].sent == {2, 3, 4}
+
+
+def test_many_jobs_are_recorded_in_steps(
+    recordings: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "RECORD_JOBS", 4)
+    monkeypatch.setattr(recording, "RECORD_BYTES", 20)
+    recordings.begin()
+    recordings.submit(1, *[new_job(seq, payload=b"") for seq in range(1, 7)])
+    recordings.submit(1, *[new_job(seq, payload=bytes(15)) for seq in range(7, 11)])
+    recordings.node(1, NODE)
+    kept = []
+    while recordings.deadline() < 0.0 or not kept:
+        recordings.flush(0.0)
+        cluster = read(files(tmp_path)[0]).computations[101]
+        kept.append(len(cluster.jobs))
+        assert cluster.has_ended(kept[-1]) is False
+        assert cluster.up_to == kept[-1]
+    assert kept == [4, 7, 9, 10]
+
+
+def test_ids_are_looked_at_in_turns(
+    recordings: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "LOOK_JOBS", 10)
+    recordings.begin()
+    recordings.node(1, NODE)
+    jobs = [new_job(seq) for seq in range(1, 26)]
+    recordings.submit(1, *jobs)
+    recordings.flush(0.0)
+    recordings.end(1, 1)
+    for turn in range(2):
+        for job in jobs:
+            job.id = f"{turn} {job._seq}"
+        for changed in (9, 19, 24):  # those before, and ten more
+            recordings.flush(recordings.deadline())
+            found = read(files(tmp_path)[0]).computations[101].jobs.values()
+            assert sum(id_of(job) == f"{turn} {job.seq}" for job in found) == changed + turn % 2
+        recordings.flush(recordings.deadline())
+    assert recordings.deadline() > 1.0, "then it has time"
+
+
 @pytest.mark.parametrize("job_id", [0, -1, 1 << 70, "", "ü", "\ud800", b"b", None, 1.5, Key(1)])
 def test_every_id_comes_back(recordings: Play, tmp_path: Path, job_id: object) -> None:
     recordings.begin()
@@ -217,6 +278,19 @@ def test_arguments_are_kept_up_to_a_size(recordings: Play, tmp_path: Path) -> No
     jobs = read(files(tmp_path)[0]).computations[101].jobs
     assert jobs[1].parts == [b"abcd", bytes(size - 4)]
     assert (jobs[2].payload, jobs[2].parts) == (b"", [])
+
+
+def test_a_huge_file_keeps_no_arguments(
+    recordings: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "FILE_BYTES_MAX", 300)
+    recordings.begin()
+    recordings.node(1, NODE)
+    for seq in (1, 2):
+        recordings.submit(1, new_job(seq, payload=bytes(300)))
+        recordings.flush(0.0)
+    jobs = read(files(tmp_path)[0]).computations[101].jobs
+    assert [len(job.payload) for job in jobs.values()] == [300, 0]
 
 
 def test_a_long_file_is_rewritten_without_what_has_ended(

@@ -131,6 +131,30 @@ def test_what_no_node_has_was_never_sent() -> None:
     assert "not been sent" in play.reason(3)
 
 
+def test_jobs_that_waited_in_the_program_are_cancelled() -> None:
+    play = Play()
+    play.join("a", 1, 2)
+    assert play.recovery.ends(COMPUTATION) == [], "node b may have them"
+    play.recovery.tick(PATIENCE_S)
+    ends = {job.seq: job.result for job in play.recovery.ends(COMPUTATION)}
+    assert {seq: end.status for seq, end in ends.items() if end} == {
+        3: ABANDONED,  # it had been sent
+        4: CANCELLED,
+        5: CANCELLED,
+    }
+
+
+def test_a_job_that_a_node_has_did_not_wait() -> None:
+    play = Play()
+    play.join("a", 4)
+    play.join("b")
+    assert not play.recovery.settled
+    play.say("a", Done(COMPUTATION, [result(4)]))
+    assert play.recovery.settled
+    ends = {job.seq: job.result for job in play.recovery.ends(COMPUTATION)}
+    assert [end.status for end in ends.values() if end] == [CANCELLED] * 3 + [FINISHED, CANCELLED]
+
+
 def test_results_that_were_kept_come_before_the_inventory() -> None:
     play = Play("a")
     identity = Identity("node", "a", "node a", "", "", "", address=DOORS["a"])

@@ -191,6 +191,53 @@ for max_tasks in (1, None):
         assert c.submit("Point", 5)() == "not there"
 """
 
+CHANGES = """
+import sys
+
+import dispy
+
+
+class Point:
+    def area(self):
+        return 1
+
+
+def scale(n):
+    return n
+
+
+def call(function, *args):
+    return function(*args)
+
+
+def area(point):
+    return point.area(), scale(2), made()
+
+
+def made():
+    class Inner:
+        value = 7
+
+    return Inner()
+
+
+with dispy.JobCluster(call, nodes=[sys.argv[1]], max_tasks_per_child=None) as cluster:
+    first = cluster.submit(area, Point())()
+    assert first[:2] == (1, 2) and first[2].value == 7
+    old = Point()
+
+    class Point:  # as in a notebook
+        def area(self):
+            return 2
+
+    again = cluster.submit(area, Point())()
+    assert again[:2] == (2, 2), again
+    assert type(cluster.submit(call, lambda p: p, Point())()) is Point
+    assert cluster.submit(lambda n: [scale(n), old.area()], 5)() == [5, 1]
+    job = cluster.submit(area, 5)
+    assert job() is None and "'int' object has no attribute 'area'" in str(job.exc), job.exception
+"""
+
 INIT = """
 import sys
 
@@ -217,7 +264,7 @@ with dispy.JobCluster(compute, [sys.argv[1]], depends=[init_depends], setup=setu
 """
 
 
-@pytest.mark.parametrize("source", [CODE, IDENTITY, JOB_CODE, INIT])
+@pytest.mark.parametrize("source", [CODE, IDENTITY, JOB_CODE, CHANGES, INIT])
 def test_code_of_a_program_is_what_it_was_at_the_other_side(
     node: NodeProcess, start_program: RunProgram, source: str
 ) -> None:
@@ -403,6 +450,37 @@ def test_a_file_that_changes_before_it_is_sent_is_named(
     assert job.status == DispyJob.Terminated
     assert "words.txt" in str(job.exception) and "change" in str(job.exception)
     assert finished(new_cluster(read, again, depends=["words.txt"]).submit("words.txt"))
+
+
+def test_a_node_that_is_started_anew_gets_its_files_again(
+    start_node: StartNode, new_cluster: NewCluster, here: Path
+) -> None:
+    node = start_node()
+    Path("words.txt").write_text("words")
+    Path("mine.txt").write_text("mine")
+    cluster = new_cluster(read, node, depends=["words.txt"], reentrant=True)
+    assert finished(cluster.submit("words.txt")).result == "words"
+    node.kill()
+    start_node(port=node.port)
+    assert finished(cluster.submit("words.txt")).result == "words"
+    assert finished(cluster.submit("mine.txt", dispy_job_depends=["mine.txt"])).result == "mine"
+
+
+def test_each_node_gets_the_files_of_its_own_entry(
+    start_node: StartNode, new_cluster: NewCluster, here: Path
+) -> None:
+    nodes = [start_node(cpus=1), start_node(cpus=1)]
+    entries = []
+    for number, node in enumerate(nodes):
+        folder = here.parent / f"for-{number}"
+        folder.mkdir()
+        (folder / "data.txt").write_text(f"data {number}")
+        entries.append(dispy.NodeAllocate("127.0.0.1", node.port, depends=[folder / "data.txt"]))
+    with dispy.JobCluster(read, nodes=entries) as cluster:
+        until(lambda: len(cluster.status().nodes) == 2, "two nodes")
+        for number, node in enumerate(nodes):
+            job = cluster.submit_node(node.address, "data.txt")
+            assert finished(job).result == f"data {number}"
 
 
 def test_ten_thousand_small_files(node: NodeProcess, new_cluster: NewCluster, here: Path) -> None:

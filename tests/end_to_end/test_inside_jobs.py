@@ -265,6 +265,19 @@ def test_a_link_in_the_programs_folder_leads_nothing_out(
     assert files(outside) == []
 
 
+def test_a_file_replaces_a_file_and_never_a_folder(
+    node: NodeProcess, new_cluster: NewCluster, here: Path
+) -> None:
+    (here / "folder").mkdir()
+    (here / "old").write_text("old")
+    cluster = new_cluster(send, node)
+    refused = finished(cluster.submit("folder", 10))
+    assert refused.result[0] == -1 and "folder" in str(refused.stderr)
+    assert (here / "folder").is_dir()
+    assert finished(cluster.submit("old", 1000)).result[0] == 0
+    assert (here / "old").stat().st_size == 1000 and files(here) == ["old"]
+
+
 def send_each(*names: str) -> list[int]:
     os.mkdir("folder")
     os.mkfifo("pipe")

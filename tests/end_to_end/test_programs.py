@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import psutil
@@ -97,6 +99,19 @@ def test_a_job_of_a_program_may_have_files_of_its_own(
     without = finished(cluster.submit("mine.txt"))
     assert isinstance(without.stderr, bytes) and b"mine.txt" in without.stderr
     assert not Path(path).exists()
+
+
+def test_a_python_program_finds_modules_that_it_depends_on(
+    node: NodeProcess, new_cluster: NewCluster, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("lib/helper_of_a_program.py", "def name(): return __name__\n", 0o644)
+    monkeypatch.syspath_prepend(str(here / "lib"))
+    module = importlib.import_module("helper_of_a_program")
+    source = "import helper_of_a_program\nprint(helper_of_a_program.name())\n"
+    cluster = new_cluster(write("bin/work.py", source), node, depends=[module])
+    job = finished(cluster.submit())
+    assert (job.result, job.stdout) == (0, b"helper_of_a_program\n"), job.stderr
+    del sys.modules[module.__name__]
 
 
 def test_a_binary_is_found_on_path(node: NodeProcess, new_cluster: NewCluster) -> None:

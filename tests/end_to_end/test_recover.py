@@ -137,6 +137,26 @@ def test_what_had_not_been_sent_is_cancelled(
             assert "had not been sent" in str(job.exception)
 
 
+def test_jobs_that_waited_in_the_program_can_be_submitted_again(
+    start_node: StartNode, start_jobs: StartJobs, gate: Path, new_cluster: NewCluster
+) -> None:
+    node = start_node(cpus=2)
+    program, path = start_jobs(node, 3000)
+    program.kill()
+    gate.touch()
+    jobs = dispy.recover_jobs(path)
+    assert [job.id for job in jobs] == [f"id-{n}" for n in range(3000)]
+    assert [(job.args, job.kwargs) for job in jobs] == [
+        ((n,), {"gate": str(gate)}) for n in range(3000)
+    ]
+    assert [job.result for job in jobs if job.status == DispyJob.Finished][:2] == [0, 1]
+    waited = [job for job in jobs if job.status == DispyJob.Cancelled]
+    assert len(waited) > 2900
+    assert "had not been sent to a node" in str(waited[-1].exception)
+    assert not path.exists()
+    assert_free(node, new_cluster)
+
+
 def test_jobs_may_end_before_anybody_asks(
     start_node: StartNode, start_jobs: StartJobs, gate: Path, new_cluster: NewCluster
 ) -> None:

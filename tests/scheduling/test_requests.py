@@ -355,7 +355,7 @@ def test_a_node_that_the_client_does_not_want_any_more_is_told_to_be_gone() -> N
     stage.ask(RESETUP, number)
     stage.tell("n", Released(stage.number))
     stage.tell(CLIENT, Allocate(1, number, 0))
-    assert [gone.node for gone in stage.take(NodeGone)] == [number]
+    assert [gone.node for _, gone in stage.take(NodeGone)] == [number]
     assert stage.ask(ALLOCATE, number).code == 0
     stage.tell(CLIENT, Allocate(1, number, 0))
     assert stage.take(NodeGone) == []

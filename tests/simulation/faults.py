@@ -99,6 +99,7 @@ def pause(world: World) -> float:
         return 0.0
     lasts = world.chance.choice([0.1, 1.0, 4.0, 10.0, 35.0, 120.0])
     world.note(f"pause {machine.node.identity.instance} for {lasts}")
+    world.longest_pause_s = max(world.longest_pause_s, lasts)
     machine.node.pause(world.now + lasts)
     return lasts
 

@@ -485,7 +485,8 @@ class ClientProcess(Process):
             self.exchange.send(self.broker, effect.message)
         elif not isinstance(effect, client_effects.Warned):
             record = self.records[effect.cluster]
-            assert not record.is_closed, "something happens after the cluster was closed"
+            late = record.is_closed and not isinstance(effect, client_effects.Answered)
+            assert not late, "something happens after the cluster was closed"
             handler = self.EFFECTS.get(type(effect))
             if handler is not None:
                 handler(self, record, effect)

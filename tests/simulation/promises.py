@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from dispy.broker.jobs import LOSSES_MAX
-from dispy.protocol.messages import ABANDONED, CANCELLED, FINISHED, TERMINATED, JobResult
+from dispy.broker.state import Cluster, Stage
+from dispy.node.endings import STEP_S
+from dispy.protocol.messages import (
+    ABANDONED,
+    CANCELLED,
+    FINISHED,
+    TERMINATED,
+    FileSpec,
+    JobOptions,
+    JobResult,
+)
 from dispy.protocol.payload import unpack_result
 
-from .jobs import End, answer
+from .extras import HANG_S, NOWHERE
+from .jobs import Course, End, answer
+from .processes import Record
 from .world import Wish, World, argument
+
+PLAIN = JobOptions()
+LATE_S = 0.5  # until a node looks again at what has run for too long
 
 
 def check_ends(world: World) -> None:
     """Each job has ended once, as it may end; none was run twice that must not be."""
     for number, wish in world.wishes.items():
         record = world.client.records[number]
-        assert record.ends.keys() == wish.courses.keys(), "not all jobs have ended"
+        missing = wish.courses.keys() - record.ends.keys()
+        assert not missing, f"jobs {sorted(missing)} of {number} have not ended"
+        assert record.ends.keys() == wish.courses.keys()
         for seq, ends in record.ends.items():
             check_end(world, wish, seq, ends)
-            begun = world.diary.begun.get((str(number), seq), [])
-            if not wish.opening.reentrant:
-                assert len(begun) <= 1, f"job {number}/{seq} was begun by {begun}"
+            check_attempts(world, wish, seq)
+        check_told(world, wish, record)
+        for request, answers in record.answers.items():
+            assert len(answers) == 1, f"{record.asked[request]} was answered {answers}"
 
 
 def check_end(world: World, wish: Wish, seq: int, ends: list[JobResult]) -> None:
@@ -30,9 +50,55 @@ def check_end(world: World, wish: Wish, seq: int, ends: list[JobResult]) -> None
     for end in ends:
         assert end.status in allowed(world, wish, seq), f"{where}, {end.payload!r}"
         if end.status == FINISHED:
-            ended = world.diary.ended[wish.opening.computation.name, seq]
+            ended = world.diary.ended[wish.name, seq]
             assert end.attempt in [attempt for _, attempt in ended], where
             check_value(wish, seq, end)
+        elif end.status == TERMINATED:
+            check_failure(world, wish, seq, end)
+
+
+def check_attempts(world: World, wish: Wish, seq: int) -> None:
+    """Check how often, where and for how long a job has run."""
+    options = wish.courses[seq].options or PLAIN
+    begun = world.diary.begun.get((wish.name, seq), [])
+    where = f"job {wish.opening.cluster}/{seq} was begun by {begun}"
+    if not wish.opening.reentrant:
+        assert len(begun) <= 1 + options.retries, where
+    if options.node:
+        assert len({life for life, _ in begun}) <= 1, where
+    if options.timeout:
+        grace_s = wish.opening.computation.cancel_grace
+        limit_s = options.timeout + grace_s + STEP_S + LATE_S + world.longest_pause_s
+        lasted = world.diary.lasted.get((wish.name, seq), [])
+        assert max(lasted, default=0.0) <= limit_s, f"{where}, and ran for {lasted}"
+
+
+def check_failure(world: World, wish: Wish, seq: int, end: JobResult) -> None:
+    """A job fails only when no attempt is left, and its text says why."""
+    course = wish.courses[seq]
+    options = course.options or PLAIN
+    if wish.is_closing or seq in wish.cancelled or may_fail_to_set_up(world, wish):
+        return
+    text = unpack_result(end.payload).exception
+    assert end.attempt >= 1 + options.retries, f"job {seq} was given up early: {text}"
+    if options.retries:
+        assert "attempts" in text, text
+    hangs = course.run_s >= HANG_S and end.attempt > course.fails and not wish.ended_some
+    if hangs and not (world.killed_processes or world.failing_forks):
+        has_files = bool(options.files)  # they may have vanished
+        assert "ran longer than its limit" in text or has_files, text
+
+
+def check_told(world: World, wish: Wish, record: Record) -> None:
+    """What jobs said came in order, and of attempts that returned all of it."""
+    for key, numbers in record.told.items():
+        assert numbers == sorted(set(numbers)), f"job and attempt {key} said {numbers}"
+    for seq, ends in record.ends.items():
+        if len(ends) == 1 and ends[0].status == FINISHED:
+            attempt = ends[0].attempt
+            said = world.diary.said.get((wish.name, seq, attempt), 0)
+            told = record.told.get((seq, attempt), [])
+            assert told == list(range(1, said + 1)), f"job {seq} said {said}, told was {told}"
 
 
 def check_value(wish: Wish, seq: int, end: JobResult) -> None:
@@ -47,19 +113,43 @@ def check_value(wish: Wish, seq: int, end: JobResult) -> None:
 def allowed(world: World, wish: Wish, seq: int) -> set[int]:
     """Say how a job may end after all that has happened."""
     course = wish.courses[seq]
-    statuses = {FINISHED if course.end is End.RETURN else TERMINATED}
+    options = course.options or PLAIN
+    statuses = {TERMINATED if never_returns(wish, course) else FINISHED}
+    if course.fails > options.retries:
+        statuses.add(TERMINATED)
     if seq in wish.cancelled or wish.is_closing:
         statuses |= {CANCELLED, TERMINATED}
-    if world.lost_nodes and not wish.opening.reentrant:
+    if world.lost_nodes and (not wish.opening.reentrant or options.node):
         statuses.add(ABANDONED)
-    if len(world.diary.begun.get((wish.opening.computation.name, seq), [])) >= LOSSES_MAX:
+    if options.node and (wish.opening.asks or wish.closed_some or options.node == NOWHERE):
+        statuses.add(CANCELLED)
+    if len(world.diary.begun.get((wish.name, seq), [])) >= LOSSES_MAX:
         statuses.add(ABANDONED)
-    fails = any(
-        wish.opening.computation.name in each.setup_fails for each in world.machines.values()
-    )
-    if world.killed_processes or world.failing_forks or fails:
+    if options.files and has_vanished(world, wish, options.files):
+        statuses.add(TERMINATED)
+    trouble = world.killed_processes or world.failing_forks or wish.ended_some
+    if trouble or may_fail_to_set_up(world, wish):
         statuses.add(TERMINATED)
     return statuses
+
+
+def never_returns(wish: Wish, course: Course) -> bool:
+    """Whether a job can't end well, however often it is tried."""
+    limited = course.options is not None and course.options.timeout < course.run_s >= HANG_S
+    return course.end is not End.RETURN or limited
+
+
+def may_fail_to_set_up(world: World, wish: Wish) -> bool:
+    """Whether some nodes can't set the computation up."""
+    machines = world.machines.values()
+    fails = any(wish.name in each.setup_fails | each.setup_hangs for each in machines)
+    return fails or has_vanished(world, wish, wish.opening.computation.files)
+
+
+def has_vanished(world: World, wish: Wish, files: list[FileSpec]) -> bool:
+    """Whether the client can't read some of these any more."""
+    number = wish.opening.cluster
+    return any((number, file.digest) in world.client.unreadable for file in files)
 
 
 def check_registered(world: World) -> None:
@@ -77,6 +167,49 @@ def dialling(world: World) -> set[str]:
     """Return the nodes that come by themselves; the broker lets the others go with a cluster."""
     machines = [each for each in world.machines.values() if each.dials]
     return {each.node.identity.instance for each in machines if each.node is not None}
+
+
+def check_used(world: World) -> None:
+    """Every node works for every cluster, and all that was asked has been answered."""
+    for number, wish in world.wishes.items():
+        record = world.client.records[number]
+        if wish.is_closing:
+            continue
+        assert record.asked.keys() == record.answers.keys(), "a request was not answered"
+        ready = set()
+        for peer, node in world.broker.scheduler.nodes.items():
+            allocation = cluster_of(world, number).allocations.get(node.id)
+            assert allocation is not None, f"{peer} isn't used for {number}"
+            if allocation.stage is not Stage.FAILED:
+                where = f"{peer} is {allocation.stage} for {number}"
+                assert allocation.stage is Stage.READY and allocation.is_open, where
+                ready.add(node.id)
+            else:
+                assert may_fail_to_set_up(world, wish), f"{peer} can't be used: {allocation.error}"
+        assert record.nodes.keys() == ready, "the client thinks that other nodes are used"
+        assert ready <= record.alive, "a node doesn't tell what it has to spare"
+    check_blobs(world)
+
+
+def cluster_of(world: World, number: int) -> Cluster:
+    """Return what the broker knows of a cluster."""
+    clients = world.broker.scheduler.clients
+    return clients[world.client.identity.instance].clusters[number]
+
+
+def check_blobs(world: World) -> None:
+    """No node got a content twice; without trouble, no piece was even asked for twice.
+
+    What a job needs that is cancelled meanwhile is thrown away, and may be asked for again.
+    """
+    wishes = world.wishes.values()
+    if any(wish.cancelled or wish.closed_some or wish.is_closing for wish in wishes):
+        return
+    for node in world.live_nodes():
+        assert max(node.jobs.store.completed.values(), default=0) <= 1
+    if not (world.lost_nodes or world.has_tampered or world.client.unreadable):
+        served = sum([each.served for each in world.client.records.values()], Counter())
+        assert max(served.values(), default=0) <= 1, "a piece of a file was sent twice"
 
 
 def check_free(world: World) -> None:
@@ -102,6 +235,9 @@ def check_clean(world: World) -> None:
     for node in world.told_nodes():
         assert not node.agent.computations, f"{node.identity.instance} has not cleaned up"
         assert not node.jobs.workers, f"{node.identity.instance} has job processes left"
+        assert not node.jobs.kept, f"{node.identity.instance} has files left"
+        assert node.jobs.store.is_settled, f"{node.identity.instance} has parts of files"
+    assert scheduler.state.underway == 0, "pieces of files are still counted"
     for process in world.processes():
         assert not process.broken_protocol, process.broken_protocol
         assert world.has_tampered or not process.exchange.malformed

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
+import random
 from functools import partial
 
 from dispy.broker.nodes import LEASE_PULSES
 from dispy.protocol.exchange import GREETING_S, REDIAL_MAX_S, REFUSED_PAUSE_S
 from dispy.protocol.link import BEAT_S, SILENCE_S
-from dispy.protocol.messages import Large
+from dispy.protocol.messages import JobOptions, Large
 
 from . import promises
+from .extras import HANG_S, Extras
 from .faults import strike
 from .jobs import Course, End
 from .network import CONNECT_TIMEOUT_S
@@ -18,12 +20,15 @@ from .world import World
 
 JOBS = 200
 JOBS_MANY = 450  # more than a broker takes before it knows how fast they go
-HANG_S = 1e6  # a job that ends only when it is made to
 FAULTS_MAX = 3
 FAULTS_UNTIL_S = 8.0
 LARGE = Large(3 << 20, [bytes(1 << 20)] * 3)
 CLOSE_S = 15.0  # from the close of a cluster to the end of its last job process
 SLACK_S = 2.0
+ALLOCATE_AFTER_S = (0.0, 5.0, 20.0)  # also nodes that come back a little later
+END_S = 4.0  # a job that heeds nothing has ended so long after its time
+HEARD_S = 0.03  # a job may wait so long after it has said something
+PLAIN = JobOptions()
 
 
 def courses(world: World, count: int) -> list[Course]:
@@ -60,14 +65,17 @@ def random_world(seed: int, faults: int, jobs: int = JOBS) -> World:
         if fails and number < 2:
             machine.setup_fails.add("1")
     clusters = 2 if chance.random() < 0.3 else 1
-    for _ in range(clusters):
+    for number in range(clusters):
+        extras = Extras(random.Random(f"extras of {seed}, {number}"))
         number = world.open_cluster(
             reentrant=chance.random() < 0.5,
             max_tasks=chance.choice([0, 0, 1, 1, 3]),
             pulse_s=chance.choice([0.2, 1.0, 5.0]),
             grace_s=chance.choice([0.1, 1.0]),
+            **extras.opening(),
         )
-        plan_user(world, number, jobs // clusters)
+        plan_user(world, number, jobs // clusters, extras)
+        extras.plan(world, number)
     for _ in range(faults):
         world.clock.at(chance.uniform(0.0, FAULTS_UNTIL_S), partial(strike, world))
     return world
@@ -82,11 +90,11 @@ def hang(world: World, number: int) -> None:
     world.clock.after(chance.uniform(0.0, 5.0), partial(world.cancel, number, seq))
 
 
-def plan_user(world: World, number: int, jobs: int) -> None:
+def plan_user(world: World, number: int, jobs: int, extras: Extras) -> None:
     """Have jobs submitted in a few portions, some cancelled, and maybe the cluster closed."""
     chance = world.chance
     portions = chance.randint(1, 4)
-    drawn = courses(world, jobs)
+    drawn = extras.change(courses(world, jobs))
     large = LARGE if chance.random() < 0.05 else None
     for portion in range(portions):
         part = drawn[portion::portions]
@@ -115,9 +123,20 @@ def patience_s(world: World) -> float:
     notice_s = SILENCE_S + 3 * BEAT_S
     reach_s = CONNECT_TIMEOUT_S + GREETING_S + REDIAL_MAX_S + REFUSED_PAUSE_S
     courses = [course for wish in world.wishes.values() for course in wish.courses.values()]
-    work = [course.run_s for course in courses if course.run_s < HANG_S]
+    work = [work_s(course) for course in courses]
     cpus = min([node.identity.cpus for node in world.live_nodes()], default=1)
-    return lease_s + notice_s + reach_s + sum(work) / cpus + 3 * max(work, default=0.0) + SLACK_S
+    setup_s = max(opening.computation.setup_timeout for opening in openings)
+    work_s_in_all = sum(work) / cpus + 3 * max(work, default=0.0)
+    return lease_s + notice_s + reach_s + setup_s + work_s_in_all + SLACK_S
+
+
+def work_s(course: Course) -> float:
+    """Say how long a job may keep a CPU busy, in all of its attempts."""
+    options = course.options or PLAIN
+    run_s = course.run_s
+    if run_s >= HANG_S:
+        run_s = options.timeout + END_S if options.timeout else 0.0
+    return (1 + options.retries) * (run_s + course.records * HEARD_S)
 
 
 def play(world: World, until: float = FAULTS_UNTIL_S + 2.0) -> None:
@@ -129,11 +148,14 @@ def play(world: World, until: float = FAULTS_UNTIL_S + 2.0) -> None:
     world.run(world.healed_at - world.now)
     world.network.heal()
     world.note("all faults are over")
+    for after_s in ALLOCATE_AFTER_S:
+        world.clock.after(after_s, world.allocate_all)
     world.run(patience_s(world), world.is_idle)
     promises.check_ends(world)
     settle(world)
     promises.check_registered(world)
     promises.check_free(world)
+    promises.check_used(world)
     world.close_all()
     assert world.run(CLOSE_S, world.is_closed), "a cluster doesn't close"
     world.run(SLACK_S)
@@ -164,6 +186,7 @@ def settle(world: World) -> None:
         try:
             promises.check_registered(world)
             promises.check_free(world)
+            promises.check_used(world)
         except AssertionError:
             return False
         return True

@@ -19,6 +19,7 @@ from dispy.job import DispyJob
 from dispy.protocol.messages import (
     ALLOCATE,
     CLOSE,
+    DEALLOCATE,
     RESETUP,
     Buffer,
     Code,
@@ -73,8 +74,14 @@ class Wish:
     layers: int = 1  # of code that have been defined
     sent_away: set[str] = field(default_factory=set)  # lives of nodes that were closed
     closed_some: bool = False
+    ended_some: bool = False  # with a node that was closed
     offers_wanted: bool = True  # nodes that are offered are used
     is_closing: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the nodes call it."""
+        return self.opening.computation.name
 
 
 class World:
@@ -91,7 +98,6 @@ class World:
         self.healed_at = 0.0  # when the last fault is over
         self.log: list[str] = []  # what was done to the world
         self.longest_pause_s = 0.0  # of a node; limits of time hold while nodes look at them
-        self.faults = 0
         self.killed_processes = False
         self.lost_nodes = False
         self.failing_forks = False
@@ -249,7 +255,8 @@ class World:
         if wish.is_closing:
             return
         self.note(f"{action} node {node} of {number}: {more}")
-        wish.closed_some |= action in (CLOSE, RESETUP)
+        wish.closed_some |= action in (CLOSE, DEALLOCATE, RESETUP)
+        wish.ended_some |= bool(more.get("terminate"))
         if action in (ALLOCATE, RESETUP):
             wish.sent_away.clear()
         request = partial(NodeRequest, number, action=action, node=node, **more)
@@ -263,7 +270,6 @@ class World:
     def allocate_all(self) -> None:
         """Have all nodes used again that users have sent away."""
         for number, wish in self.wishes.items():
-            wish.offers_wanted = True
             if wish.opening.asks or wish.closed_some:
                 self.request(number, ALLOCATE, nodes=wish.opening.nodes)
 
@@ -290,7 +296,8 @@ class World:
                 self.wishes[number].sent_away.add(self.life_of(asked.node))
 
     def _on_node(self, number: int, node: int) -> None:
-        assert self.life_of(node) not in self.wishes[number].sent_away, "a closed node is used"
+        life = self.life_of(node)
+        assert not life or life not in self.wishes[number].sent_away, "a closed node is used"
 
     def cancel(self, number: int, seq: int) -> None:
         """Cancel a job."""
