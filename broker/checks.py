@@ -36,7 +36,9 @@ def _check_cluster(state: State, cluster: Cluster) -> None:
     assert len(queued) + len(pinned) + len(held) == len(cluster.jobs)
     for job in queued + pinned:
         assert job.allocation is None and cluster.jobs[job.spec.seq] is job
-        assert job in cluster.line_of(job.spec)
+    assert all(cluster.line_of(job.spec) is cluster.line for job in queued)
+    for each in allocations:
+        assert all(cluster.line_of(job.spec) is each.pinned for job in each.pinned or ())
     assert not (queued or pinned) or cluster.in_turns
     assert not cluster.jobs.keys() & cluster.abandoned.keys()
     for allocation in allocations:

@@ -59,6 +59,7 @@ def _released(state: State, allocation: Allocation) -> None:
         start_over(state, allocation)
     else:
         cluster.shares[node.peer] = Share(0)
+        cluster.closed[node.id] = node.peer
         allocation.enter(Stage.CLOSED)
         say_gone(state, allocation, "it was closed on request")
         end_hopeless(state, cluster)

@@ -63,11 +63,7 @@ def _on_explain(state: State, peer: str, message: Explain, now: float) -> None:
 def _allocate(state: State, cluster: Cluster, message: NodeRequest) -> Reply:
     cluster.asks = cluster.asks or message.asks
     if message.node:
-        node = next((each for each in state.nodes.values() if each.id == message.node), None)
-        if node is None or not node.counted:
-            return -1, f"there is no node {message.node}"
-        _use(state, cluster, node, entry_for(message.nodes, node))
-        return DONE
+        return _allocate_again(state, cluster, message)
     if not message.nodes:
         return -1, "no nodes are named"
     new = [spec for spec in message.nodes if spec not in cluster.specs]
@@ -82,6 +78,21 @@ def _allocate(state: State, cluster: Cluster, message: NodeRequest) -> Reply:
             _use(state, cluster, node, entry)
             count += 1
     return 0, f"{count} of the nodes known by now match"
+
+
+def _allocate_again(state: State, cluster: Cluster, message: NodeRequest) -> Reply:
+    """Use a node that the client knows; one that was closed may work for others by now."""
+    node = next((each for each in state.nodes.values() if each.id == message.node), None)
+    if node is None and message.node in cluster.closed:
+        peer = cluster.closed[message.node]
+        cluster.shares.pop(peer, None)
+        node = state.nodes.get(peer)  # back under another number
+        if node is None:
+            return 0, "it is used once it is back"
+    if node is None or not node.counted:
+        return -1, f"there is no node {message.node}"
+    _use(state, cluster, node, entry_for(message.nodes, node))
+    return DONE
 
 
 def _use(state: State, cluster: Cluster, node: Node, entry: NodeSpec | None) -> None:

@@ -205,6 +205,7 @@ class Cluster:
     # What was decided by request for a node, by its instance: it holds when the node comes
     # back. An entry for each node that such a request ever was about.
     shares: dict[str, Share] = field(default_factory=dict)
+    closed: dict[int, str] = field(default_factory=dict)  # node id -> peer, closed by request
     heap: list[tuple[float, int, Allocation]] = field(default_factory=list)
     surplus: dict[Allocation, None] = field(default_factory=dict)  # hold more than their CPUs
     abandoned: dict[int, int] = field(default_factory=dict)  # seq -> attempt that may return

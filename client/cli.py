@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import queue
+import reprlib
 import shlex
 import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from .cluster import JobCluster
     from .job import DispyJob
 
+CALL_CHARS = 70  # of the arguments of a job in its line
 INTERRUPTED = 128  # the exit code, and the number of the signal
 EPILOG = """\b
 Examples:
@@ -270,10 +273,19 @@ def _list(jobs: Sequence[DispyJob]) -> None:
     screen = Screen(0, False)
     for job in jobs:
         if job.status == job.Cancelled:  # it has left nothing, and there may be very many
-            click.echo(f"==> job {job.id}: Cancelled, {job.exception} <==")
+            click.echo(f"==> job {job.id}{_call(job)}: Cancelled, {job.exception} <==")
         else:
             result = f", result {job.result!r}" if job.status == job.Finished else ""
             screen.show(f"job {job.id}: {_status(job)}{result}{_where(job)}", job)
+
+
+def _call(job: DispyJob) -> str:
+    """Show the arguments of a job, in short."""
+    if job.args is None:
+        return ""
+    values = [reprlib.repr(value) for value in job.args]
+    values += [f"{name}={reprlib.repr(value)}" for name, value in job.kwargs.items()]
+    return f" ({textwrap.shorten(', '.join(values), CALL_CHARS, placeholder='...')})"
 
 
 def _as_json(job: DispyJob) -> dict[str, Any]:

@@ -99,7 +99,10 @@ LEAVING = {CLOSE, DEALLOCATE, RESETUP}  # actions after which a node is not lost
 
 @dataclass(eq=False)
 class Cluster:
-    """What the core knows of one cluster; ``unfinished`` is the fact, the rest follows it."""
+    """What the core knows of one cluster; ``unfinished`` is the fact, the rest follows it.
+
+    `recording` looks at ``unfinished`` and ``away``, which are never replaced by others.
+    """
 
     opening: OpenCluster  # with all code that has been defined
     patient_until: float | None  # when to complain that there is no node
@@ -139,14 +142,13 @@ class Core:
 
     # -- what users want -----------------------------------------------------------------
 
-    def open(self, opening: OpenCluster, now: float) -> Cluster:
-        """Begin with a cluster, whose number is new, and return it; it's only to be looked at."""
+    def open(self, opening: OpenCluster, now: float) -> None:
+        """Begin with a cluster; its number is new."""
         assert opening.cluster not in self.clusters
-        cluster = self.clusters[opening.cluster] = Cluster(opening, now + PATIENCE_S)
+        self.clusters[opening.cluster] = Cluster(opening, now + PATIENCE_S)
         self._next_complaint = min(self._next_complaint, now + PATIENCE_S)
         if self.joined:
             self._effects.append(Send(opening))
-        return cluster
 
     def submit(self, number: int, job: DispyJob) -> None:
         """Queue a job. It may be on its way after this, or after any later event."""

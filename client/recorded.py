@@ -47,8 +47,7 @@ class ClusterRecord(Record, tag=2):
 
     cluster: int  # the client's number
     computation: int  # the broker's
-    name: str
-    program: bool
+    program: bool  # it isn't a function
 
 
 class NodeRecord(Record, tag=3):
@@ -57,7 +56,6 @@ class NodeRecord(Record, tag=3):
     cluster: int
     node: int  # its id
     address: str  # "host:port"
-    name: str
 
 
 class JobEntry(Record):
@@ -156,7 +154,6 @@ class RecordedCluster:
     """What a file says about a cluster."""
 
     number: int
-    name: str = ""
     program: bool = False
     closed: bool = False
     nodes: dict[int, NodeRecord] = field(default_factory=dict)
@@ -212,7 +209,7 @@ def _next(data: Buffer, offset: int) -> tuple[AnyRecord, int] | None:
         return None
     length, checksum = _HEAD.unpack_from(data, offset)
     begin, end = offset + _HEAD.size, offset + _HEAD.size + length
-    if not length or end > len(data):
+    if end > len(data):
         return None
     body = memoryview(data)[begin:end]
     if zlib.crc32(body) != checksum:
@@ -225,7 +222,7 @@ def _next(data: Buffer, offset: int) -> tuple[AnyRecord, int] | None:
 
 def _on_cluster(recorded: Recorded, record: ClusterRecord) -> None:
     cluster = recorded.cluster(record.cluster)
-    cluster.name, cluster.program = record.name, record.program
+    cluster.program = record.program
     recorded.computations[record.computation] = cluster
 
 

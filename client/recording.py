@@ -53,7 +53,6 @@ class Cluster:
     """What of a cluster would have to be recovered if the program ended now."""
 
     number: int
-    name: str
     program: bool
     path: Path | None
     jobs: dict[int, DispyJob]  # those that have not ended, in order; the core's
@@ -108,7 +107,6 @@ class Recordings:
     def open(
         self,
         number: int,
-        name: str,
         is_program: bool,
         path: str | os.PathLike[str] | None,
         jobs: dict[int, DispyJob],
@@ -120,7 +118,7 @@ class Recordings:
         them that the broker has. Both are the core's, and are only looked at.
         """
         where = None if path is None else Path(path).absolute()
-        self._clusters[number] = Cluster(number, name, is_program, where, jobs, sent)
+        self._clusters[number] = Cluster(number, is_program, where, jobs, sent)
         with suppress(OSError):
             self._folder = Path.cwd()
 
@@ -279,11 +277,11 @@ def _records(cluster: Cluster) -> Iterator[Record]:
 
 
 def _cluster_record(cluster: Cluster) -> ClusterRecord:
-    return ClusterRecord(cluster.number, cluster.computation, cluster.name, cluster.program)
+    return ClusterRecord(cluster.number, cluster.computation, cluster.program)
 
 
 def _node_record(cluster: Cluster, info: NodeInfo) -> NodeRecord:
-    return NodeRecord(cluster.number, info.id, info.address, info.name)
+    return NodeRecord(cluster.number, info.id, info.address)
 
 
 def _next_jobs(cluster: Cluster, jobs: Iterator[DispyJob], last: int) -> JobsRecord:

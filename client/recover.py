@@ -131,7 +131,7 @@ class Rescue:
             raise
         others = {number for _, sibling in self._siblings for number in sibling.computations}
         patience_s = max(recovery.PATIENCE_S, timeout or 0.0)
-        self._recovery = Recovery(_clusters(self._recorded), others, time.monotonic(), patience_s)
+        self._recovery = Recovery(clusters_of(self._recorded), others, time.monotonic(), patience_s)
         self._over: dict[int, list[int]] = {}  # jobs by computation: nothing more is to be had
         self._is_over = True  # nothing more is to be had of all jobs that have ended
         for kept in self._recorded.results:
@@ -308,14 +308,15 @@ def _open_siblings(recorded: Recorded) -> list[tuple[RecoverFile, Recorded]]:
     return opened
 
 
-def _clusters(recorded: Recorded) -> Iterable[Cluster]:
-    """Yield what the recovery has to know of each cluster."""
+def clusters_of(recorded: Recorded) -> Iterable[Cluster]:
+    """Yield what a recovery has to know of each cluster."""
     for computation, known in recorded.computations.items():
         jobs = {seq: Job(seq) for seq in known.jobs if seq in known.sent}
         for seq, node in known.begun.items():
             if seq in jobs and node in known.nodes:
                 jobs[seq].begun_at = known.nodes[node].address
-        addresses = {node.address for node in known.nodes.values()}
+        nodes = [] if known.closed else known.nodes.values()
+        addresses = {node.address for node in nodes}
         unsent = known.jobs.keys() - known.sent
         yield Cluster(computation, jobs, unsent, addresses, known.has_ended)
 

@@ -11,7 +11,6 @@ import stat
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 
 from .log import logger
@@ -36,6 +35,7 @@ class RecoverFile:
 
     def __init__(self, path: Path, descriptor: int, size: int = 0) -> None:
         self.path = path
+        self._draft = path.with_name(f".{path.name}.new")  # may be left by a program that died
         self.failed = False
         self.size = size
         self.outdated = 0  # jobs of which it says what isn't true any more
@@ -73,24 +73,24 @@ class RecoverFile:
 
     def rewrite(self, records: Iterable[Record]) -> None:
         """Have only these records in the file."""
-        new = self.path.with_name(self.path.name + ".new")
         self._rewrite_at = self.size + REWRITE_BYTES  # should it fail
         try:
-            descriptor = _create(new)
+            descriptor = _create(self._draft)
         except OSError:
             return
-        before, self.size = self.size, 0
+        before, self.size = self.size, len(MAGIC)
         try:
-            for record in chain([None], records):
-                data = MAGIC if record is None else b"".join(framed(record))
+            _write_all(descriptor, MAGIC)
+            for record in records:
+                data = b"".join(framed(record))
                 _write_all(descriptor, data)
                 self.size += len(data)
-            os.replace(new, self.path)
+            os.replace(self._draft, self.path)
         except OSError:
             self.size = before
             os.close(descriptor)
             with suppress(OSError):
-                new.unlink()
+                self._draft.unlink()
             return
         os.close(self._descriptor)
         self._descriptor, self._buffered, self.outdated = descriptor, [], 0
@@ -101,6 +101,7 @@ class RecoverFile:
         with suppress(OSError):
             if os.path.samestat(os.stat(self.path), os.fstat(self._descriptor)):
                 self.path.unlink()
+                self._draft.unlink()
         self.close()
 
     def close(self) -> None:

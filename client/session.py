@@ -213,15 +213,11 @@ class Session:
     def _open(self, order: Open) -> None:
         number = order.opening.cluster
         self._ledgers[number] = order.ledger
-        spec = order.opening.computation
-        cluster = self._core.open(order.opening, time.monotonic())
+        self._core.open(order.opening, time.monotonic())
+        cluster = self._core.clusters[number]
+        is_program = bool(order.opening.computation.program)
         self._recordings.open(
-            number,
-            spec.name,
-            bool(spec.program),
-            order.recover_file,
-            cluster.unfinished,
-            cluster.away,
+            number, is_program, order.recover_file, cluster.unfinished, cluster.away
         )
 
     def _define(self, order: Define) -> None:

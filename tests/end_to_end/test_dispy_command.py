@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import StartNode
+from .processes import NodeProcess
 from .waiting import is_there, until
 
 COMMAND = [sys.executable, "-m", "dispy.cli"]
@@ -37,6 +38,10 @@ def dispy(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *words], cwd=folder, capture_output=True, text=True, timeout=60, check=False
     )
+
+
+def on(node: NodeProcess) -> list[str]:
+    return ["run", "-n", node.address]
 
 
 def script(folder: Path, text: str, name: str = "program.py") -> str:
@@ -73,6 +78,49 @@ def test_a_program_that_fails(start_node: StartNode, tmp_path: Path) -> None:
     done = dispy("run", "-n", node.address, "-a", "1", "-a", "1 2", program, folder=tmp_path)
     assert done.returncode == 1
     assert "job 2 (1 2): exit code 1" in done.stdout
+
+
+def test_a_program_that_is_killed(start_node: StartNode, tmp_path: Path) -> None:
+    done = dispy(*on(start_node()), "sh", "--", "-c", "kill -9 $$", folder=tmp_path)
+    assert done.returncode == 1
+    assert "job 1 (-c 'kill -9 $$'): killed by signal 9" in done.stdout
+
+
+def test_standard_input_is_empty(start_node: StartNode, tmp_path: Path) -> None:
+    program = script(tmp_path, "import sys; print(repr(sys.stdin.read()))", "a program.py")
+    command = [*COMMAND, *on(start_node()), "-q", program]
+    with open("/dev/zero", "rb") as endless:
+        said = subprocess.check_output(command, stdin=endless, cwd=tmp_path, timeout=30, text=True)
+    assert said == "''\n"
+
+
+def test_what_is_too_long_says_so(start_node: StartNode, tmp_path: Path) -> None:
+    program = script(tmp_path, "print(5_000_000 * 'x')")
+    done = dispy(*on(start_node()), "-q", program, folder=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.count("x") == 1 << 20
+    assert "[output cut: more than 1048576 bytes]" in done.stdout
+
+
+def test_many_jobs(start_node: StartNode, tmp_path: Path) -> None:
+    words = [word for number in range(300) for word in ("-a", str(number))]
+    node = start_node()
+    done = dispy(*on(node), "-q", *words, "echo", folder=tmp_path)
+    assert done.returncode == 0
+    assert sorted(map(int, done.stdout.split())) == list(range(300))
+
+
+def test_a_reader_that_has_had_enough(start_node: StartNode, tmp_path: Path) -> None:
+    words = [word for number in range(3) for word in ("-a", str(number))]
+    program = script(tmp_path, "print(500_000 * 'x')")
+    command = [*COMMAND, *on(start_node()), "-q", *words, program]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 def test_a_job_that_takes_too_long(start_node: StartNode, tmp_path: Path) -> None:
@@ -139,8 +187,9 @@ def _lives(pid: int) -> bool:
     [
         (["run"], "Missing argument 'PROGRAM'"),
         (["run", "nothing"], "there is no file 'nothing'"),
+        (["run", "."], "'.' is a folder"),
         (["run", "-f", "nothing", "program.py"], "'nothing' does not exist"),
-        (["run", "-a", "'", "program.py"], "No closing quotation"),
+        (["run", "-a", "'", "program.py"], 'No closing quotation, in "\'"'),
         (["run", "--timeout", "-1", "program.py"], "0 or more"),
         (["run", "--retries", "-1", "program.py"], "-1"),
         (["recover", "--timeout", "nan"], "0 or more"),

@@ -57,9 +57,9 @@ def test_a_job_that_runs_too_long_is_ended_and_says_so(
 def test_the_time_in_which_a_job_waits_does_not_count(
     node: NodeProcess, new_cluster: NewCluster, max_tasks: int | None
 ) -> None:
-    cluster = new_cluster(sleep, node, timeout=1.5, max_tasks_per_child=max_tasks)
-    jobs = [cluster.submit(0.4) for _ in range(12)]  # on two CPUs the last one waits 2 seconds
-    assert [finished(job).result for job in jobs] == ["slept"] * 12
+    cluster = new_cluster(sleep, node, timeout=0.8, max_tasks_per_child=max_tasks)
+    jobs = [cluster.submit(0.1) for _ in range(24)]  # on two CPUs the last one waits 1.1 s
+    assert [finished(job).result for job in jobs] == ["slept"] * 24
 
 
 def stubborn(limit: float) -> str:

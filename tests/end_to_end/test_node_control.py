@@ -347,6 +347,40 @@ def test_jobs_wait_while_the_only_node_is_closed(
     assert finished(waiting).result == used.name
 
 
+OTHER = """
+import os, sys, time, dispy
+
+def hold(gate):
+    while not os.path.exists(gate):
+        time.sleep(0.005)
+
+with dispy.JobCluster(hold, nodes=[sys.argv[1]]) as cluster:
+    job = cluster.submit(sys.argv[2])
+    while job.status == dispy.DispyJob.Created:
+        time.sleep(0.01)
+    print("running", flush=True)
+"""
+
+
+def test_a_closed_node_is_free_for_other_programs_and_comes_back_after_them(
+    start_node: StartNode, new_cluster: NewCluster, start_program: RunProgram, gate: Path
+) -> None:
+    node = start_node("--name", "shared")
+    cluster = new_cluster(where, node)
+    finished(cluster.submit())
+    [used] = cluster.status().nodes
+    assert cluster.close_node(used) == 0
+    until(lambda: used.status == DispyNode.Closed, "Closed")
+    other = start_program(OTHER, node.address, str(gate))
+    is_there(other.out)
+    assert cluster.allocate_node(used) == 0
+    job = cluster.submit()
+    until(lambda: "works for" in job.explain(), "a reason")
+    gate.touch()
+    assert other.wait(PATIENCE_S) == 0, other.log()
+    assert finished(job).result == "shared"
+
+
 def test_jobs_of_a_node_that_is_closed_at_once_are_killed(
     node: NodeProcess, new_cluster: NewCluster, tmp_path: Path, gate: Path
 ) -> None:

@@ -363,6 +363,23 @@ def test_the_command_tells_in_json(
     assert second["stdout"] == "begin 1\nend 1\n"
 
 
+def test_the_command_lists_all_jobs(
+    start_node: StartNode, start_jobs: StartJobs, gate: Path
+) -> None:
+    program, _ = start_jobs(start_node(cpus=1), 20)
+    program.kill()
+    gate.touch()
+    command = [sys.executable, "-m", "dispy.cli", "recover"]
+    done = subprocess.run(
+        command, cwd=program.folder, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 1, "some didn't finish"
+    assert "==> job id-0: Finished, result 0, " in done.stdout
+    assert "==> job id-19 (19, gate='/" in done.stdout
+    assert "): Cancelled, it had not been sent to a node when its program ended <==" in done.stdout
+    assert done.stderr == ""
+
+
 def test_nothing_is_written_for_private_nodes(start_program: RunProgram) -> None:
     program = start_program(
         "import dispy\n"

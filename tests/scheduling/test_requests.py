@@ -361,6 +361,22 @@ def test_a_node_that_the_client_does_not_want_any_more_is_told_to_be_gone() -> N
     assert stage.take(NodeGone) == []
 
 
+def test_a_closed_node_that_has_left_is_used_once_it_is_back_if_that_is_asked_for() -> None:
+    for ask_first in (False, True):
+        stage = Stage()
+        number = stage.node("n")
+        stage.ask(CLOSE, number)
+        stage.tell("n", Released(stage.number))
+        stage.lose("n")
+        if ask_first:
+            assert stage.ask(ALLOCATE, number).code == 0
+        stage.node("n", ready=False)
+        assert len(stage.take(Prepare)) == ask_first
+        if not ask_first:
+            assert stage.ask(ALLOCATE, number).code == 0
+            assert len(stage.take(Prepare)) == 1
+
+
 def test_the_number_of_cpus_is_set() -> None:
     stage = Stage()
     number = stage.node("n", 4)

@@ -46,6 +46,7 @@ from dispy.protocol.payload import pack_result
 from .clock import Clock
 from .files import Store
 
+HANG_S = 1e6  # a job that ends only when it is made to
 LOOK_S = 0.1  # how often the output of a job is looked at
 
 

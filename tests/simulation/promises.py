@@ -18,8 +18,8 @@ from dispy.protocol.messages import (
 )
 from dispy.protocol.payload import unpack_result
 
-from .extras import HANG_S, NOWHERE
-from .jobs import Course, End, answer
+from .extras import NOWHERE
+from .jobs import HANG_S, Course, End, answer
 from .processes import Record
 from .world import Wish, World, argument
 

@@ -12,9 +12,9 @@ from dispy.protocol.link import BEAT_S, SILENCE_S
 from dispy.protocol.messages import JobOptions, Large
 
 from . import promises
-from .extras import HANG_S, Extras
+from .extras import Extras
 from .faults import strike
-from .jobs import Course, End
+from .jobs import HANG_S, Course, End
 from .network import CONNECT_TIMEOUT_S
 from .world import World
 
@@ -148,6 +148,7 @@ def play(world: World, until: float = FAULTS_UNTIL_S + 2.0) -> None:
     world.run(world.healed_at - world.now)
     world.network.heal()
     world.note("all faults are over")
+    world.close_stuck()
     for after_s in ALLOCATE_AFTER_S:
         world.clock.after(after_s, world.allocate_all)
     world.run(patience_s(world), world.is_idle)

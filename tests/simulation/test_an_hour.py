@@ -17,18 +17,19 @@ from types import SimpleNamespace
 import pytest
 
 from dispy import core as client_core
+from dispy import effects as client_effects
 from dispy.broker import effects as broker_effects
 from dispy.broker import placement
 from dispy.broker.core import Scheduler
 from dispy.job import DispyJob
 from dispy.node import effects as node_effects
-from dispy.node import launcher
 from dispy.node.core import Agent
-from dispy.protocol.messages import FINISHED, Body, JobSpec, NodeSpec, OpenCluster
+from dispy.protocol.messages import FINISHED, Body, ComputationSpec, JobSpec, NodeSpec, OpenCluster
 
 from .clock import Clock
 from .jobs import Course, Diary, Jobs
-from .world import identity
+from .processes import VITALS, carry_out, report
+from .world import identity, layer
 
 SCALE = float(os.environ.get("DISPY_SCALE", "1"))
 NODES = int(200 * SCALE)
@@ -86,31 +87,16 @@ class Node:
                 self._report()
 
     def _report(self) -> None:
-        now, agent = self.site.clock.now, self.agent
         for event in self.jobs.take_events():
-            if isinstance(event, launcher.Outcomes):
-                agent.outcomes(event.worker, event.results, now)
-            elif isinstance(event, launcher.WorkerExited):
-                agent.worker_exited(event.worker, event.started, event.reason, (b"", b""), now)
-            elif isinstance(event, launcher.TemplateReady):
-                agent.template_ready(event.computation)
-            elif isinstance(event, launcher.TemplateGone):
-                agent.template_gone(event.computation)
+            report(self.agent, event, self.site.clock.now)
 
     def _carry_out(self, effect: node_effects.Effect) -> None:
-        jobs = self.jobs
         if isinstance(effect, node_effects.Send):
             self.site.to_broker(self.peer, effect.message)
-        elif isinstance(effect, node_effects.Revoke):
-            self.agent.revoked(effect.worker, jobs.revoke(effect.worker), self.site.clock.now)
-        elif isinstance(effect, node_effects.Give):
-            jobs.give(effect.worker, effect.jobs)
-        elif isinstance(effect, node_effects.Spawn):
-            jobs.spawn(effect.computation, effect.worker, effect.max_tasks)
-        elif isinstance(effect, node_effects.StartTemplate):
-            jobs.prepare(effect.computation, effect.prepare.name, effect.prepare.code)
-        elif isinstance(effect, node_effects.StopTemplate):
-            jobs.release(effect.computation)
+        elif isinstance(effect, node_effects.Measure):
+            self.agent.measured(VITALS)
+        else:
+            carry_out(self.agent, self.jobs, effect, self.site.clock.now)
 
 
 class Site:
@@ -132,8 +118,8 @@ class Site:
         self.client.join(0.0)
         for _ in range(nodes):
             self.clock.after(self.chance.uniform(0, 5), self.add_node)
-        code = JobSpec(0, 0, b"")
-        self.client.open(OpenCluster(1, "1", code, [NodeSpec("*")], reentrant=True), 0.0)
+        computation = ComputationSpec("1", [layer(1)])
+        self.client.open(OpenCluster(1, computation, [NodeSpec("*")], reentrant=True), 0.0)
         for portion in range(100):
             first, last = portion * jobs // 100 + 1, (portion + 1) * jobs // 100
             when = portion * seconds * 0.8 / 100
@@ -211,9 +197,9 @@ class Site:
 
     def _from_client(self) -> None:
         for effect in self.client.take():
-            if isinstance(effect, client_core.Send):
+            if isinstance(effect, client_effects.Send):
                 self.to_broker("client", effect.message)
-            elif isinstance(effect, client_core.Ended):
+            elif isinstance(effect, client_effects.Ended):
                 for _, result in effect.jobs:
                     self.ends.setdefault(result.seq, []).append(result.status)
 

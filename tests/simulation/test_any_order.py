@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from .faults import cut, kill_job_process, partition, pause
-from .jobs import Course, End
-from .scenarios import HANG_S, play
+from .jobs import HANG_S, Course, End
+from .scenarios import play
 from .world import Machine, World
 
 EXAMPLES = int(os.environ.get("DISPY_EXAMPLES", "200"))

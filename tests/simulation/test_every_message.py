@@ -16,13 +16,22 @@ import pytest
 
 from dispy.protocol import messages
 from dispy.protocol.exchange import Event, Received
-from dispy.protocol.messages import Buffer, Envelope, NodeTrouble, Released, Withdraw
+from dispy.protocol.messages import (
+    SET_CPUS,
+    Buffer,
+    Envelope,
+    JobOptions,
+    NodeTrouble,
+    Released,
+    Withdraw,
+)
 from dispy.protocol.wire import Codec
 
-from .jobs import Course
+from .files import FILES
+from .jobs import HANG_S, Course
 from .network import End, Fate
 from .processes import BrokerProcess, ClientProcess, NodeProcess, Process
-from .scenarios import HANG_S, from_seed, play
+from .scenarios import from_seed, play
 from .world import World
 
 REPEATED = 0.3  # of all messages
@@ -36,14 +45,29 @@ def happy_world() -> World:
     for number in range(2):
         world.start_node(world.add_machine(2, dials=bool(number)))
     world.lost_nodes = True  # a message astray may cost more than a lease
-    first = world.open_cluster(max_tasks=0, pulse_s=0.2, grace_s=0.1)
+    first = world.open_cluster(max_tasks=0, pulse_s=0.2, grace_s=0.1, files=FILES[1:2], asks=True)
     second = world.open_cluster(reentrant=True, grace_s=0.1)
     world.submit(first, [Course(0.01)] * 20 + [Course(HANG_S), Course(0.2)])
     world.submit(second, [Course(0.05)] * 300)
-    world.clock.at(0.3, partial(world.cancel, first, 21))
-    world.clock.at(0.6, partial(world.stop_node, world.machines["node2"]))
-    world.clock.at(0.8, partial(world.close_cluster, second))
+    world.submit(first, [Course(0.2, records=3, options=JobOptions(follow=True))])
+    world.submit(first, [Course(0.01, fails=1, options=JobOptions(retries=1, files=FILES[:3]))])
+    later(world, 0.2, world.define, first)
+    later(world, 0.2, world.submit, first, [Course(0.4)] * 2)
+    later(world, 0.3, world.cancel, first, 21)
+    later(world, 0.3, world.follow, first, 25)
+    later(world, 0.35, world.client.explain, first, 25)
+    later(world, 0.35, world.send_file, first, 1, FILES[1])
+    later(world, 0.4, world.request, second, SET_CPUS, 1, cpus=1)
+    later(world, 0.6, world.stop_node, world.machines["node2"])
+    later(world, 0.8, world.close_cluster, second)
     return world
+
+
+def later(
+    world: World, when: float, act: Callable[..., None], *arguments: Any, **more: Any
+) -> None:
+    """Plan what a user does."""
+    world.clock.at(when, partial(act, *arguments, **more))
 
 
 def run_with(turn: int, fate: Fate) -> int:

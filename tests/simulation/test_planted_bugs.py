@@ -15,9 +15,25 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from dispy import core as client_core
+from dispy.broker import blobs as broker_blobs
+from dispy.broker import (
+    closing,
+    jobs,
+    nodes,
+    placement,
+    puts,
+    records,
+    requests,
+    results,
+    setups,
+    turns,
+)
 from dispy.broker import core as broker_core
-from dispy.broker import placement
+from dispy.broker import line as broker_line
 from dispy.node import core as node_core
+from dispy.node import endings, fetching, files, handover, reports
+from dispy.node import setups as node_setups
 from dispy.protocol import exchange, link
 
 from .scenarios import play_cancelled_queue, play_seed
@@ -36,27 +52,28 @@ class Bug(NamedTuple):
 
 
 S, A, L, X = broker_core.Scheduler, node_core.Agent, link.Link, exchange.Exchange
+F, C = fetching.Fetching, client_core.Core
 BUGS = [
-    Bug(S, "_on_loss", "cluster.opened.reentrant and", "True and"),
-    Bug(S, "_requeue", "cluster.waiting += 1", "pass"),
-    Bug(S, "_place_turn", "spec.attempt += 1", "pass"),
-    Bug(S, "away", "node.lost_at = now +", "node.lost_at = 1e9 +"),
-    Bug(S, "back", "node.online = True", "pass"),
-    Bug(S, "back", 'node.lost_at = float("inf")', "pass"),
-    Bug(S, "_close", "self._send(allocation.node.peer, Release(cluster.id))", "pass"),
-    Bug(S, "_grant", "cluster.credit = limit", "return"),
-    Bug(S, "_end", "del cluster.jobs[job.spec.seq]", "pass"),
-    Bug(S, "_end", "cluster.placed += 1", "pass"),
-    Bug(S, "_on_released", "self._finish_closing(allocation.cluster)", "pass"),
+    Bug(jobs, "lose", "cluster.opened.reentrant and", "True and"),
+    Bug(broker_line.Line, "put_back", "self.waiting += 1", "pass"),
+    Bug(turns, "_give", "spec.attempt += 1", "pass"),
+    Bug(nodes, "node_away", "node.lost_at = now +", "node.lost_at = 1e9 +"),
+    Bug(nodes, "node_back", "node.online = True", "pass"),
+    Bug(nodes, "node_back", 'node.lost_at = float("inf")', "pass"),
+    Bug(closing, "close_cluster", "state.order(allocation, Release(cluster.id))", "pass"),
+    Bug(turns, "grant", "cluster.credit = limit", "return"),
+    Bug(jobs, "_report", "del cluster.jobs[job.spec.seq]", "pass"),
+    Bug(jobs, "_report", "cluster.placed += 1", "pass"),
+    Bug(closing, "_released", "finish_closing(state, cluster)", "pass"),
     Bug(placement, "put", "allocation.node.load += 1", "pass"),
     Bug(placement, "take_off", "offer(other)", "pass"),
-    Bug(A, "worker_exited", "self._take_back(worker, len(worker.tasks))", "pass"),
-    Bug(A, "_idle", "self._busy -= 1", "pass"),
-    Bug(A, "_press", "self._effects.append(Destroy(worker.id))", "pass"),
-    Bug(A, "_release", "self._effects.append(StopTemplate(computation.id))", "pass"),
-    Bug(A, "revoked", "self._take_back(worker, count)", "pass"),
-    Bug(A, "template_gone", "self._send(Released(number))", "pass"),
-    Bug(A, "joined", "self._send(Holding(", "str(Holding("),
+    Bug(reports, "exited", "handover.take_back(node, worker, len(worker.tasks))", "pass"),
+    Bug(handover, "idle", "node.busy -= 1", "pass"),
+    Bug(endings, "press", "node.effects.append(Destroy(worker.id))", "pass"),
+    Bug(node_setups, "release", "node.effects.append(StopTemplate(computation.id, keep))", "pass"),
+    Bug(reports, "revoked", "handover.take_back(node, worker, count)", "pass"),
+    Bug(node_setups, "gone", "send(node, Released(computation.id))", "pass"),
+    Bug(A, "_report_holding", "send(self.node, Holding(", "str(Holding("),
     Bug(L, "receive", "if envelope.seq != self.received + 1:", "if False:"),
     Bug(L, "receive", "envelope.sent > self.received", "False"),
     Bug(L, "connect", "self._waiting.extendleft(reversed(self._unacked))", "pass"),
@@ -65,6 +82,42 @@ BUGS = [
     Bug(X, "tick", "now > link.heard + SILENCE_S", "False"),
     Bug(X, "_broken", "self._hang_up(dial)", "pass"),
     Bug(X, "forget", "if dial.peer == peer:", "if False:"),
+    # Files.
+    Bug(F, "kept", "if not claim.missing:", "if True:"),
+    Bug(F, "_append", "blob.got + size == blob.size", "True"),
+    Bug(files, "_settle_job", "computation.queue.append(task)", "pass"),
+    Bug(broker_blobs, "_note_had", "state.underway -= arrived", "pass"),
+    Bug(broker_blobs, "ask_clients", "state.fetchers.append(node)", "pass"),
+    Bug(puts, "_put", "state.order(allocation, PutFile(", "str(PutFile("),
+    # Code.
+    Bug(handover, "outdate", "worker.outdated = True", "pass"),
+    Bug(handover, "outdate", "computation.spares.clear()", "pass"),
+    Bug(setups, "_on_define", "state.order(allocation, Define(", "str(Define("),
+    # Records.
+    Bug(records, "_on_records_heard", "state.order(allocation, RecordsHeard(", "str(RecordsHeard("),
+    Bug(records, "_on_records", "state.send(peer, RecordsHeard(cluster.id, deaf))", "pass"),
+    Bug(C, "_on_records", "fresh.append((job, record))", "fresh.insert(0, (job, record))"),
+    # Limits, retries, priorities, jobs for one node.
+    Bug(endings, "limit", "interrupt(node, worker, now)", "pass"),
+    Bug(results, "_is_tried_again", "if job.failures > retries:", "if job.failures > retries + 1:"),
+    Bug(results, "_is_tried_again", "if not retries or job.cancelled:", "if True:"),
+    Bug(
+        broker_line.Line,
+        "_queue",
+        "insort(self._priorities, priority)",
+        "self._priorities.append(priority)",
+    ),
+    Bug(jobs, "pin", "offer(allocation)", "pass"),
+    Bug(jobs, "put_back", "cluster.pinned += 1", "pass"),
+    Bug(nodes, "lose_node", "end_pinned(state, allocation, ABANDONED, why)", "pass"),
+    # Requests.
+    Bug(closing, "_released", "cluster.shares[node.peer] = Share(0)", "pass"),
+    Bug(closing, "_released", "start_over(state, allocation)", "pass"),
+    Bug(requests, "_use", "allocation.suspend(False)", "pass"),
+    Bug(requests, "_on_node_request", "state.send(peer, Answer(", "str(Answer("),
+    Bug(setups, "release_if_free", "state.order(allocation, Release(", "str(Release("),
+    Bug(node_setups, "limit", "node.wake_at(computation.setup_until)", "pass"),
+    Bug(A, "_tick_pulse", "self.node.effects.append(Measure())", "pass"),
 ]
 
 
@@ -111,5 +164,5 @@ def test_a_planted_bug_is_caught(bug: Bug) -> None:
 
 
 def test_there_are_enough_bugs() -> None:
-    assert len(BUGS) >= 12
+    assert len(BUGS) >= 36
     assert len(set(BUGS)) == len(BUGS)

@@ -17,6 +17,7 @@ import msgspec
 
 from dispy.job import DispyJob
 from dispy.protocol.messages import (
+    ABANDONED,
     ALLOCATE,
     CLOSE,
     DEALLOCATE,
@@ -36,7 +37,7 @@ from dispy.protocol.messages import (
 )
 
 from .clock import Clock
-from .jobs import Course, Diary, Jobs
+from .jobs import HANG_S, Course, Diary, Jobs
 from .network import End, Network, Socket
 from .processes import BrokerProcess, ClientProcess, NodeProcess, Process
 
@@ -272,6 +273,19 @@ class World:
         for number, wish in self.wishes.items():
             if wish.opening.asks or wish.closed_some:
                 self.request(number, ALLOCATE, nodes=wish.opening.nodes)
+
+    def close_stuck(self) -> None:
+        """Close clusters with a job that was abandoned, but never ends: nothing else ends it.
+
+        Its node goes on with it as long as it may return, and others wait behind it.
+        """
+        for number, wish in self.wishes.items():
+            for seq, ends in self.client.records[number].ends.items():
+                course = wish.courses[seq]
+                limited = course.options is not None and course.options.timeout
+                if ends[-1].status == ABANDONED and course.run_s >= HANG_S and not limited:
+                    self.close_cluster(number)
+                    break
 
     def life_of(self, node: int) -> str:
         """Return the life of the node that the broker knows by a number."""
