@@ -42,7 +42,7 @@ def allocate(state: State, cluster: Cluster, node: Node) -> None:
     """Have a node set up for a cluster that asks for it, or offer it to its client."""
     if cluster.closing or not node.counted or cluster.id in node.allocations:
         return
-    cluster.untried.discard(node.address)
+    cluster.untried -= {node.address, node.identity.address}
     entry = entry_for(cluster.specs, node)
     decided = cluster.shares.get(node.peer)
     if decided is None and entry is None:
@@ -58,7 +58,7 @@ def allocate(state: State, cluster: Cluster, node: Node) -> None:
 
 def join(cluster: Cluster, node: Node, share: Share) -> Allocation:
     """Give a node a part in a cluster."""
-    cluster.untried.discard(node.address)
+    cluster.untried -= {node.address, node.identity.address}
     allocation = Allocation(cluster, node, share)
     node.allocations[cluster.id] = cluster.allocations[node.id] = allocation
     return allocation

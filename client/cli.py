@@ -196,10 +196,12 @@ def run(
             )
         except (TypeError, ValueError) as error:
             raise click.UsageError(str(error)) from None
+        screen = Screen(len(jobs), quiet)
         try:
-            all_well = _run(cluster, jobs, ended.get, Screen(len(jobs), quiet))
+            all_well = _run(cluster, jobs, ended.get, screen)
             cluster.close()
         except BaseException:
+            screen.clear()
             cluster.close(timeout=0, terminate=True)
             raise
         if verbose or debug:
@@ -330,7 +332,7 @@ class Screen:
 
     def show(self, title: str, job: DispyJob) -> None:
         """Print what a job has left."""
-        self._clear()
+        self.clear()
         if not self._quiet:
             click.echo(f"==> {title} <==")
         _print(job.stdout, err=False)
@@ -341,12 +343,13 @@ class Screen:
         self.progress()
 
     def progress(self) -> None:
-        """Say how far it is."""
+        """Say how far it is, in a line that whatever comes next overwrites."""
         if self._has_progress and self._ended < self._total:
-            text = f"{self._ended} of {self._total} jobs have ended"
+            text = f"{self._ended} of {self._total} jobs have ended\r"
             click.echo(text, nl=False, err=True)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Take that line away."""
         if self._has_progress:
             click.echo("\r\x1b[K", nl=False, err=True)
 
