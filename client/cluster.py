@@ -225,6 +225,7 @@ class JobCluster(NodeControl, OldClusterNames):
 
     def submit(
         self,
+        /,
         *args: Any,
         dispy_job_depends: Sequence[object] = (),
         dispy_job_timeout: float | None = None,
@@ -253,6 +254,7 @@ class JobCluster(NodeControl, OldClusterNames):
     def submit_job_id(
         self,
         job_id: object,
+        /,
         *args: Any,
         dispy_job_depends: Sequence[object] = (),
         dispy_job_timeout: float | None = None,
@@ -267,6 +269,7 @@ class JobCluster(NodeControl, OldClusterNames):
     def submit_node(
         self,
         node: DispyNode | str,
+        /,
         *args: Any,
         dispy_job_depends: Sequence[object] = (),
         dispy_job_timeout: float | None = None,
@@ -286,6 +289,7 @@ class JobCluster(NodeControl, OldClusterNames):
         self,
         job_id: object,
         node: DispyNode | str,
+        /,
         *args: Any,
         dispy_job_depends: Sequence[object] = (),
         dispy_job_timeout: float | None = None,

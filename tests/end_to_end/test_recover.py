@@ -68,7 +68,10 @@ def start_jobs(start_program: RunProgram, gate: Path) -> StartJobs:
         running = min(count, node.cpus)
         until(lambda: _running(gate) >= running, f"{running} jobs that run")
         path = program.folder / more[0] if more else _only(program)
-        until(lambda: f"id-{count - 1}".encode() in path.read_bytes(), "the last id in the file")
+        until(
+            lambda: path.exists() and f"id-{count - 1}".encode() in path.read_bytes(),
+            "the last id in the file",
+        )
         return program, path
 
     return start
@@ -79,6 +82,7 @@ def _running(gate: Path) -> int:
 
 
 def _only(program: Program) -> Path:
+    until(lambda: list(program.folder.glob("_dispy_*")), "a recover file")
     (path,) = program.folder.glob("_dispy_*")
     return path
 
