@@ -27,7 +27,10 @@ def close(state: State, allocation: Allocation, kill: bool, anew: bool) -> None:
     """Use a node no more, at least not before it has been set up ``anew``."""
     allocation.anew = anew
     allocation.terminating = allocation.terminating or kill
+    # It holds also for a node that is lost before it has been released, and comes back.
+    allocation.cluster.shares.pop(allocation.node.peer, None)
     if not anew:
+        allocation.cluster.shares[allocation.node.peer] = Share(0)
         reason = f"node {allocation.node.title} was closed"
         end_pinned(state, allocation, CANCELLED, reason)
         fail_puts(state, allocation, reason)

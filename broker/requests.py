@@ -103,6 +103,7 @@ def _use(state: State, cluster: Cluster, node: Node, entry: NodeSpec | None) -> 
         start_over(state, join(cluster, node, Share(0)), share)
     elif allocation.stage in (Stage.CLOSING, Stage.RELEASING):
         allocation.anew = True
+        cluster.shares.pop(node.peer, None)
     elif allocation.stage in IDLE or allocation.stage is Stage.FAILED:
         start_over(state, allocation, share)
     elif allocation.suspended:

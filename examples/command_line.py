@@ -12,23 +12,28 @@ from pathlib import Path
 
 from node_option import command_line
 
-PROGRAM = Path(__file__).parent / "programs" / "count_lines.py"
-TEXT = Path(__file__)
+FOLDER = Path(__file__).resolve().parent
+PROGRAM = "programs/count_lines.py"
+TEXT = FOLDER / "command_line.py"
 WORDS = ("import", "print", "return")
 
 
 def run(nodes: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run ``dispy run`` with a job for each of the arguments; show it all."""
-    options = ["-f", str(TEXT)]
+    options = ["-f", TEXT.name]
     for argument in arguments:
         options += ["-a", argument]
     for node in nodes:
         options += ["-n", node]
-    command = ["run", *options, str(PROGRAM)]
+    command = ["run", *options, PROGRAM]
     shown = [f'"{word}"' if " " in word else word for word in command]
     print("\n$ dispy", *shown, flush=True)
     done = subprocess.run(
-        [sys.executable, "-m", "dispy.cli", *command], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "dispy.cli", *command],
+        cwd=FOLDER,  # files keep their path below the current folder, so these have none
+        capture_output=True,
+        text=True,
+        check=False,
     )
     print(done.stdout + done.stderr, end="")
     print(f"(exit code {done.returncode})")

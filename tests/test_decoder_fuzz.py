@@ -27,14 +27,25 @@ MEMORY_MAX = 1 << 20  # reserved for a message of a few bytes, whatever it annou
 ROUTE = b"somebody"
 
 IDENTITY = m.Identity("node", "n1", "node", "0", "3.11.7", "Linux", 4, "here", "127.0.0.1:9701")
-SPEC = m.JobSpec(7, 2, b"payload", [m.Large(5, [b"large"])])
+FILE = m.FileSpec("folder/file", b"digest", 4, 0o755, 1.5)
+OPTIONS = m.JobOptions(1, 2.0, 3, 4, True, [FILE])
+SPEC = m.JobSpec(7, 2, b"payload", [m.Large(5, [b"large"])], OPTIONS)
+CODE = m.Code("3.11", m.JobSpec(0, 0, b"", [m.Large(5, [b"layer"])]), "source", b"by name")
 RESULT = m.JobResult(7, 2, m.FINISHED, 1.5, 2.5, b"result", [m.Large(3, [b"abc"])])
 
 
 STRUCTS: dict[str, Any] = {
     "JobSpec": SPEC,
     "JobResult": RESULT,
-    "NodeSpec": m.NodeSpec("10.0.*", 9701, -1),
+    "NodeSpec": m.NodeSpec("10.0.*", 9701, -1, [FILE], SPEC),
+    "JobRecord": m.JobRecord(7, 2, 1, m.FILE, b"", [m.Large(4, [b"data"])]),
+    "Heard": m.Heard(7, 2, 1, "refused"),
+    "BlobRange": m.BlobRange(b"digest", 0, 4),
+    "BlobPiece": m.BlobPiece(b"digest", 0, b"", [m.Large(4, [b"data"])], "vanished"),
+    "FileSpec": FILE,
+    "Code": CODE,
+    "ComputationSpec": m.ComputationSpec("name", [CODE], [FILE], "program", "folder"),
+    "Vitals": m.Vitals(90.0, 1 << 30, 1 << 40, 100.0),
     "NodeInfo": m.NodeInfo(1, "127.0.0.1:9701", "node", 4, "Linux"),
 }
 SIMPLE: dict[str, Any] = {"str": "x", "float": 0.5, "int": 3}

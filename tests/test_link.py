@@ -9,14 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispy.protocol.errors import Gap, ProtocolError
-from dispy.protocol.link import ACK_ENVELOPES, WINDOW_BYTES, Link
+from dispy.protocol.link import ACK_ENVELOPES, BATCH_FIELDS, WINDOW_BYTES, Link
 from dispy.protocol.messages import (
+    PROVISIONAL,
+    BlobPiece,
+    BlobPieces,
+    BlobRange,
+    Body,
     Buffer,
     Done,
     Envelope,
     Identity,
+    JobRecord,
     JobResult,
     JobSpec,
+    NeedBlobs,
+    Records,
     Run,
     Withdraw,
 )
@@ -145,17 +153,37 @@ def test_a_lost_last_message_is_missed_at_the_next_sign_of_life() -> None:
         pair.sides[1].take_one(pair.now)
 
 
-def test_a_batch_that_is_too_long_for_a_header_is_cut() -> None:
+def batches(payload: bytes, count: int) -> dict[str, Body]:
+    """Make a message for each field where one can be cut."""
+    runs = [JobSpec(seq, 0, payload) for seq in range(count)]
+    results = [JobResult(seq, 1, 11, 0.0, 1.0, payload) for seq in range(count)]
+    records = [JobRecord(seq, 1, 1, PROVISIONAL, payload) for seq in range(count)]
+    pieces = [BlobPiece(b"%d" % seq, 0, payload) for seq in range(count)]
+    ranges = [BlobRange(payload, seq, 1) for seq in range(count)]
+    return {
+        "jobs": Run(1, runs),
+        "results": Done(1, results),
+        "records": Records(1, records, 2),
+        "pieces": BlobPieces(1, 2, pieces),
+        "ranges": NeedBlobs(1, 2, ranges, 3),
+    }
+
+
+@pytest.mark.parametrize("field", BATCH_FIELDS)
+def test_a_batch_that_is_too_long_for_a_header_is_cut(field: str) -> None:
     pair = Pair()
-    results = [JobResult(seq, 1, 11, 0.0, 1.0, bytes(60_000)) for seq in range(100)]
-    pair.sides[0].link.send(Done(1, results))
+    message = batches(bytes(60_000), 100)[field]
+    pair.sides[0].link.send(message)
     pair.flush(0)
     assert all(len(frames[0]) <= HEADER_BYTES for frames in pair.sides[1].coming)
     pair.settle()
     delivered = pair.sides[1].delivered
     assert len(delivered) > 1
-    arrived = [result for done in delivered if isinstance(done, Done) for result in done.results]
-    assert arrived == results
+    assert [item for part in delivered for item in getattr(part, field)] == getattr(message, field)
+    for part in delivered:
+        setattr(part, field, [])
+    setattr(message, field, [])
+    assert all(part == message for part in delivered)  # what isn't cut is in every part
 
 
 def test_no_more_is_sent_than_the_window_lets_through() -> None:

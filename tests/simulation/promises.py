@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from dispy.broker.jobs import LOSSES_MAX
+from dispy.broker.matching import entry_for
 from dispy.broker.state import Cluster, Stage
 from dispy.node.endings import STEP_S
 from dispy.protocol.messages import (
@@ -19,6 +18,7 @@ from dispy.protocol.messages import (
 from dispy.protocol.payload import unpack_result
 
 from .extras import NOWHERE
+from .files import CONTENTS
 from .jobs import HANG_S, Course, End, answer
 from .processes import Record
 from .world import Wish, World, argument
@@ -178,6 +178,8 @@ def check_used(world: World) -> None:
         assert record.asked.keys() == record.answers.keys(), "a request was not answered"
         ready = set()
         for peer, node in world.broker.scheduler.nodes.items():
+            if entry_for(wish.opening.nodes, node) is None:
+                continue
             allocation = cluster_of(world, number).allocations.get(node.id)
             assert allocation is not None, f"{peer} isn't used for {number}"
             if allocation.stage is not Stage.FAILED:
@@ -200,16 +202,21 @@ def cluster_of(world: World, number: int) -> Cluster:
 def check_blobs(world: World) -> None:
     """No node got a content twice; without trouble, no piece was even asked for twice.
 
-    What a job needs that is cancelled meanwhile is thrown away, and may be asked for again.
+    What a job needs that is cancelled or moved meanwhile is thrown away, and may be asked for
+    again; what a computation needs stays as long as it is there.
     """
     wishes = world.wishes.values()
     if any(wish.cancelled or wish.closed_some or wish.is_closing for wish in wishes):
         return
     for node in world.live_nodes():
-        assert max(node.jobs.store.completed.values(), default=0) <= 1
-    if not (world.lost_nodes or world.has_tampered or world.client.unreadable):
-        served = sum([each.served for each in world.client.records.values()], Counter())
-        assert max(served.values(), default=0) <= 1, "a piece of a file was sent twice"
+        completed = node.jobs.store.completed
+        assert all(count == 1 or not CONTENTS[digest] for digest, count in completed.items())
+    if world.lost_nodes or world.has_tampered or world.client.unreadable:
+        return
+    for number, wish in world.wishes.items():
+        own = {file.digest for file in wish.opening.computation.files}
+        for (node_id, digest, _), count in world.client.records[number].served.items():
+            assert count == 1 or digest not in own, f"node {node_id} got a piece of a file twice"
 
 
 def check_free(world: World) -> None:
