@@ -22,7 +22,7 @@ MAGIC = b"dispy recover file 1\n"
 
 _HEAD = struct.Struct("<II")  # length, CRC-32
 
-Id: TypeAlias = "int | str | tuple[bytes]"  # as it is kept; in a tuple: pickled
+Id: TypeAlias = int | str | tuple[bytes]  # as it is kept; in a tuple: pickled
 
 
 class RecoverError(DispyError, OSError):
