@@ -30,7 +30,8 @@ def matches(spec: NodeSpec, node: Node) -> bool:
         return True
     for address in (node.address, node.identity.address):
         host, _, port = address.rpartition(":")
-        if fnmatchcase(host.strip("[]"), spec.pattern) and spec.port in (0, int(port or 0)):
+        has_port = not spec.port or port == str(spec.port)
+        if has_port and fnmatchcase(host.strip("[]"), spec.pattern):
             return True
     return False
 
@@ -38,7 +39,7 @@ def matches(spec: NodeSpec, node: Node) -> bool:
 def cpus_of(node: Node, asked: int) -> int:
     """Say how many CPUs are meant: 0 is all of them, a negative number all but so many."""
     if asked > 0:
-        return min(asked, node.identity.cpus)
+        return max(0, min(asked, node.identity.cpus))
     return max(0, node.identity.cpus + asked)
 
 

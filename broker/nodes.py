@@ -26,6 +26,7 @@ from .effects import Forget
 from .jobs import end_pinned, leave_line, lose, put_back, take_turns
 from .matching import entry_for, share_of
 from .placement import offer, put
+from .records import answer_again
 from .setups import allocate, join, ready
 from .state import Allocation, Cluster, Job, Node, Share, State
 
@@ -115,6 +116,7 @@ def _on_holding(state: State, peer: str, message: Holding, now: float) -> None:
         if computation not in node.allocations:
             state.send(peer, Release(computation))
     state.send(peer, Inventory(_wanted(state, node, message)))
+    answer_again(state, node, message.jobs)
     for cluster in state.clusters.values():
         allocate(state, cluster, node)
 
@@ -163,6 +165,7 @@ def _adopt_jobs(state: State, allocation: Allocation, message: Holding) -> None:
             leave_line(cluster, job)  # this entry of the line; the job goes on as another
             cluster.jobs[seq] = adopted = Job(job.spec)
             adopted.losses = job.losses
+            adopted.heard = job.heard
             adopted.failures = max(0, job.failures - 1)  # that attempt hasn't failed after all
             adopted.started = job.started
             put(adopted, allocation)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dispy.protocol.messages import Heard, JobRecord, Records, RecordsHeard
+from dispy.protocol.messages import RECORDS_AHEAD, Heard, JobRecord, Records, RecordsHeard
 
-from .state import Allocation, Cluster, Node, State
+from .state import Allocation, Cluster, Job, Node, State
 
 NOBODY = "nobody waits for this attempt of the job any more"
+LAST = (1 << 63) - 1  # all records that an attempt may have sent
 
 
 def _on_records(state: State, peer: str, message: Records, now: float) -> None:
@@ -45,10 +46,38 @@ def _on_records_heard(state: State, peer: str, message: RecordsHeard, now: float
     answers: dict[Allocation, list[Heard]] = {}
     for heard in message.jobs:
         job = cluster.jobs.get(heard.seq)
-        if job is not None and job.spec.attempt == heard.attempt and job.allocation is not None:
+        if job is None or job.spec.attempt != heard.attempt:
+            continue
+        _remember(job, heard)
+        if job.allocation is not None:
             answers.setdefault(job.allocation, []).append(heard)
     for allocation, jobs in answers.items():
         state.order(allocation, RecordsHeard(cluster.id, jobs))
+
+
+def _remember(job: Job, heard: Heard) -> None:
+    """Keep the answers that its node may not get, should it be lost now and come back."""
+    if job.heard is None:
+        job.heard = []
+    job.heard.append(heard)
+    del job.heard[:-RECORDS_AHEAD]
+
+
+def answer_again(state: State, node: Node, held: list[tuple[int, int, int]]) -> None:
+    """Answer once more what a node's jobs have said: a new session may have lost the answers.
+
+    Else a job could wait for ever to be heard; nobody sends it again.
+    """
+    answers: dict[int, list[Heard]] = {}
+    for computation, seq, attempt in held:
+        cluster = state.clusters.get(computation)
+        job = None if cluster is None else cluster.jobs.get(seq)
+        if job is None:
+            answers.setdefault(computation, []).append(Heard(seq, attempt, LAST, NOBODY))
+        elif job.spec.attempt == attempt and job.heard:
+            answers.setdefault(computation, []).extend(job.heard)
+    for computation, heard in answers.items():
+        state.send(node.peer, RecordsHeard(computation, heard))
 
 
 HANDLERS: dict[type[Any], Callable[..., None]] = {

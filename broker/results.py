@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from dispy.protocol import payload
+from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import (
     FINISHED,
     TERMINATED,
@@ -24,6 +25,7 @@ from .setups import release_if_free, vacate
 from .state import Cluster, Job, Stage, State
 
 SMOOTHING = 0.3  # weight of the newest batch in the measured job time
+LONG_S = 1e9  # what a job process says of its times may be no number at all
 
 
 class Spent(NamedTuple):
@@ -103,16 +105,16 @@ def _is_tried_again(state: State, job: Job, retries: int) -> bool:
 
 
 def _say_attempts(result: JobResult, attempts: int) -> None:
-    """Add to the text of a failure that it wasn't the first.
-
-    `ProtocolError` if a node has sent something else than a result.
-    """
+    """Add to the text of a failure that it wasn't the first."""
     if attempts < 2:
         return
-    body = payload.unpack_result(result.payload or _first_part(result))
+    try:
+        body = payload.unpack_result(result.payload or _first_part(result))
+    except ProtocolError as error:  # nonsense of a job process, which the node can't help
+        body = payload.ResultBody(memoryview(b""), b"", b"", str(error))
     text = f"{body.exception.rstrip()}\n(this was the last of {attempts} attempts)"
     packed = payload.pack_result(body.value, body.stdout, body.stderr, text)
-    if result.payload:
+    if result.payload or not result.parts:
         result.payload = packed
     else:
         result.parts[0] = chunked(packed)
@@ -124,7 +126,7 @@ def _first_part(result: JobResult) -> bytes:
 
 def _measure(cluster: Cluster, results: list[JobResult]) -> None:
     mean = sum([result.end - result.start for result in results]) / len(results)
-    mean = max(0.0, mean)
+    mean = min(max(0.0, mean), LONG_S)
     if cluster.run_s < 0:
         cluster.run_s = mean
     else:

@@ -18,6 +18,7 @@ from dispy.protocol.messages import (
     Body,
     ComputationSpec,
     FileSpec,
+    Heard,
     Identity,
     JobResult,
     JobSpec,
@@ -41,7 +42,16 @@ class Job:
     ``spec.attempt`` is the latest attempt that was sent to a node: 0 before the first.
     """
 
-    __slots__ = ("allocation", "cancelled", "ended", "failures", "losses", "spec", "started")
+    __slots__ = (
+        "allocation",
+        "cancelled",
+        "ended",
+        "failures",
+        "heard",
+        "losses",
+        "spec",
+        "started",
+    )
 
     def __init__(self, spec: JobSpec) -> None:
         self.spec = spec
@@ -49,6 +59,7 @@ class Job:
         self.cancelled = False
         self.ended = False  # it may still lie in a line, to be skipped
         self.losses = 0  # nodes that were lost with it
+        self.heard: list[Heard] | None = None  # the last answers to what this attempt says
         self.failures = 0  # attempts that have failed, of a job that may be tried again
         # Of an attempt that has been running for a while: its start in seconds since the
         # epoch, and when the broker heard of it.

@@ -83,6 +83,7 @@ def _give(state: State, job: Job, allocation: Allocation) -> None:
         allocation.cluster.placed += 1
     else:
         job.started = None
+        job.heard = None
     spec.attempt += 1
     put(job, allocation)
     run = state.runs.get(allocation)

@@ -68,6 +68,12 @@ class Digests:
 _digests = Digests()
 
 
+def forget() -> None:
+    """In a forked child: the lock may be that of a thread which only the parent has."""
+    global _digests
+    _digests = Digests()
+
+
 class BlobSource:
     """The files of one cluster. ``max_file_size``: bytes, 0: no limit."""
 

@@ -35,22 +35,27 @@ class Listener:
         _work.put((self, function, args))
 
     def drain(self, timeout_s: float | None = None) -> bool:
-        """Wait until all that was posted so far has been called; False if that took too long."""
+        """Wait until all that was posted so far has been called; False if that took too long.
+
+        Called in a callback, it doesn't wait for that one and those that it is called inside.
+        """
         if _thread is None:
             return True
         if is_here() and _depth >= DEPTH_MAX:
             return False  # nobody is left to call them
         passed = threading.Event()
-        _work.put((Listener(), passed.set, ()))
         if is_here():
+            _work.put((Listener(), passed.set, ()))
             return serve_until(passed.is_set, timeout_s)
+        _work.put((Listener(), _pass, (passed,)))
         return passed.wait(timeout_s)
 
 
 _work: queue.SimpleQueue[Work] = queue.SimpleQueue()
 _thread: threading.Thread | None = None
 _lock = threading.Lock()
-_depth = 0  # how many callbacks wait; only the thread itself uses it
+_depth = 0  # how many callbacks wait; only the thread itself uses this and the next
+_passed: list[threading.Event] = []  # to be set when none of them waits any more
 
 
 def is_here() -> bool:
@@ -77,7 +82,7 @@ def call(function: Callable[..., Any], *args: object) -> None:
     """Call a user's function; log what it raises."""
     try:
         function(*args)
-    except Exception:
+    except BaseException:  # also SystemExit, which would end the thread, and nobody called later
         name = getattr(function, "__qualname__", function)
         logger.exception("the callback %s raised an exception", name)
 
@@ -103,6 +108,7 @@ def forget() -> None:
     """In a forked child, which has no such thread."""
     global _work, _thread, _lock, _depth
     _work, _thread, _lock, _depth = queue.SimpleQueue(), None, threading.Lock(), 0
+    _passed.clear()
 
 
 def _start() -> None:
@@ -111,13 +117,27 @@ def _start() -> None:
         with _lock:
             if _thread is None:
                 _thread = threading.Thread(target=_run, name="dispy-callbacks", daemon=True)
-                _thread.start()
+                try:
+                    _thread.start()
+                except RuntimeError:  # the system has no more threads: perhaps later
+                    _thread = None
+                    raise
 
 
 def _run() -> None:
     work = _work
     while True:
         _do(work.get())
+        while _passed:
+            _passed.pop().set()
+
+
+def _pass(event: threading.Event) -> None:
+    """Tell that all before this has been called; callbacks that wait aren't over so far."""
+    if _depth:
+        _passed.append(event)
+    else:
+        event.set()
 
 
 def _serve_one() -> None:

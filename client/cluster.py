@@ -216,7 +216,7 @@ class JobCluster(NodeControl, OldClusterNames):
             self._session = session
             self._enqueue = session.orders.append
             self._ledger.hand_over = session.hand_over
-            session.hand_over(Open(opening, self._ledger, path))
+            session.open(Open(opening, self._ledger, path))
 
     @property
     def name(self) -> str:

@@ -90,6 +90,7 @@ from .reports import Report
 BATCH_JOBS = 500  # in one message, so that the broker's other clients get their turn
 BATCH_BYTES = 1 << 20  # of payload in one message, unless a single job has more
 PATIENCE_S = 3.0  # without any node, before the user is told
+ENDED_MAX = 1_000  # jobs that have ended and are still in line, unless as many others are
 TROUBLES_MAX = 100  # of one cluster that are remembered, so that they are told only once
 
 STATUSES = {CANCELLED, TERMINATED, ABANDONED, FINISHED}
@@ -157,7 +158,6 @@ class Core:
             result = JobResult(job._seq, 0, CANCELLED, 0.0, 0.0, b"")
             self._effects.append(Ended(number, 0, [(job, result)]))
             return
-        assert not cluster.unfinished or job._seq > next(reversed(cluster.unfinished))
         cluster.unfinished[job._seq] = job
         cluster.waiting.append(job)
         self._sendable[number] = None
@@ -238,7 +238,9 @@ class Core:
     def request(self, message: NodeRequest | SendFile) -> None:
         """Ask the broker for something; `Answered` follows."""
         cluster = self.clusters.get(message.cluster)
-        if cluster is None or cluster.closing:
+        if cluster is None:
+            return  # `Closed` was the answer to all requests, and nobody is left to be told
+        if cluster.closing:
             reason = "the cluster is closed"
             self._effects.append(Answered(message.cluster, message.request, -1, reason))
         elif self.joined:
@@ -249,8 +251,10 @@ class Core:
     def explain(self, number: int, request: int, seq: int) -> None:
         """Say what a job waits for; `Answered` follows."""
         cluster = self.clusters.get(number)
-        job = None if cluster is None else cluster.unfinished.get(seq)
-        if cluster is None or job is None:
+        if cluster is None:
+            return  # as in `request`
+        job = cluster.unfinished.get(seq)
+        if job is None:
             self._effects.append(Answered(number, request, 0, "it has ended"))
         elif not self.joined:
             text = f"it waits for the connection to the broker ({_reasons(cluster)})"
@@ -521,6 +525,11 @@ class Core:
             cluster.reports.pop(seq, None)
             job = cluster.unfinished.pop(seq)
             jobs.append((job, JobResult(seq, 0, status, 0.0, 0.0, body)))
+        left = len(cluster.unfinished) - len(cluster.away)
+        if len(cluster.waiting) > 2 * left + ENDED_MAX:  # mostly of jobs that have ended
+            cluster.waiting = Line(
+                job for seq, job in cluster.unfinished.items() if seq not in cluster.away
+            )
         if jobs:
             self._effects.append(Ended(number, 0, jobs))
         if told:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from dispy.protocol.messages import JobSpec
 
+from . import callbacks
 from .aliases import OldJobNames
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Owner(Protocol):
 
 
 OWNERS: dict[int, Owner] = {}  # clusters that aren't closed, by their numbers
+_ORPHANS: set[int] = set()  # in a forked child: clusters that are its parent's
 
 
 class DispyJob(OldJobNames):
@@ -168,11 +170,17 @@ class DispyJob(OldJobNames):
     def __call__(self, clear: bool = False) -> Any:
         """Wait for the end of the job; return its result, None if it failed.
 
-        With ``clear`` the event ``finish`` is cleared afterwards.
+        With ``clear`` the event ``finish`` is cleared afterwards. Raises `RuntimeError` in a
+        forked child, which doesn't learn of the end of its parent's jobs.
         """
         if self._finish is None and self.status >= DispyJob.Cancelled and not clear:
             return self.result  # nobody has asked for the event, and there is no need for it
-        self.finish.wait()
+        if self._cluster in _ORPHANS and self.status < DispyJob.Cancelled:
+            raise RuntimeError(f"job {self.id} is the parent process's: wait for it there")
+        if callbacks.is_here():  # the job may need others to be called
+            callbacks.serve_until(self.finish.is_set, None)
+        else:
+            self.finish.wait()
         if clear:
             self.finish.clear()
         return self.result
@@ -190,6 +198,14 @@ class DispyJob(OldJobNames):
 
     def __repr__(self) -> str:
         return f"<DispyJob {self.id!r}: {STATUS_NAMES.get(self.status, self.status)}>"
+
+
+def forget() -> None:
+    """In a forked child: the clusters are the parent's, and so may be the lock."""
+    global _EVENT_LOCK
+    _EVENT_LOCK = threading.Lock()
+    _ORPHANS.update(OWNERS)
+    OWNERS.clear()
 
 
 class ProvisionalJob(DispyJob):

@@ -19,6 +19,7 @@ from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import RECORDS_AHEAD, JobRecord
 from dispy.protocol.payload import STDERR, STDOUT, OutputPiece, unpack_output
 
+from . import callbacks
 from .log import logger
 
 NOBODY_YET, CALLBACK, GONE = 0, -1, -2  # consumers; a positive number is a follower's
@@ -165,7 +166,7 @@ class Feed:
         while True:
             output, due = self._take(CALLBACK)
             if output is not None:
-                _call(function, job, output)
+                callbacks.call(function, job, output.stream, output.text)
             self._hear(due)
             if output is None:
                 return
@@ -296,14 +297,6 @@ def whole(stdout: str | None, stderr: str | None) -> Iterator[Output]:
     for stream, text in (("stdout", stdout), ("stderr", stderr)):
         if text:
             yield Output(stream, text)
-
-
-def _call(function: Callable[[Any, str, str], object], job: object, output: Output) -> None:
-    try:
-        function(job, output.stream, output.text)
-    except Exception:
-        name = getattr(function, "__qualname__", function)
-        logger.exception("the callback %s raised an exception", name)
 
 
 def _ignore(attempt: int, number: int) -> None:

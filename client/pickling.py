@@ -128,6 +128,12 @@ def load(packed: Buffer, parts: Sequence[Large]) -> Any:
     return pickle.loads(stream, buffers=buffers)
 
 
+def forget() -> None:
+    """In a forked child: the lock may be that of a thread which only the parent has."""
+    global _registry_lock
+    _registry_lock = threading.RLock()
+
+
 def _can_pickle(value: object) -> bool:
     import cloudpickle
 

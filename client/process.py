@@ -17,9 +17,9 @@ from dispy.broker import embedded
 from dispy.protocol import identity
 from dispy.protocol.exchange import Exchange
 
-from . import callbacks, local
+from . import blobs, callbacks, job, local, pickling
 from ._version import __version__
-from .job import OWNERS
+from .ledger import Ledger
 from .log import logger
 from .session import Session
 
@@ -59,8 +59,8 @@ def session_with(broker: embedded.Broker) -> Iterator[Session]:
             me = identity.describe("client", __version__)
             exchange = Exchange(me, broker, identity.random_name)
             session = Session(broker.address, broker, exchange, f"127.0.0.1:{broker.port}")
+            _sessions[broker.address] = session  # first: Ctrl-C may come while it starts
             session.start()
-            _sessions[broker.address] = session
         yield session
 
 
@@ -95,12 +95,22 @@ def _exit(owner: int) -> None:
 
 
 def _wait_for_jobs() -> None:
-    """A program that just ends has its jobs done nevertheless."""
-    for session in list(_sessions.values()):
-        for ledger in session.unfinished():
-            count = ledger.pending
-            logger.info("the program ends; waiting for %d jobs (Ctrl-C cancels them)", count)
+    """A program that just ends has its jobs done and its callbacks called nevertheless."""
+    ledgers = _unfinished()
+    if ledgers:
+        count = sum(ledger.pending for ledger in ledgers)
+        logger.info("the program ends; waiting for %d jobs (Ctrl-C cancels them)", count)
+    while True:
+        for ledger in ledgers:
             ledger.wait_idle(None)
+        callbacks.Listener().drain(CLEAN_S)
+        ledgers = _unfinished()
+        if not ledgers:
+            return  # else callbacks have submitted more
+
+
+def _unfinished() -> list[Ledger]:
+    return [ledger for one in list(_sessions.values()) for ledger in one.unfinished()]
 
 
 def _forget() -> None:
@@ -110,8 +120,10 @@ def _forget() -> None:
     for session in _sessions.values():
         session.orphan()
     _sessions.clear()
-    OWNERS.clear()
+    job.forget()
     callbacks.forget()
+    pickling.forget()
+    blobs.forget()
     local.forget()
 
 

@@ -94,6 +94,7 @@ class Session:
         self._files = FileWork(self.hand_over)
         self._recordings = Recordings(door)
         self._ledgers: dict[int, Ledger] = {}
+        self._effects: deque[Effect] = deque()  # not carried out so far
         self.orders: deque[Order] = deque()
         self._sleeping = False
         self._stopping = False
@@ -107,6 +108,11 @@ class Session:
         """Begin to connect."""
         self._exchange.dial(self.address)
         self._thread.start()
+
+    def open(self, order: Open) -> None:
+        """Begin with a cluster soon; it counts as one of the session's from now on."""
+        self._ledgers[order.opening.cluster] = order.ledger
+        self.hand_over(order)
 
     def hand_over(self, order: Order) -> None:
         """Have something done soon."""
@@ -129,8 +135,8 @@ class Session:
 
     def unfinished(self) -> list[Ledger]:
         """Return the clusters that have jobs left."""
-        opening = [order.ledger for order in list(self.orders) if type(order) is Open]
-        return [each for each in [*opening, *list(self._ledgers.values())] if each.pending]
+        ledgers = list(self._ledgers.values())
+        return [ledger for ledger in ledgers if ledger.pending and not ledger.closed]
 
     def stop(self, timeout_s: float) -> None:
         """Cancel what is left, close all clusters if that takes no longer, end the thread."""
@@ -144,12 +150,12 @@ class Session:
             ledger.wait_closed(max(0.0, until - time.monotonic()))
         self._stopping = True
         self._bus.wake()
-        self._thread.join(STOP_S)
+        if self._thread.is_alive():  # else it has ended, or never begun
+            self._thread.join(STOP_S)
 
     def orphan(self) -> None:
         """In a forked child, where the thread doesn't exist: nothing can be submitted."""
-        opening = [order.ledger for order in self.orders if type(order) is Open]
-        for ledger in [*self._ledgers.values(), *opening]:
+        for ledger in self._ledgers.values():
             ledger.orphan()
         self._files.forget()
         self._recordings.forget()
@@ -169,11 +175,15 @@ class Session:
     def _end(self, reason: str) -> None:
         """Leave nobody waiting: end every job, close every cluster, then the sockets."""
         self._stopping = True
-        self._exchange.goodbye(self._broker, reason)
-        while self.orders or self._core.clusters:
-            self._take_orders()
+        _survive(self._exchange.goodbye, self._broker, reason)
+        while self.orders or self._core.clusters or self._effects:
+            _survive(self._take_orders)
             self._core.give_up(reason)
-            self._carry_out(self._core.take())
+            self._effects += self._core.take()
+            while self._effects:  # what has failed isn't among them any more
+                _survive(self._carry_out)
+        for ledger in list(self._ledgers.values()):  # that the core didn't get to know
+            _survive(ledger.close)
         self._recordings.flush(time.monotonic())
         self._files.stop()
         self._bus.close()
@@ -181,7 +191,8 @@ class Session:
     def _step(self) -> None:
         """Do all that is to be done now, then wait for more."""
         self._take_orders()
-        self._carry_out(self._core.take())
+        self._effects += self._core.take()
+        self._carry_out()
         now = time.monotonic()
         self._recordings.flush(now)
         self._exchange.flush(now)
@@ -212,7 +223,6 @@ class Session:
 
     def _open(self, order: Open) -> None:
         number = order.opening.cluster
-        self._ledgers[number] = order.ledger
         self._core.open(order.opening, time.monotonic())
         cluster = self._core.clusters[number]
         is_program = bool(order.opening.computation.program)
@@ -284,8 +294,9 @@ class Session:
                 "can't get to the broker at %s: %s; still trying", failure.address, failure.reason
             )
 
-    def _carry_out(self, effects: list[Effect]) -> None:
-        for effect in effects:
+    def _carry_out(self) -> None:
+        while self._effects:
+            effect = self._effects.popleft()
             if isinstance(effect, Send):
                 self._exchange.send(self._broker, effect.message)
             elif isinstance(effect, Warned):
@@ -380,3 +391,11 @@ class Session:
         Answered: _on_answered,
         Closed: _on_closed,
     }
+
+
+def _survive(act: Callable[..., None], *args: object) -> None:
+    """At the end: do something, and go on whatever comes of it."""
+    try:
+        act(*args)
+    except Exception:
+        logger.exception("a session with the broker could not end as it should: a bug in dispy")

@@ -85,7 +85,12 @@ class Channel:
             except BlockingIOError:
                 return
             except OSError:
-                pass
+                # The peer is gone; or too many descriptors are on their way, and then it's
+                # better to be told without than not at all: see `receive`.
+                if descriptors:
+                    _close_all(descriptors)
+                    self._queue[0] = (data, ())
+                    continue
             self._queue.popleft()
             _close_all(descriptors)
 

@@ -242,15 +242,21 @@ class Agent:
             computation.again = message  # when the old one is gone
 
     def _on_define(self, message: Define, now: float) -> None:
-        computation = self._known(message.cluster)
-        if computation is not None:
+        computation = self.computations.get(message.cluster)
+        if computation is None:
+            return
+        if computation.stage is not Stage.RELEASING:
             computation.layers += message.layers
             setups.define(self.node, computation)
+        elif computation.again is not None:  # of those that are to be loaded then
+            spec = computation.again.spec
+            spec.layers = [*spec.layers, *message.layers]
 
     def _on_set_cpus(self, message: SetCpus, now: float) -> None:
-        computation = self._known(message.computation)
+        computation = self.computations.get(message.computation)
         if computation is not None:
-            computation.cpus = max(0, message.cpus)
+            wanted = computation.again or computation  # the one that comes after it
+            wanted.cpus = max(0, message.cpus)
 
     def _on_release(self, message: Release, now: float) -> None:
         computation = self.computations.get(message.computation)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from dispy.protocol.folders import NewFile, parts_of
+from dispy.protocol.folders import FileNameError, NewFile, parts_of
 
 from .plan import FileEntry
 
@@ -108,7 +108,10 @@ def remove_files(top: str, folder: str, paths: Iterable[str]) -> None:
     way = os.path.relpath(folder, top).split(os.sep)
     above = {os.path.join(top, *way[:depth]) for depth in range(1, len(way) + 1)}
     for path in paths:
-        parts = parts_of(path)
+        try:
+            parts = parts_of(path)
+        except FileNameError:
+            continue  # it was refused when it was to be placed
         holder = os.path.join(folder, *parts[:-1])
         if not _leads_out(folder, parts[:-1]):
             with suppress(OSError):
@@ -151,7 +154,8 @@ class JobFolder:
         """Go back, and remove it with all that the job has left in it."""
         import shutil
 
-        os.chdir(self._base)
+        with suppress(OSError):  # the job has removed it, and spoils nobody's result by that
+            os.chdir(self._base)
         self._move(self._folder, self._base)
         for name, module in list(sys.modules.items()):
             if str(getattr(module, "__file__", None) or "").startswith(self._folder + os.sep):

@@ -57,6 +57,7 @@ READ_BYTES = 1 << 18
 READS = 16  # at a time, so that one process with a large result holds nobody up
 BUFFERS = 64  # in one system call
 STRANGE = "a job process sent the result of a job that it doesn't have"
+STRANGE_TOKENS = "a job process wrote into the pipe that tells which jobs it may begin"
 REFUSAL_CHARS = 10000  # of why a record was refused
 
 
@@ -109,20 +110,24 @@ class JobProcess:
     def _open(self, max_tasks: int) -> None:
         for name in ("stdout", "stderr"):
             self._outputs.append(open_memory(name, os.O_APPEND))
-        self._passed = [os.dup(fd) for fd in self._outputs]
+        for fd in self._outputs:  # one by one: `close` must know all that is open
+            self._passed.append(os.dup(fd))
         if max_tasks != 1:
-            read, write = os.pipe()
-            self._tokens = (os.dup(read), write)
-            self._passed.append(read)
-            os.set_blocking(read, False)
-            os.set_blocking(write, False)
-            outbox = open_memory("outbox", 0)
-            self._passed.append(outbox)
-            os.ftruncate(outbox, OUTBOX_BYTES)
-            self._outbox = memoryview(mmap.mmap(outbox, OUTBOX_BYTES))
+            self._open_for_many()
         self.socket, child = socket.socketpair()
         self._passed.insert(0, child.detach())
         self.socket.setblocking(False)
+
+    def _open_for_many(self) -> None:
+        read, write = os.pipe()
+        self._passed.append(read)
+        self._tokens = (-1, write)
+        self._tokens = (os.dup(read), write)
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+        outbox = open_memory("outbox", 0, OUTBOX_BYTES)
+        self._passed.append(outbox)
+        self._outbox = memoryview(mmap.mmap(outbox, OUTBOX_BYTES))
 
     def take_passed(self) -> list[int]:
         """Return the descriptors for the process, once; they are the caller's to close."""
@@ -194,7 +199,10 @@ class JobProcess:
             self._unsent.clear()  # it has died
 
     def revoke(self) -> int:
-        """Take back the jobs that have not begun; return how many: the last ones given."""
+        """Take back the jobs that have not begun; return how many: the last ones given.
+
+        ``fault`` says that the process has put tokens back that it had no business with.
+        """
         numbers = self._take_tokens()
         if not numbers:
             return 0
@@ -225,9 +233,15 @@ class JobProcess:
         if self._outbox is None:
             return []
         data = b""
+        os.set_blocking(self._tokens[0], False)  # the process could have changed that for both
         with suppress(BlockingIOError):
             data = os.read(self._tokens[0], GIVEN_MAX * TOKEN.size)
-        return [number for (number,) in TOKEN.iter_unpack(data)]
+        count = len(data) // TOKEN.size
+        last = [number for number, _, _ in self._jobs][-count:] if count else []
+        if data != b"".join([TOKEN.pack(number) for number in last]):
+            self.fault = self.fault or STRANGE_TOKENS
+            return []
+        return last
 
     # -- results back ----------------------------------------------------------------------
 
@@ -437,15 +451,27 @@ def describe_signal(signum: int) -> str:
     return f"{name} ({meaning.lower()})"
 
 
-def open_memory(name: str, flags: int) -> int:
-    """Open a file that is in memory, or at least nowhere to be found."""
+def open_memory(name: str, flags: int, size: int = 0) -> int:
+    """Open a file that is in memory, or at least nowhere to be found.
+
+    One that has a ``size`` keeps it where the system can see to that: who shares such memory
+    dies when another cuts it off.
+    """
     if sys.platform == "linux":
-        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | (os.MFD_ALLOW_SEALING if size else 0))
     else:
         fd, path = tempfile.mkstemp()
         os.unlink(path)
-    if flags:
-        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+    try:
+        if flags:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+        if size:
+            os.ftruncate(fd, size)
+        if size and sys.platform == "linux":
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 

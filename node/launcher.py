@@ -14,8 +14,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -142,7 +142,8 @@ class _Template:
         self.computation = computation
         self.channel = connection
         self.plan = plan
-        self.paths = [file.path for file in plan.files]  # of all files that were placed
+        self.paths = {file.path for file in plan.files}  # of all files that were placed
+        self.inherits = False  # some of them, from an earlier set-up
         self.puts: dict[int, None] = {}  # requests that were not answered
         self.reason = ""  # why it has failed
         self.ready = False
@@ -179,7 +180,7 @@ class Launcher:
         self._files = files
         self._client_shutdown = client_shutdown
         self._max_file_size = max_file_size
-        self._kept: dict[int, Plan] = {}  # computations that were released, but not their files
+        self._kept: dict[int, _Template] = {}  # released, but not their files
         self._events: list[Event] = []
         self._zygote: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
@@ -194,9 +195,9 @@ class Launcher:
     def start(self) -> None:
         """Start the zygote. The first time before the process has opened any socket."""
         ours, theirs = channel.pair()
-        self._channel = Channel(ours, blocking=False)
         command = [sys.executable, "-m", "dispy.node.zygote", str(self._folder)]
-        with theirs:
+        with theirs, ExitStack() as undo:
+            undo.callback(ours.close)
             self._zygote = subprocess.Popen(
                 [*command, str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
@@ -204,6 +205,8 @@ class Launcher:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for the node, which ends the others
             )
+            undo.pop_all()
+        self._channel = Channel(ours, blocking=False)
         self._selector.register(self._channel, _READ, self._on_zygote)
 
     def attach(self, watcher: Watcher) -> None:
@@ -234,9 +237,8 @@ class Launcher:
             process.close()
         for template in self._templates.values():
             self._remove(template)
-        for plan in self._kept.values():
-            _remove_files(plan, [file.path for file in plan.files])
-        self._kept.clear()
+        for computation in list(self._kept):
+            self.clear(computation)
         self._selector.close()
         self._templates.clear()
         self._workers.clear()
@@ -261,18 +263,22 @@ class Launcher:
         """
         computation = prepare.computation
         assert computation not in self._templates
-        if self._channel is None:
-            self.start()
         try:
             plan = self._plan(prepare)
-        except FileNameError as error:
-            reason = f"dest_path: {error}"
-            self._events.append(TemplateFailed(computation, reason))
+            if self._channel is None:
+                self.start()
+            ours, theirs = channel.pair()
+        except (FileNameError, OSError) as error:
+            what = "dest_path" if isinstance(error, FileNameError) else "the node can't start it"
+            self._events.append(TemplateFailed(computation, f"{what}: {error}"))
+            self.clear(computation)
             return
-        ours, theirs = channel.pair()
         template = _Template(computation, Channel(ours, blocking=False), plan)
         self._templates[computation] = template
-        self._kept.pop(computation, None)
+        before = self._kept.pop(computation, None)
+        if before is not None:
+            template.paths |= before.paths
+            template.inherits = True
         self._selector.register(template.channel, _READ, partial(self._on_template, template))
         try:
             file = _write_plan(channel.pack(plan.plain()), _pickled_of(prepare))
@@ -328,11 +334,15 @@ class Launcher:
     def put(self, computation: int, request: int, file: FileSpec) -> None:
         """Place a file in the folder of a computation; answered by `FilePlaced`."""
         template = self._templates.get(computation)
-        if template is None or template.closed or len(file.path) > channel.TEXT_CHARS:
-            error = "the computation is not running" if template is None else "not possible"
+        error = ""
+        if template is None or template.closed:
+            error = "the computation is not running"
+        elif len(file.path) > channel.TEXT_CHARS:
+            error = f"the file name {file.path[:80]!r}... is too long"
+        if error or template is None:
             self._events.append(FilePlaced(computation, request, error))
             return
-        template.paths.append(file.path)
+        template.paths.add(file.path)
         template.puts[request] = None
         self._send(template.channel, ("put", request, entry_of(file).plain()))
 
@@ -359,9 +369,9 @@ class Launcher:
 
     def clear(self, computation: int) -> None:
         """Remove the files that it was released with, to be kept."""
-        plan = self._kept.pop(computation, None)
-        if plan is not None:
-            _remove_files(plan, [file.path for file in plan.files])
+        template = self._kept.pop(computation, None)
+        if template is not None:
+            _remove_files(template.plan, template.paths)
 
     # -- workers ---------------------------------------------------------------------------
 
@@ -428,7 +438,11 @@ class Launcher:
         What a worker for one job has been given is never taken back.
         """
         process = self._workers.get(worker)
-        return process.revoke() if process is not None else 0
+        if process is None:
+            return 0
+        count = process.revoke()
+        self._watch(process)
+        return count
 
     def interrupt(self, worker: int) -> None:
         """Raise KeyboardInterrupt in the first job of the worker that has no result yet.
@@ -642,10 +656,10 @@ class Launcher:
         if not template.closed:
             self._selector.unregister(template.channel)
         template.channel.close()
-        if not clean:
+        if not clean or template.inherits:
             self._remove(template)
         if template.keeps:
-            self._kept[template.computation] = template.plan
+            self._kept[template.computation] = template
         for request in template.puts:
             self._events.append(FilePlaced(template.computation, request, "it has been closed"))
         del self._templates[template.computation]
@@ -711,7 +725,7 @@ def _describe_end(code: int) -> str:
     return f"ended with exit code {code}"
 
 
-def _remove_files(plan: Plan, paths: Sequence[str]) -> None:
+def _remove_files(plan: Plan, paths: Iterable[str]) -> None:
     """Remove the files of a computation; its own folder in any case, at the latest now."""
     if plan.own:
         shutil.rmtree(plan.folder, ignore_errors=True)
@@ -751,10 +765,14 @@ class _Written(NamedTuple):
 def _write_plan(plan: bytes, pickled: Sequence[JobSpec]) -> _Written:
     """Write a plan and the pickled objects that belong to it into memory."""
     fd = open_memory("plan", 0)
-    with open(os.dup(fd), "wb") as file:
-        file.write(plan)
-        for each in pickled:
-            for chunks in _buffers_of(each):
-                file.writelines(chunks)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(plan)
+            for each in pickled:
+                for chunks in _buffers_of(each):
+                    file.writelines(chunks)
+    except OSError:
+        os.close(fd)
+        raise
     os.lseek(fd, 0, os.SEEK_SET)
     return _Written(fd, len(plan))

@@ -11,6 +11,7 @@ from .telling import send
 
 FALSE_STARTS_MAX = 3  # job processes that may die in a row before they begin a job
 SMOOTHING = 0.3
+LONG_S = 1e9  # what a job process says of its times may be no number at all
 
 
 def records(node: Node, worker: Worker, said: list[JobRecord]) -> None:
@@ -48,7 +49,8 @@ def outcomes(node: Node, worker: Worker, results: list[JobResult], now: float) -
 
 
 def _measure(computation: Computation, results: list[JobResult]) -> None:
-    mean = max(0.0, sum([result.end - result.start for result in results]) / len(results))
+    mean = sum([result.end - result.start for result in results]) / len(results)
+    mean = min(max(0.0, mean), LONG_S)
     if computation.run_s < 0:
         computation.run_s = mean
     else:

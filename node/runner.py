@@ -436,7 +436,7 @@ class Runner:
         self._borrowed.append(own.leave)
         try:
             own.enter()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # also for a name that leads out
             raise environment.LoadError(f"the job can't have its files: {error}") from None
 
     def _define(self, args: Any, kwargs: Any, names: environment.Names) -> Any:

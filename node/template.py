@@ -112,8 +112,8 @@ class Template:
         self._cleanup: Any = None
         self._setup_args: tuple[Any, ...] = ()
         self._own: set[int] = set()  # children that loading the computation has left running
-        self._foldered: set[int] = set()  # workers that were given jobs with files
-        self._placed = [file.path for file in plan.files]
+        self._foldered: set[int] = set()  # workers that live and were given jobs with files
+        self._placed = {file.path for file in plan.files}
         self._keep = False  # the files, at the end
         self._stage = LOADING
         self._terminated = 0  # how often SIGTERM has come
@@ -296,8 +296,7 @@ class Template:
 
         os.chdir("/")
         plan = self._plan
-        if self._foldered:
-            shutil.rmtree(plan.jobs, ignore_errors=True)
+        shutil.rmtree(plan.jobs, ignore_errors=True)
         if self._keep or not plan.removes:
             return
         if plan.own:
@@ -332,8 +331,9 @@ class Template:
             self._keep = bool(worker)
             self._stage = CLEANING
         elif kind == "folders":
-            self._foldered.add(worker)
-            if worker not in self._workers:
+            if worker in self._workers:
+                self._foldered.add(worker)
+            else:
                 self._remove_folders(worker)
         elif worker not in self._workers:
             return
@@ -362,7 +362,7 @@ class Template:
         error = ""
         try:
             jobfolder.place_all(self._plan.blobs, self._plan.folder, [file])
-            self._placed.append(file.path)
+            self._placed.add(file.path)
         except OSError as problem:
             error = str(problem)
         self._channel.send(("placed", request, error[:TEXT_CHARS]))
@@ -457,6 +457,7 @@ class Template:
             worker = self._pids.pop(pid, 0)
             self._workers.pop(worker, None)
             if worker in self._foldered:
+                self._foldered.remove(worker)
                 self._remove_folders(worker)
             self._own.discard(pid)
             if pid:

@@ -23,6 +23,7 @@ from .processes import Children, adopt_orphans, die_with_parent, end_descendants
 
 CLEANUP_S = 60.0  # how long a cleanup function may run
 GRACE_S = 8.0  # from SIGTERM to SIGKILL of a template, which ends its jobs in the meantime
+END_S = 1.5  # ... when all ends; twice that is less than the node waits before it kills us
 
 
 def import_for_jobs() -> None:
@@ -38,7 +39,7 @@ class Zygote:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self.dismissed = False  # the node ends as it should
+        self.dismissed = False  # the node ends as it should, or lives on
         self._computations: dict[int, int] = {}  # process id of the template to computation
         self._deadlines: dict[int, float] = {}  # process id to when it's killed
         self._cleanups: dict[int, float] = {}  # process id to when its cleanup is ended
@@ -64,12 +65,12 @@ class Zygote:
 
     def end(self) -> None:
         """Let the templates end (they notice by themselves), then kill what is left."""
-        deadline = time.monotonic() + GRACE_S
+        deadline = time.monotonic() + END_S
         signal_all(self._computations, signal.SIGTERM)
         while self._computations and time.monotonic() < deadline:
             select.select([self._wakeup], [], [], 0.1)
             self._reap()
-        end_descendants(self._children, (), GRACE_S)
+        end_descendants(self._children, (), END_S)
 
     def _on_message(self) -> None:
         received = self._channel.receive()
@@ -193,6 +194,9 @@ def _serve(zygote: Zygote, node: int) -> None:
         gc.collect()
         gc.freeze()
         zygote.run()
+    except SystemExit:
+        # Somebody has sent SIGTERM to this process only: the node starts another.
+        zygote.dismissed = zygote.dismissed or os.getppid() == node
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

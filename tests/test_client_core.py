@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dispy.core import BATCH_JOBS, PATIENCE_S, Core
+from dispy.core import BATCH_JOBS, ENDED_MAX, PATIENCE_S, Core
 from dispy.effects import (
     Answered,
     Begun,
@@ -490,6 +490,30 @@ def test_explain_says_what_is_known_here_or_asks() -> None:
     core.explain(1, 3, 99)
     (answer,) = core.take()
     assert isinstance(answer, Answered) and "ended" in answer.text
+
+
+def test_what_is_asked_after_the_end_of_a_cluster_has_been_answered_by_it() -> None:
+    core = opened()
+    core.receive(ClusterClosed(1), 0.0)
+    assert core.take() == [Closed(1)]
+    core.request(NodeRequest(1, 1, DEALLOCATE, 7))
+    core.explain(1, 2, 1)
+    assert core.take() == []
+
+
+def test_jobs_that_are_cancelled_before_they_are_sent_are_forgotten() -> None:
+    core = opened(credit=0)
+    first, last = job(1), job(10 * ENDED_MAX)
+    core.submit(1, first)
+    for seq in range(2, 10 * ENDED_MAX):
+        core.submit(1, job(seq))
+        core.cancel(1, seq)
+        assert len(core.clusters[1].waiting) <= ENDED_MAX + 3
+    core.submit(1, last)
+    core.check()
+    core.take()
+    core.receive(Credit(1, 10), 0.0)
+    assert sent(core) == [Submit(1, [spec for spec in (first._spec, last._spec) if spec])]
 
 
 def test_pieces_of_blobs_are_read_and_sent() -> None:

@@ -392,11 +392,18 @@ def test_dest_path_is_kept_and_reused(node: Node) -> None:
 
 
 @pytest.mark.parametrize("path", ["../x", "/x", "a/../../x"])
-def test_names_that_lead_out(node: Node, path: str) -> None:
+@pytest.mark.parametrize("dest_path", ["", "some/where"])
+def test_names_that_lead_out(node: Node, path: str, dest_path: str) -> None:
     assert "x" in node.reason(layer(READ, "f"), dest_path=path)
     file = node.file("a", b"")
-    file = FileSpec(path, file.digest, 0)
-    assert "not one below a folder" in node.reason(layer(READ, "f"), files=[file])
+    bad = FileSpec(path, file.digest, 0)
+    reason = node.reason(layer(READ, "f"), files=[file, bad], dest_path=dest_path)
+    assert "not one below a folder" in reason
+    assert not list(node.files.glob("*"))
+    node.prepare(layer(READ, "f"))
+    worker = node.spawn()
+    node.give(worker, arguments("a"), files=[bad])
+    assert "can't have its files" in body_of(node.result(worker)).exception
 
 
 def test_put_and_keep(node: Node) -> None:
@@ -408,6 +415,30 @@ def test_put_and_keep(node: Node) -> None:
     node.release(keep=True)
     node.prepare(layer(READ, "f"))
     assert node.value("late.txt") == "late"
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_files_that_were_put_and_kept_go_at_the_end(node: Node, anew: bool) -> None:
+    node.prepare(layer(READ, "f"), dest_path="some/where")
+    node.launcher.put(1, 5, node.file("late.txt", b"late"))
+    assert node.expect(FilePlaced).error == ""
+    node.release(keep=True)
+    if anew:
+        node.prepare(layer(READ, "f"), dest_path="some/where")
+        assert node.value("late.txt") == "late"
+        node.release()
+    else:
+        node.launcher.clear(1)
+    assert not list(node.files.glob("*"))
+
+
+def test_a_job_may_remove_the_folder_of_the_computation(node: Node) -> None:
+    source = "def f(folder):\n  import shutil\n  shutil.rmtree(folder)\n  return 7"
+    node.prepare(layer(source, "f"))
+    worker = node.spawn(0)
+    folder = str(node.own / "computation-1")
+    node.give(worker, arguments(folder), files=[node.file("a.txt", b"own")])
+    assert value_of(node.result(worker)) == 7
 
 
 @pytest.mark.parametrize("max_tasks", [0, 1])

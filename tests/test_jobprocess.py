@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import socket
 import sys
 from collections.abc import Iterator
@@ -110,6 +111,52 @@ def test_a_result_of_no_job_is_a_fault(pair: Pair) -> None:
     pair.put(2)
     pair.outbox.flush()
     assert pair.received() == [] and "doesn't have" in pair.node.fault
+
+
+@pytest.mark.parametrize("nonsense", [TOKEN.pack(2), TOKEN.pack(7) * 9, b"odd"])
+def test_tokens_that_were_put_back_are_a_fault(pair: Pair, nonsense: bytes) -> None:
+    pair.give(1, 2, 3)
+    assert [pair.token() for _ in range(3)] == [1, 2, 3]
+    with open(f"/proc/self/fd/{pair.tokens}", "wb") as pipe:
+        pipe.write(nonsense)
+    assert pair.node.revoke() == 0 and "pipe" in pair.node.fault
+    assert pair.node.count_started() == 3
+
+
+def test_a_revocation_never_waits(pair: Pair) -> None:
+    os.set_blocking(pair.tokens, True)  # whose flags are those of the node's end
+    assert pair.node.revoke() == 0
+
+
+def test_no_process_can_cut_off_the_memory_that_the_node_looks_at() -> None:
+    node = JobProcess(1, 1, 0)
+    passed = node.take_passed()
+    with pytest.raises(PermissionError):
+        os.ftruncate(passed[-1], 0)
+    node.close()
+    for fd in passed:
+        os.close(fd)
+
+
+def test_a_process_that_can_not_be_opened_leaves_nothing_open() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limits = range(max(map(int, before)) + 20)
+    failures = 0
+    for limit in limits:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        try:
+            node = JobProcess(1, 1, 0)
+        except OSError:
+            failures += 1
+        else:
+            for fd in node.take_passed():
+                os.close(fd)
+            node.close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert set(os.listdir("/proc/self/fd")) == before
+    assert 0 < failures < len(limits)
 
 
 def test_revoked_blocks_that_were_not_begun_are_not_sent(pair: Pair) -> None:

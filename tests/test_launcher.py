@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import select
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import cloudpickle
 import pytest
 
+from dispy.node.daemon import CLOSE_S
 from dispy.node.launcher import (
     Event,
     Launcher,
@@ -715,9 +717,39 @@ def test_killed_zygote(node: Node) -> None:
     assert value_of(node.results(worker, 1)[0]) == 1
 
 
+def test_zygote_that_is_ended_by_hand_leaves_the_node_its_folder(node: Node) -> None:
+    zygote = node.launcher._zygote
+    assert zygote is not None
+    node.prepare(abs)
+    blob = node.folder / "blob"
+    blob.write_text("")
+    zygote.terminate()
+    node.expect(ZygoteLost)
+    node.expect(TemplateFailed)
+    blob.unlink()  # it is still there
+    assert node.run(abs, -1)[1].exception == ""
+
+
 def test_spawn_that_is_not_possible(node: Node) -> None:
     node.launcher.spawn(99, 1, 1)
     assert node.exit(1).started == 0
+
+
+def test_computation_that_can_not_be_started(node: Node) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    zygote = node.launcher._zygote
+    assert zygote is not None
+    zygote.kill()
+    node.expect(ZygoteLost)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        node.load(JobSpec(0, 0, b""))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert "can't start it: " in node.expect(TemplateFailed).reason
+    node.launcher.release(COMPUTATION)
+    node.expect(TemplateGone)
+    assert node.run(abs, -1)[1].exception == ""  # it goes on
 
 
 def test_fork_that_is_not_possible(node: Node) -> None:
@@ -817,4 +849,19 @@ def test_close_while_jobs_run(tmp_path: Path) -> None:
     pids = node.pids_below()
     node.launcher.close(10.0)
     wait_until_gone(pids)
+    assert not list(tmp_path.glob("*"))
+
+
+def test_close_while_code_that_takes_no_signals_is_loaded(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    text = (
+        f"[__import__('signal').pthread_sigmask(0, [{int(signal.SIGTERM)}]),"
+        "os.mkdir('loading'), time.sleep(1000)]"
+    )
+    node.load(JobSpec(0, 0, pack_object([], pickle.dumps(Loader(text)))))
+    while not list(tmp_path.glob("*/loading")):
+        node.launcher.receive()
+    pids = node.pids_below()
+    node.launcher.close(CLOSE_S)
+    assert not any(map(is_alive, pids))
     assert not list(tmp_path.glob("*"))

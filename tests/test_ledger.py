@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import threading
 
 import pytest
@@ -388,3 +389,41 @@ def test_a_callback_that_waits_lets_others_be_called() -> None:
     ledger.listener.post(end)
     assert ledger.listener.drain(PATIENCE_S)
     assert calls == ["waits", "ends", "has waited: True"]
+
+
+def test_a_callback_that_wants_to_exit_does_not_end_the_others() -> None:
+    calls: list[str] = []
+    ledger = Ledger(None, None)
+    ledger.listener.post(sys.exit)
+    ledger.listener.post(calls.append, "next")
+    assert ledger.listener.drain(PATIENCE_S)
+    assert calls == ["next"]
+
+
+def test_a_callback_that_waits_for_a_job_lets_others_be_called() -> None:
+    one = job(1)
+    ledger = ledger_with(one)
+    results: list[object] = []
+    ledger.listener.post(lambda: results.append(one()))
+    ledger.listener.post(ledger.end, 7, [(one, returned(1, "end"))])
+    assert ledger.listener.drain(PATIENCE_S)
+    assert results == ["end"]
+
+
+def test_what_is_called_inside_a_callback_does_not_hide_that_it_is_not_over() -> None:
+    ledger = Ledger(None, None)
+    ledger.pending = 1
+    waits = threading.Event()
+    calls: list[str] = []
+
+    def wait() -> None:
+        waits.set()
+        assert ledger.wait_idle(PATIENCE_S)
+        calls.append("over")
+
+    ledger.listener.post(wait)
+    assert waits.wait(PATIENCE_S)
+    assert not ledger.listener.drain(0.1)
+    ledger.pending = 0
+    assert ledger.listener.drain(PATIENCE_S)
+    assert calls == ["over"]

@@ -36,6 +36,7 @@ from dispy.node.guests import GUEST_S
 from dispy.node.handover import BLOCKED_S
 from dispy.node.reports import FALSE_STARTS_MAX
 from dispy.node.spool import BYTES_MAX, RESULTS_MAX, Spool
+from dispy.node.telling import HOLD_S
 from dispy.node.watching import LONG_S
 from dispy.protocol import blobs, payload
 from dispy.protocol.errors import ProtocolError
@@ -919,6 +920,33 @@ def test_what_is_kept_is_bounded() -> None:
     assert "b9" in spool and "b0" not in spool
     spool.tick(18.5)
     assert "b9" in spool and "b8" not in spool
+
+
+def test_what_comes_for_a_computation_that_is_prepared_anew_is_not_lost() -> None:
+    stage = Stage()
+    stage.take(StartTemplate)
+    stage.agent.template_failed(1, "it was killed")
+    stage.flush()
+    stage.tell(Prepare(1, spec_of()))  # the old one is still being ended
+    layer = Code("3.11", JobSpec(0, 0, b"layer"))
+    stage.tell(Define(1, [layer]))
+    stage.tell(SetCpus(1, 1))
+    stage.agent.template_gone(1)
+    stage.flush()
+    [start] = stage.take(StartTemplate)
+    assert [code.pickled.payload for code in start.prepare.spec.layers] == [b"f", b"layer"]
+    stage.ready()
+    assert len(stage.run(1, 2)) == 1
+
+
+def test_times_that_are_no_times_change_nothing() -> None:
+    stage = Stage(max_tasks=0)
+    stage.run(*range(1, 9))
+    for run_s in (float("inf"), 1.0, float("nan"), 1.0):
+        [task] = stage.agent.workers[1].tasks
+        stage.ended(1, task.spec.seq, run_s=run_s)
+        stage.wait(HOLD_S)
+    assert len(stage.results()) == 4
 
 
 def test_what_a_node_does_not_take_breaks_the_protocol() -> None:

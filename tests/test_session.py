@@ -15,7 +15,7 @@ from dispy.job import DispyJob
 from dispy.ledger import Ledger
 from dispy.nodes import DispyNodeAvailInfo
 from dispy.offers import Offers
-from dispy.orders import Ask, Cancel, Close, Define, Follow, Open
+from dispy.orders import Ask, AskWhy, Cancel, Close, Define, Follow, Open
 from dispy.protocol import messages
 from dispy.protocol.exchange import Arrival, Event, Joined, Left, Received
 from dispy.protocol.messages import (
@@ -148,7 +148,7 @@ def ledger(session: Session) -> Ledger:
     ledger = Ledger(None, None, number=1)
     ledger.hand_over = session.hand_over
     opening = OpenCluster(1, ComputationSpec("compute", []), [])
-    session.hand_over(Open(opening, ledger))
+    session.open(Open(opening, ledger))
     return ledger
 
 
@@ -309,3 +309,51 @@ def test_a_node_is_offered_to_the_users_allocate(
     assert wire.sent == [Allocate(1, 7, 1, [], args)]
     info = DispyNodeAvailInfo(1.0, 2, 3, 4.0)
     assert asked == [("the cluster", "127.0.0.1", "here", 2, info, "Linux")]
+
+
+def test_a_bug_in_one_cluster_leaves_nobody_else_waiting(
+    session: Session, ledger: Ledger, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire.lazy = True
+    others = Ledger(None, None, number=2)
+    job = DispyJob(2, JobSpec(1, 0, b"x"), None, (), {})
+    others.pending = 1
+    session.open(Open(OpenCluster(2, ComputationSpec("compute", []), []), others))
+    session.hand_over(job)
+
+    def fail(node: int, jobs: list[tuple[DispyJob, JobResult]]) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(ledger, "end", fail)
+    mine = submit(session, ledger)
+    session.hand_over(Define(1, [Code("3", JobSpec(0, 0, b""))]))
+    assert wire.came.wait(PATIENCE_S)  # so the job has been submitted
+    result = JobResult(mine._seq, 1, 11, 1.0, 2.0, b"")
+    assert mine._seq == job._seq
+    wire.said += [Received("broker", Results(number, 0, [result])) for number in (1, 2)]
+    wire.wake()
+    assert job.finish.wait(PATIENCE_S) and job.status == DispyJob.Finished
+    assert others.wait_closed(PATIENCE_S) and ledger.wait_closed(PATIENCE_S)
+
+
+def test_a_cluster_counts_before_the_thread_has_seen_it(wire: Wire) -> None:
+    exchange: Any = wire
+    session = Session("inproc://test", wire, exchange)
+    ledger = Ledger(None, None, number=1)
+    assert not session.is_used()
+    session.open(Open(OpenCluster(1, ComputationSpec("compute", []), []), ledger))
+    assert session.is_used() and session.unfinished() == []
+    ledger.pending = 1
+    assert session.unfinished() == [ledger]
+
+
+def test_a_question_that_comes_too_late_is_survived(session: Session, ledger: Ledger) -> None:
+    session.hand_over(Close(1))
+    assert ledger.wait_closed(PATIENCE_S)
+    session.hand_over(Ask(NodeRequest(1, 1, DEALLOCATE, 7)))
+    session.hand_over(AskWhy(1, 2, 1))
+    after = Ledger(None, None, number=2)
+    session.open(Open(OpenCluster(2, ComputationSpec("compute", []), []), after))
+    session.hand_over(Close(2))
+    assert after.wait_closed(PATIENCE_S)
+    assert session.alive()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import dispy
-from dispy import process
+from dispy import blobs, computation, pickling, process
+from dispy import job as job_module
 from dispy.callbacks import Listener
 from dispy.pickling import load
 from dispy.protocol.messages import (
@@ -143,6 +147,39 @@ def test_close_in_a_callback_does_not_wait_for_itself(nobody: str) -> None:
     opened.shutdown()
 
 
+def test_a_forked_child_waits_for_nobody(cluster: dispy.JobCluster) -> None:
+    """The locks are held by a thread which the child hasn't got."""
+    job = cluster.submit(1)
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with pickling._registry_lock, job_module._EVENT_LOCK, blobs._digests._lock:
+            held.set()
+            done.wait(PATIENCE_S)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(PATIENCE_S)
+    child = os.fork()
+    if child == 0:
+        _exit_unless_it_waits(cluster, job)
+    done.set()
+    holder.join(PATIENCE_S)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def _exit_unless_it_waits(cluster: dispy.JobCluster, job: dispy.DispyJob) -> None:
+    signal.alarm(int(PATIENCE_S))  # ends the process if it waits
+    try:
+        with pytest.raises(RuntimeError, match="parent"):
+            job()
+        assert not job.finish.is_set() and cluster.wait()
+        assert computation.pack(lambda: compute, depends=[__file__]).spec.files
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
 def test_a_program_has_no_keyword_arguments(nobody: str) -> None:
     with dispy.JobCluster("true", nodes=nobody) as cluster:
         with pytest.raises(TypeError, match="name"):
@@ -164,12 +201,23 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNode]:
     process.end_unless_used()
 
 
+@contextmanager
+def opened_at(node: FakeNode, **parameters: Any) -> Iterator[dispy.JobCluster]:
+    """Open a cluster that doesn't wait for its jobs when the test has failed."""
+    with dispy.JobCluster(compute, nodes=node.address, **parameters) as cluster:
+        try:
+            yield cluster
+        except BaseException:
+            cluster.close(timeout=0, terminate=True)
+            raise
+
+
 def packed(value: object) -> bytes:
     return pack_object([], pickle.dumps(value))
 
 
 def test_jobs_come_back_from_the_node_they_were_meant_for(node: FakeNode) -> None:
-    with dispy.JobCluster(compute, nodes=node.address) as cluster:
+    with opened_at(node) as cluster:
         assert cluster.submit(1, two=2)() == ((1,), {"two": 2})
         (found,) = cluster.status().nodes
         assert (found.ip_addr, found.name, found.cpus) == ("127.0.0.1", "fake", 2)
@@ -188,7 +236,7 @@ def test_a_running_job_is_known_and_can_be_cancelled(node: FakeNode) -> None:
         if status == dispy.DispyJob.Running:
             begun.set()
 
-    with dispy.JobCluster(compute, nodes=node.address, cluster_status=on_cluster) as cluster:
+    with opened_at(node, cluster_status=on_cluster) as cluster:
         job = cluster.submit("wait", dispy_job_timeout=5)
         assert begun.wait(PATIENCE_S)
         assert cluster.node_jobs("fake") == [job]
@@ -206,7 +254,7 @@ def test_what_a_job_says_arrives_and_is_heard(node: FakeNode, tmp_path: Path) ->
     def on_job(job: dispy.DispyJob) -> None:
         seen.append((job.status, job.result, job.host))
 
-    with dispy.JobCluster(compute, nodes=node.address, job_status=on_job) as cluster:
+    with opened_at(node, job_status=on_job) as cluster:
         job = cluster.submit("wait")
         assert node.await_that(lambda: node.is_running(1))
         output = job.follow()
@@ -233,7 +281,7 @@ def test_a_node_can_be_controlled(node: FakeNode, tmp_path: Path) -> None:
         if status == dispy.DispyNode.Closed:
             closed.set()
 
-    with dispy.JobCluster(compute, nodes=node.address, cluster_status=on_cluster) as cluster:
+    with opened_at(node, cluster_status=on_cluster) as cluster:
         cluster.submit(1)()
         assert cluster.set_node_cpus("fake", -1) == 1
         assert cluster.status().nodes[0].avail_cpus == 1
@@ -285,7 +333,7 @@ def test_an_allocate_of_ones_own_decides(node: FakeNode, tmp_path: Path) -> None
 
 def test_a_node_gets_the_files_that_it_asks_for(node: FakeNode, tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(b"0123456789")
-    with dispy.JobCluster(compute, nodes=node.address, depends=["data"]) as cluster:
+    with opened_at(node, depends=["data"]) as cluster:
         cluster.submit(1)()
         (prepare,) = node.prepared
         (file,) = prepare.spec.files
@@ -322,7 +370,7 @@ def test_there_is_a_recover_file_while_jobs_run(node: FakeNode, tmp_path: Path) 
         if status == dispy.DispyJob.Running:
             begun.set()
 
-    with dispy.JobCluster(compute, nodes=node.address, cluster_status=on_cluster) as cluster:
+    with opened_at(node, cluster_status=on_cluster) as cluster:
         cluster.submit("wait")
         came = begun.wait(PATIENCE_S)
         found = list(tmp_path.glob("_dispy_*"))
@@ -338,7 +386,7 @@ def test_output_goes_to_the_callback(node: FakeNode) -> None:
     def on_output(job: dispy.DispyJob, stream: str, text: str) -> None:
         seen.append((job.id, stream, text))
 
-    with dispy.JobCluster(compute, nodes=node.address, job_output=on_output) as cluster:
+    with opened_at(node, job_output=on_output) as cluster:
         cluster.submit("wait")
         assert node.await_that(lambda: node.is_running(1))
         node.say(1, 1, OUTPUT, pack_output(1, 0, b"o"))

@@ -16,7 +16,7 @@ import dispy
 from dispy import DispyJob, DispyNode
 
 from .changes import Change, Changes, ready
-from .conftest import NewCluster, StartNode
+from .conftest import NewCluster, RunProgram, StartNode
 from .processes import NodeProcess
 from .waiting import all_ended, ended, until
 
@@ -391,3 +391,30 @@ def test_statuses_of_nodes_that_come_and_go(start_node: StartNode, new_cluster: 
     cluster.close()
     assert changes.of_node("one") == [DispyNode.Initialized, DispyNode.Closed] * 2
     assert changes.of_node("two") == [DispyNode.Initialized, DispyNode.Closed]
+
+
+ENDS_WITHOUT_CLOSE = """
+import sys, threading
+import dispy
+
+def double(number):
+    return number * 2
+
+def on_end(job):
+    threading.main_thread().join()
+    print(job.result, flush=True)
+    if job.result < 8:
+        cluster.submit(job.result)
+
+cluster = dispy.JobCluster(double, nodes=sys.argv[1], job_status=on_end)
+cluster.submit(1)()
+"""
+
+
+def test_a_program_that_just_ends_has_its_callbacks_called(
+    node: NodeProcess, start_program: RunProgram
+) -> None:
+    program = start_program(ENDS_WITHOUT_CLOSE, node.address)
+    assert program.wait(PATIENCE_S) == 0
+    assert program.output().split() == ["2", "4", "8"]
+    assert program.log().count("the program ends") <= 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from dispy.broker.turns import CREDIT
-from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import (
     ABANDONED,
     ALLOCATE,
@@ -238,16 +237,24 @@ def test_a_large_failure_says_how_many_attempts_there_were() -> None:
     assert "2 attempts" in text_of(end) and end.parts[0].size == len(end.parts[0].tobytes())
 
 
-def test_a_result_that_is_none_breaks_the_protocol_but_loses_no_job() -> None:
+@pytest.mark.parametrize("nonsense", [b"?", b""])
+def test_nonsense_of_a_job_process_is_a_failure_of_that_job_only(nonsense: bytes) -> None:
     stage = Stage()
     stage.node("n")
     stage.submit(1, options=JobOptions(retries=1))
     stage.fail("n", 1)
-    bad = JobResult(1, 2, TERMINATED, 1.0, 2.0, b"?")
-    with pytest.raises(ProtocolError):
-        stage.tell("n", Done(stage.number, [bad]))
-    stage.flush()
-    assert stage.results() == {1: TERMINATED}
+    bad = JobResult(1, 2, TERMINATED, 1.0, 2.0, nonsense)
+    stage.tell("n", Done(stage.number, [bad]))
+    assert "2 attempts" in text_of(stage.ends()[1])
+
+
+def test_times_that_are_no_times_change_nothing() -> None:
+    stage = Stage()
+    stage.node("n", 2)
+    stage.submit(*range(1, 9))
+    for seq, end in enumerate((float("inf"), 1.0, float("nan"), 1.0), 1):
+        stage.tell("n", Done(stage.number, [JobResult(seq, 1, FINISHED, 0.0, end, b"r")]))
+    assert stage.results() == dict.fromkeys(range(1, 5), FINISHED)
 
 
 def test_the_client_is_told_of_running_jobs_that_wait_again() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from dispy.broker.jobs import LOSSES_MAX
@@ -34,7 +35,7 @@ from dispy.protocol.messages import (
     Withdraw,
 )
 
-from .stage import CLIENT, Stage
+from .stage import CLIENT, Stage, identity
 
 
 def test_the_least_loaded_node_gets_the_next_job() -> None:
@@ -232,6 +233,15 @@ def test_only_matching_nodes_are_used_and_addresses_are_dialled() -> None:
     stage.node("node7", 4, ready=False)
     [(peer, prepare)] = stage.take(Prepare)
     assert peer == "node7" and prepare.cpus == 2
+
+
+@pytest.mark.parametrize("address", ["", "somewhere", "host:door", "host:9701"])
+def test_what_a_node_says_of_its_address_may_be_anything(address: str) -> None:
+    stage = Stage(nodes=(NodeSpec("host", 9701), NodeSpec("*", 9702), NodeSpec("*", 9701)))
+    who = msgspec.structs.replace(identity("node", "n", 1), address=address)
+    stage.scheduler.joined("n", who, [], "", stage.now)
+    stage.tell("n", Holding([], []))
+    assert len(stage.take(Prepare)) == (address == "host:9701")
 
 
 @pytest.mark.parametrize("message", [Prepared(1), Done(1, []), Holding([], [])])

@@ -134,9 +134,9 @@ def pin(world: World, chance: random.Random, number: int) -> None:
 
 def _pin_some(world: World, chance: random.Random, number: int) -> None:
     node = a_node(world, chance, number)
-    run_s = chance.choice([0.002, 0.1])
+    run_s = chance.choice([0.002, 0.1, 0.5])
     course = with_options(Course(run_s), node=node, priority=chance.choice([0, 0, 1]))
-    world.submit(number, [course] * chance.choice([1, 10]))
+    world.submit(number, [course] * chance.choice([1, 10, 20]))
 
 
 def request(world: World, chance: random.Random, number: int) -> None:

@@ -367,7 +367,7 @@ class Record:
     ends: dict[int, list[JobResult]] = field(default_factory=dict)  # by seq
     nodes: dict[int, NodeInfo] = field(default_factory=dict)  # ready now, by id
     met: dict[int, NodeInfo] = field(default_factory=dict)  # ever ready
-    alive: set[int] = field(default_factory=set)  # have told what they have to spare
+    alive: dict[int, float] = field(default_factory=dict)  # when they told what they can spare
     told: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # by seq, attempt
     asked: dict[int, NodeRequest | SendFile | int] = field(default_factory=dict)  # by request
     answers: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
@@ -505,7 +505,7 @@ class ClientProcess(Process):
 
     def _on_node_alive(self, record: Record, effect: client_effects.NodeAlive) -> None:
         assert effect.vitals == VITALS
-        record.alive.add(effect.node)
+        record.alive[effect.node] = self.clock.now
 
     def _on_told(self, record: Record, effect: client_effects.Told) -> None:
         for job, said in effect.records:

@@ -189,7 +189,8 @@ def check_used(world: World) -> None:
             else:
                 assert may_fail_to_set_up(world, wish), f"{peer} can't be used: {allocation.error}"
         assert record.nodes.keys() == ready, "the client thinks that other nodes are used"
-        assert ready <= record.alive, "a node doesn't tell what it has to spare"
+        since = world.now - 2 * wish.opening.computation.pulse_interval - LATE_S
+        assert all(record.alive.get(each, 0.0) > since for each in ready), "a node is not heard of"
     check_blobs(world)
 
 
@@ -229,6 +230,7 @@ def check_free(world: World) -> None:
     for node in world.told_nodes():
         for worker in node.jobs.workers.values():
             if worker.running is not None:
+                assert worker.course.run_s >= HANG_S, "a job that may return doesn't end"
                 where = f"{node.identity.instance} still runs {worker.running}"
                 assert (worker.computation, worker.running.seq) in returning, where
 

@@ -26,6 +26,8 @@ LARGE = Large(3 << 20, [bytes(1 << 20)] * 3)
 CLOSE_S = 15.0  # from the close of a cluster to the end of its last job process
 SLACK_S = 2.0
 ALLOCATE_AFTER_S = (0.0, 5.0, 20.0)  # also nodes that come back a little later
+GIVEN_UP_S = 40.0  # longer than any greeting lasts
+GREETED_S = 5.0  # until a node is given up that is being greeted anew
 END_S = 4.0  # a job that heeds nothing has ended so long after its time
 HEARD_S = 0.03  # a job may wait so long after it has said something
 PLAIN = JobOptions()
@@ -177,6 +179,32 @@ def play_cancelled_queue() -> World:
     world.run(1.0)
     world.start_node(machine)
     play(world)
+    return world
+
+
+def play_given_up_node(silent_s: float = GIVEN_UP_S) -> World:
+    """Have a node fall silent for longer than its lease, with jobs that only it may run."""
+    world = World("given up node")
+    first = world.add_machine(2, dials=False)
+    world.start_node(first)
+    world.start_node(world.add_machine(2, dials=True))
+    number = world.open_cluster(pulse_s=0.2, grace_s=0.1)
+    world.run(1.0)
+    nodes = world.client.records[number].met.values()
+    (node,) = [each.id for each in nodes if each.name == first.name]
+    only = JobOptions(node=node)
+    world.submit(number, [Course(4.0, records=20, options=only)] * 2)
+    world.submit(number, [Course(0.3, options=only)] * 20)
+    world.run(0.5)
+    # What the client says now of what the jobs have said gets lost with the node's session.
+    world.network.block("client", "broker", world.now + 1.0)
+    world.run(0.4)
+    world.lost_nodes = True
+    world.longest_pause_s = silent_s
+    assert first.node is not None
+    first.node.pause(world.now + silent_s)
+    world.run(silent_s)
+    play(world, until=0.0)
     return world
 
 

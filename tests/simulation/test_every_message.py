@@ -48,7 +48,7 @@ def happy_world() -> World:
     first = world.open_cluster(max_tasks=0, pulse_s=0.2, grace_s=0.1, files=FILES[1:2], asks=True)
     second = world.open_cluster(reentrant=True, grace_s=0.1)
     world.submit(first, [Course(0.01)] * 20 + [Course(HANG_S), Course(0.2)])
-    world.submit(second, [Course(0.05)] * 300)
+    world.submit(second, [Course(0.02)] * 200)
     world.submit(first, [Course(0.2, records=3, options=JobOptions(follow=True))])
     world.submit(first, [Course(0.01, fails=1, options=JobOptions(retries=1, files=FILES[:3]))])
     later(world, 0.2, world.define, first)

@@ -1,7 +1,7 @@
 """Whatever goes wrong, every job ends once and nothing is left behind (scenario A1).
 
 One client, one broker, three nodes, at most three faults, 200 jobs. ``DISPY_SEEDS`` says how
-many runs (default 1000), ``DISPY_SEED`` which is the first.
+many runs (default 600), ``DISPY_SEED`` which is the first.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import pytest
 
 from dispy.protocol.messages import CANCELLED, FINISHED
 
-from .scenarios import JOBS_MANY, play_cancelled_queue
+from .scenarios import GIVEN_UP_S, GREETED_S, JOBS_MANY, play_cancelled_queue, play_given_up_node
 
 ROOT = Path(__file__).parents[2]
 FIRST = int(os.environ.get("DISPY_SEED", "0"))
-COUNT = int(os.environ.get("DISPY_SEEDS", "1000"))
+COUNT = int(os.environ.get("DISPY_SEEDS", "600"))
 PARTS = 10
 PROCESSES = 2
 
@@ -51,6 +51,11 @@ def test_cancelled_jobs_make_room_for_others() -> None:
     world = play_cancelled_queue()
     ends = [end.status for ended in world.client.records[1].ends.values() for end in ended]
     assert ends.count(CANCELLED) == ends.count(FINISHED) == JOBS_MANY
+
+
+@pytest.mark.parametrize("silent_s", [GREETED_S, GIVEN_UP_S])
+def test_a_node_that_was_given_up_comes_back(silent_s: float) -> None:
+    play_given_up_node(silent_s)
 
 
 def test_many_faults_at_once() -> None:
