@@ -182,7 +182,7 @@ def play_cancelled_queue() -> World:
     return world
 
 
-def play_given_up_node(silent_s: float = GIVEN_UP_S) -> World:
+def play_given_up_node(silent_s: float = GIVEN_UP_S, is_cut: bool = False) -> World:
     """Have a node fall silent for longer than its lease, with jobs that only it may run."""
     world = World("given up node")
     first = world.add_machine(2, dials=False)
@@ -193,16 +193,20 @@ def play_given_up_node(silent_s: float = GIVEN_UP_S) -> World:
     nodes = world.client.records[number].met.values()
     (node,) = [each.id for each in nodes if each.name == first.name]
     only = JobOptions(node=node)
-    world.submit(number, [Course(4.0, records=20, options=only)] * 2)
+    world.submit(number, [Course(1.0, records=20, options=only)] * 2)
     world.submit(number, [Course(0.3, options=only)] * 20)
-    world.run(0.5)
-    # What the client says now of what the jobs have said gets lost with the node's session.
+    world.run(0.1)
+    # The client's answers to what the jobs say get lost with the node's session.
     world.network.block("client", "broker", world.now + 1.0)
-    world.run(0.4)
+    world.run(0.6)
     world.lost_nodes = True
     world.longest_pause_s = silent_s
     assert first.node is not None
     first.node.pause(world.now + silent_s)
+    if is_cut:
+        ends = world.network.open_ends()
+        (end,) = [each for each in ends if each.other.socket.machine == first.name]
+        world.network.cut(end, (0.0, 0.0))
     world.run(silent_s)
     play(world, until=0.0)
     return world

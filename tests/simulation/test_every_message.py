@@ -45,10 +45,10 @@ def happy_world() -> World:
     for number in range(2):
         world.start_node(world.add_machine(2, dials=bool(number)))
     world.lost_nodes = True  # a message astray may cost more than a lease
-    first = world.open_cluster(max_tasks=0, pulse_s=0.2, grace_s=0.1, files=FILES[1:2], asks=True)
+    first = world.open_cluster(max_tasks=0, pulse_s=0.5, grace_s=0.1, files=FILES[1:2], asks=True)
     second = world.open_cluster(reentrant=True, grace_s=0.1)
     world.submit(first, [Course(0.01)] * 20 + [Course(HANG_S), Course(0.2)])
-    world.submit(second, [Course(0.02)] * 200)
+    world.submit(second, [Course(0.05)] * 300)
     world.submit(first, [Course(0.2, records=3, options=JobOptions(follow=True))])
     world.submit(first, [Course(0.01, fails=1, options=JobOptions(retries=1, files=FILES[:3]))])
     later(world, 0.2, world.define, first)
@@ -59,7 +59,7 @@ def happy_world() -> World:
     later(world, 0.35, world.send_file, first, 1, FILES[1])
     later(world, 0.4, world.request, second, SET_CPUS, 1, cpus=1)
     later(world, 0.6, world.stop_node, world.machines["node2"])
-    later(world, 0.8, world.close_cluster, second)
+    later(world, 0.7, world.close_cluster, second)
     return world
 
 
@@ -82,7 +82,7 @@ def run_with(turn: int, fate: Fate) -> int:
 
     world.network.tamper = tamper
     world.has_tampered = True
-    play(world, until=2.0)
+    play(world, until=1.0)
     return count
 
 
@@ -96,7 +96,7 @@ def test_the_run_has_every_kind_of_message() -> None:
             seen.update(map(type, frame.messages))
 
     world.network.watch = watch
-    play(world, until=2.0)
+    play(world, until=1.0)
     assert set(get_args(messages.Body)) - seen <= RARE
 
 

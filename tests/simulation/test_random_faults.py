@@ -53,9 +53,10 @@ def test_cancelled_jobs_make_room_for_others() -> None:
     assert ends.count(CANCELLED) == ends.count(FINISHED) == JOBS_MANY
 
 
+@pytest.mark.parametrize("is_cut", [False, True])
 @pytest.mark.parametrize("silent_s", [GREETED_S, GIVEN_UP_S])
-def test_a_node_that_was_given_up_comes_back(silent_s: float) -> None:
-    play_given_up_node(silent_s)
+def test_a_node_that_was_given_up_comes_back(silent_s: float, is_cut: bool) -> None:
+    play_given_up_node(silent_s, is_cut)
 
 
 def test_many_faults_at_once() -> None:
