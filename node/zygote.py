@@ -22,6 +22,7 @@ from .channel import TEXT_CHARS, Channel, ChannelClosed
 from .processes import Children, adopt_orphans, die_with_parent, end_descendants, signal_all
 
 CLEANUP_S = 60.0  # how long a cleanup function may run
+DYING_S = 1.0  # how long a node that was killed may take to be gone
 GRACE_S = 8.0  # from SIGTERM to SIGKILL of a template, which ends its jobs in the meantime
 END_S = 1.5  # ... when all ends; twice that is less than the node waits before it kills us
 
@@ -181,7 +182,7 @@ def main(folder: str, connection: int, node: int) -> None:
         _serve(zygote, node)
     finally:
         zygote.end()
-        if not zygote.dismissed:  # the node was killed
+        if not zygote.dismissed and _is_gone(node):  # it was killed
             import shutil  # only now: all that is loaded makes each fork dearer
 
             shutil.rmtree(folder, ignore_errors=True)
@@ -194,11 +195,21 @@ def _serve(zygote: Zygote, node: int) -> None:
         gc.collect()
         gc.freeze()
         zygote.run()
-    except SystemExit:
-        # Somebody has sent SIGTERM to this process only: the node starts another.
-        zygote.dismissed = zygote.dismissed or os.getppid() == node
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _is_gone(node: int) -> bool:
+    """Whether the node has died, or dies now: its threads do so one by one.
+
+    Else somebody has sent SIGTERM to this process only, and the node starts another.
+    """
+    deadline = time.monotonic() + DYING_S
+    while os.getppid() == node:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def _on_terminate(signum: int, frame: object) -> None:
