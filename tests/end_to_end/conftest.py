@@ -13,7 +13,6 @@ import dispy
 
 from .processes import NodeProcess, Program
 
-
 # Whoever runs the tests in the background has them ignore Ctrl-C, and so all that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
