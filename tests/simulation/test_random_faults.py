@@ -20,7 +20,7 @@ from .scenarios import GIVEN_UP_S, GREETED_S, JOBS_MANY, play_cancelled_queue, p
 
 ROOT = Path(__file__).parents[2]
 FIRST = int(os.environ.get("DISPY_SEED", "0"))
-COUNT = int(os.environ.get("DISPY_SEEDS", "600"))
+COUNT = int(os.environ.get("DISPY_SEEDS", "1000"))
 PARTS = 10
 PROCESSES = 2
 
