@@ -178,7 +178,7 @@ def test_a_lost_node_is_told_and_its_jobs_are_abandoned(
     node.kill()
     assert ended(job).status == DispyJob.Abandoned
     assert time.monotonic() - begin < 10
-    assert any(status == DispyNode.Closed for status, _ in changes)
+    until(lambda: any(status == DispyNode.Closed for status, _ in changes), "Closed is told")
 
 
 # -- private nodes -------------------------------------------------------------------------------
