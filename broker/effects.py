@@ -1,10 +1,15 @@
-"""What the scheduler wants done; its shell does it."""
+"""What the scheduler wants done; its shell does it.
+
+Whatever is to be kept on disk is there before any message of the same flush is sent.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from dispy.protocol.messages import Body
+from dispy.protocol.messages import BlobRange, Body, Buffer, OpenCluster, Results, Submit
+
+from .durable import ClusterMeta, NodeMeta, Progress
 
 
 class Send(NamedTuple):
@@ -39,4 +44,135 @@ class Goodbye(NamedTuple):
     reason: str
 
 
-Effect: TypeAlias = Send | Dial | Undial | Forget | Goodbye
+# -- what is kept on disk; the ids of batches and of results are the broker's, and only grow ----
+
+
+class KeepCluster(NamedTuple):
+    """Keep a cluster, or what has changed of it; ``opened`` is None when that has not."""
+
+    id: int
+    meta: ClusterMeta
+    opened: OpenCluster | None
+
+
+class DropCluster(NamedTuple):
+    """Remove a cluster and all that is kept of it."""
+
+    id: int
+
+
+class KeepBatch(NamedTuple):
+    """Keep jobs as they were submitted, with what `durable.KeptBatch` says of them."""
+
+    id: int
+    cluster: int
+    submit: Submit
+    plain: bool
+    priority: int
+
+
+class KeepProgress(NamedTuple):
+    """Keep how far the jobs of a batch have got, instead of what was kept of that before."""
+
+    batch: int
+    progress: Progress
+
+
+class DropBatch(NamedTuple):
+    """Remove a batch whose jobs have all ended."""
+
+    id: int
+
+
+class KeepResults(NamedTuple):
+    """Keep results until they have been heard."""
+
+    id: int
+    cluster: int
+    message: Results
+
+
+class DropResults(NamedTuple):
+    """Remove results that have been heard."""
+
+    ids: list[int]
+
+
+class KeepAbandoned(NamedTuple):
+    """Remember which attempts were given up and may still finish (seq, attempt)."""
+
+    cluster: int
+    jobs: list[tuple[int, int]]
+
+
+class KeepNode(NamedTuple):
+    """Remember a node."""
+
+    id: int
+    meta: NodeMeta
+
+
+class DropNode(NamedTuple):
+    """Forget a node."""
+
+    id: int
+
+
+class Load(NamedTuple):
+    """Read a batch from the disk; `Scheduler.loaded` gets its jobs."""
+
+    batch: int
+
+
+JournalEffect: TypeAlias = (
+    KeepCluster
+    | DropCluster
+    | KeepBatch
+    | KeepProgress
+    | DropBatch
+    | KeepResults
+    | DropResults
+    | KeepAbandoned
+    | KeepNode
+    | DropNode
+)
+
+# -- files that the broker itself has a copy of ----------------------------------------------
+
+
+class KeepPiece(NamedTuple):
+    """Write a piece of a blob to the broker's store; the blob is whole after the ``last``."""
+
+    digest: bytes
+    offset: int
+    buffers: list[Buffer]
+    last: bool
+
+
+class ReadPiece(NamedTuple):
+    """Read a piece of a blob and send it to a node, as `BlobPieces` of this computation."""
+
+    peer: str
+    computation: int
+    node: int
+    piece: BlobRange
+
+
+class DropBlob(NamedTuple):
+    """Remove a blob that no cluster needs."""
+
+    digest: bytes
+
+
+Effect: TypeAlias = (
+    Send
+    | Dial
+    | Undial
+    | Forget
+    | Goodbye
+    | JournalEffect
+    | Load
+    | KeepPiece
+    | ReadPiece
+    | DropBlob
+)

@@ -38,6 +38,13 @@ CLOSE = "close"
 RESETUP = "resetup"
 SET_CPUS = "cpus"
 
+# What people ask of a broker.
+STATUS = "status"
+DRAIN = "drain"
+RESUME = "resume"
+CANCEL = "cancel"
+WHY = "why"
+
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 
@@ -86,6 +93,7 @@ class Identity(Frozen, frozen=True):
     cpus: int = 0  # nodes: job processes at a time
     place: str = ""  # nodes: machine and port; a new instance at a place proves the old one gone
     address: str = ""  # nodes: the address of their own door, "host:port"
+    user: str = ""  # clients: who runs the program, "login@host"; shares are counted by user
 
 
 class FileSpec(Frozen, frozen=True):
@@ -232,6 +240,61 @@ class NodeInfo(Frozen, frozen=True):
     platform: str
 
 
+class NodeReport(Frozen, frozen=True):
+    """A node as operators see it."""
+
+    id: int
+    name: str
+    address: str
+    cpus: int
+    state: str  # "up", "away", "drained", "set aside", "out of service" or "stopping"
+    reason: str  # why it isn't "up"
+    running: int  # jobs there that have begun or may have
+    held: int  # jobs there in all
+    done: int  # jobs that have ended there
+    clusters: list[int]  # the broker's numbers
+    since: float  # seconds since the epoch
+    platform: str
+    software: str
+    vitals: Vitals | None = None
+
+
+class ClusterReport(Frozen, frozen=True):
+    """A cluster as operators see it."""
+
+    id: int  # the broker's number
+    label: str
+    user: str
+    state: str  # "open", "waiting" (for an exclusive one), "away" (its client) or "closing"
+    exclusive: bool
+    weight: float
+    waiting: int  # jobs
+    running: int
+    ended: int
+    unheard: int  # ended, and the client hasn't got their results
+    cpus: int  # of the nodes that take its jobs
+    used_s: float  # CPU time that its jobs have had
+    share: float  # part of the CPUs that it is entitled to now, 0 to 1
+    rate: float  # jobs that end per second, of late
+    since: float  # seconds since the epoch
+
+
+class BrokerReport(Frozen, frozen=True):
+    """A broker as operators see it."""
+
+    name: str
+    software: str
+    policy: str
+    since: float  # seconds since the epoch
+    journal: str  # its folder; empty: none
+    journal_bytes: int
+    trouble: str  # why no jobs are accepted at present; empty: they are
+    clients: int
+    rate: float  # jobs that end per second, of late
+    nodes: list[NodeReport]
+    clusters: list[ClusterReport]
+
+
 # -- handshake: one of these is the first thing said on a connection ---------------------
 
 
@@ -286,6 +349,9 @@ class OpenCluster(Message, tag=10):
     nodes: list[NodeSpec]
     reentrant: bool = False
     asks: bool = False  # each node that is found is offered: `NodeOffer`, `Allocate`
+    label: str = ""  # what people call the cluster; empty: the name of the computation
+    exclusive: bool = False  # wait until all others are closed, then own all nodes
+    weight: float = 1.0  # its part of its user's share, beside the user's other clusters
 
 
 class Submit(Message, tag=11):
@@ -345,6 +411,36 @@ class SendFile(Message, tag=17):
     request: int
     node: int
     file: FileSpec
+
+
+class ResultsHeard(Message, tag=19):
+    """The client has dealt with these `Results`; a broker with a journal keeps them until then."""
+
+    cluster: int
+    records: list[int]  # their ``record``
+
+
+class Attach(Message, tag=70):
+    """Take a cluster over whose client is away or dead. Answered by `Attached`, `ClusterLost`.
+
+    It is named by ``owner`` and ``number``, as a recover file knows it, or else by ``label``.
+    """
+
+    cluster: int  # what this client calls it from now on
+    label: str = ""  # its label, or the broker's number of it
+    owner: str = ""  # instance of the client that opened it
+    number: int = 0  # what that client called it
+    force: bool = False  # even if its client is there: that one gets a `ClusterLost`
+
+
+class Operate(Message, tag=71):
+    """What people ask of a broker as a whole. Answered by `Report`; no cluster is needed."""
+
+    request: int  # chosen by the client
+    action: str  # STATUS or one of its like
+    target: str = ""  # DRAIN, RESUME: a node; CANCEL: a cluster; WHY: a cluster
+    jobs: list[int] = []  # CANCEL, WHY: these; none: all of the cluster, and close it
+    reason: str = ""  # DRAIN: shown to those who ask
 
 
 class Explain(Message, tag=18):
@@ -407,6 +503,54 @@ class ClusterOpened(Message, tag=20):
     cluster: int
     credit: int
     computation: int = 0  # the broker's number for it, by which nodes know it
+    known: bool = False  # it was open before: jobs that were accepted are still there
+    durable: bool = False  # jobs are `Accepted` when they are on disk, results want to be heard
+
+
+class Accepted(Message, tag=72):
+    """These jobs are on the broker's disk: they needn't be submitted again."""
+
+    cluster: int
+    jobs: list[tuple[int, int]]  # ranges: first and last
+
+
+class Rejected(Message, tag=73):
+    """These jobs were not taken, for ``reason``; send them again when there is `Credit`.
+
+    ``limit`` replaces all credit that was given before.
+    """
+
+    cluster: int
+    jobs: list[int]
+    reason: str
+    limit: int
+
+
+class ClusterLost(Message, tag=74):
+    """The cluster isn't this client's (any more), for ``reason``; nothing more comes of it."""
+
+    cluster: int
+    reason: str
+
+
+class Attached(Message, tag=75):
+    """The cluster is this client's now. What was not heard before comes as `Results` next."""
+
+    cluster: int
+    computation: int
+    label: str
+    pending: list[tuple[int, int]]  # jobs that have not ended; ranges: first and last
+    unheard: int  # jobs that have ended and whose results follow
+    is_program: bool = False  # its output is bytes
+
+
+class Report(Message, tag=76):
+    """The answer to `Operate`."""
+
+    request: int
+    error: str = ""  # why nothing was done
+    text: str = ""  # DRAIN, RESUME, CANCEL, WHY: what was done, or why
+    status: BrokerReport | None = None  # STATUS
 
 
 class Credit(Message, tag=21):
@@ -422,6 +566,7 @@ class Results(Message, tag=22):
     cluster: int
     node: int
     results: list[JobResult]
+    record: int = 0  # number to say in `ResultsHeard`; 0: nobody waits for that
 
 
 class JobsRunning(Message, tag=23):
@@ -505,6 +650,7 @@ class Prepare(Message, tag=40):
     cpus: int = 0  # so many jobs at a time; 0: as many as the node has CPUs
     files: list[FileSpec] = []  # for this node only
     setup_args: JobSpec | None = None
+    weight: float = 1.0  # its part of the node when others have jobs there as well
 
 
 class Run(Message, tag=41):
@@ -623,6 +769,16 @@ class FilePut(Message, tag=66):
     error: str = ""
 
 
+class Service(Message, tag=68):
+    """Whether the node takes jobs now; sent when that changes, and after each `Holding`.
+
+    When it doesn't, jobs that have begun go on, and the broker takes the others back.
+    """
+
+    open: bool
+    reason: str = ""  # for people, when it doesn't
+
+
 class Pulse(Message, tag=67):
     """What the node has to spare now; sent at the shortest pulse_interval of its computations."""
 
@@ -639,12 +795,20 @@ Body: TypeAlias = (
     | Allocate
     | SendFile
     | Explain
+    | ResultsHeard
+    | Attach
+    | Operate
     | Define
     | Records
     | RecordsHeard
     | NeedBlobs
     | BlobPieces
     | ClusterOpened
+    | Accepted
+    | Rejected
+    | ClusterLost
+    | Attached
+    | Report
     | Credit
     | Results
     | JobsRunning
@@ -672,6 +836,7 @@ Body: TypeAlias = (
     | Released
     | Holding
     | FilePut
+    | Service
     | Pulse
 )
 

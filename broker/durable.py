@@ -1,0 +1,104 @@
+"""What a broker keeps on disk, as plain values, and what it finds there when it starts.
+
+A cluster is kept with its computation; its jobs in batches, each just as the client sent it and
+never changed, beside a small value that says how far its jobs have got. Results are kept until
+their client has heard them. Nothing here is ever unpickled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from dispy.protocol.messages import OpenCluster, Results
+
+CANCELLED_MARK = 1  # in `JobMark.marks`: the job is to be cancelled
+
+
+class JobMark(msgspec.Struct, array_like=True, gc=False):
+    """How far a job has got that has been at a node and hasn't ended."""
+
+    index: int  # its place in its batch
+    attempt: int
+    node: int  # id of the node that has it; 0: it waits again
+    failures: int = 0
+    losses: int = 0
+    marks: int = 0
+
+
+class Progress(msgspec.Struct, array_like=True, gc=False):
+    """How far the jobs of a batch have got. Jobs that aren't mentioned wait for a first attempt."""
+
+    ended: bytes = b""  # bits by place in the batch, the lowest first; missing ones are 0
+    jobs: list[JobMark] = []
+
+
+class ClusterMeta(msgspec.Struct, array_like=True, gc=False):
+    """What is known of a cluster beside its computation. Times are seconds since the epoch."""
+
+    owner: str  # instance of the client that has it
+    number: int  # what that client calls it
+    user: str
+    opened_at: float
+    closing: bool = False
+    away_since: float = 0.0  # when its client was last heard; 0: it is there
+    expired: bool = False  # its client has been away for too long: only results are kept
+    ended: int = 0  # jobs that have ended so far, for people
+    used_s: float = 0.0  # CPU time so far, for people
+
+
+class NodeMeta(msgspec.Struct, array_like=True, gc=False):
+    """What is remembered of a node."""
+
+    peer: str  # its instance
+    name: str
+    address: str
+    drained: str = ""  # why an operator wants it to get no jobs; empty: it may
+    set_aside: str = ""  # why the broker doesn't use it
+    place: str = ""  # a node that is started anew at its place stays drained or set aside
+
+
+@dataclass
+class KeptBatch:
+    """A batch of jobs without the jobs themselves, which are loaded when their turn comes."""
+
+    id: int
+    cluster: int
+    first: int  # the lowest seq of the batch
+    last: int  # the highest
+    count: int
+    progress: Progress
+    plain: bool = True  # its jobs have one priority and no node of their own
+    priority: int = 0  # when it is plain
+
+
+@dataclass
+class KeptResults:
+    """Results that their client has not heard; ``message.record`` is 0."""
+
+    id: int
+    cluster: int
+    message: Results
+
+
+@dataclass
+class KeptCluster:
+    """A cluster, with all layers of code."""
+
+    id: int
+    meta: ClusterMeta
+    opened: OpenCluster
+    batches: list[KeptBatch] = field(default_factory=list)  # in the order in which they came
+    results: list[KeptResults] = field(default_factory=list)  # likewise
+    abandoned: list[tuple[int, int]] = field(default_factory=list)  # seq, attempt
+
+
+@dataclass
+class Kept:
+    """All that a broker finds when it starts."""
+
+    clusters: list[KeptCluster] = field(default_factory=list)
+    nodes: dict[int, NodeMeta] = field(default_factory=dict)  # by id
+    last_node: int = 0  # highest id that any node has ever had
+    last_record: int = 0  # highest number of any batch or of any results that are there
