@@ -23,14 +23,16 @@ from dispy.protocol.messages import Body, Identity, JobsRequeued, Results, Run
 from . import blobs, clients, closing, nodes, puts, records, requests, results, setups, turns
 from .checks import check
 from .effects import Effect, Forget
+from .settings import Settings
 from .state import Client, Cluster, Node, State
 
 
 class Scheduler:
     """Owns every job from its submission until its result is on the way to the client.
 
-    ``first_id`` keeps the computations of different brokers at a node apart. ``check`` asserts
-    all invariants; tests call it after every event.
+    ``first_id`` keeps the computations of different brokers at a node apart. ``wall_offset_s``
+    turns the time that is passed in into seconds since the epoch. ``check`` asserts all
+    invariants; tests call it after every event.
     """
 
     HANDLERS: ClassVar[dict[type[Any], Callable[..., None]]] = {
@@ -45,8 +47,10 @@ class Scheduler:
         **blobs.HANDLERS,
     }
 
-    def __init__(self, first_id: int = 0) -> None:
-        self.state = State(first_id)
+    def __init__(
+        self, first_id: int = 0, settings: Settings | None = None, wall_offset_s: float = 0.0
+    ) -> None:
+        self.state = State(first_id, settings or Settings(), wall_offset_s)
 
     @property
     def clients(self) -> dict[str, Client]:

@@ -31,6 +31,7 @@ from dispy.protocol.messages import (
 from .effects import Effect, Send
 from .line import Line
 from .seen import Seen
+from .settings import Settings
 
 AHEAD_S = 0.05  # a node holds so many seconds of work ahead of its job processes
 AHEAD_MAX = 1000  # jobs ahead per CPU at most
@@ -257,6 +258,8 @@ class State:
     """Everything, and what is to be said at the next flush."""
 
     cluster_ids: int  # the last one given
+    settings: Settings = Settings()
+    wall_offset_s: float = 0.0  # turns ``now`` into seconds since the epoch
     node_ids: int = 0
     clients: dict[str, Client] = field(default_factory=dict)  # by peer
     nodes: dict[str, Node] = field(default_factory=dict)  # by peer
