@@ -258,7 +258,7 @@ class State:
     """Everything, and what is to be said at the next flush."""
 
     cluster_ids: int  # the last one given
-    settings: Settings = Settings()
+    settings: Settings = field(default_factory=Settings)
     wall_offset_s: float = 0.0  # turns ``now`` into seconds since the epoch
     node_ids: int = 0
     clients: dict[str, Client] = field(default_factory=dict)  # by peer
