@@ -48,7 +48,12 @@ STRUCTS: dict[str, Any] = {
     "Vitals": m.Vitals(90.0, 1 << 30, 1 << 40, 100.0),
     "NodeInfo": m.NodeInfo(1, "127.0.0.1:9701", "node", 4, "Linux"),
 }
-SIMPLE: dict[str, Any] = {"str": "x", "float": 0.5, "int": 3}
+NODE = m.NodeReport(
+    1, "n", "h:1", 2, "up", "", 1, 2, 3, [4], 5.5, "Linux", "0", m.Vitals(1.5, 2, 3, 4.5)
+)
+CLUSTER = m.ClusterReport(1, "c", "u@h", "open", False, 1.0, 2, 3, 4, 5, 6, 7.5, 0.5, 8.5, 9.5)
+STATUS = m.BrokerReport("b", "0", "fair", 1.5, "folder", 2, "", 3, 4.5, [NODE], [CLUSTER])
+SIMPLE: dict[str, Any] = {"bool": True, "str": "x", "float": 0.5, "int": 3}
 
 
 def sample(kind: Any) -> Any:
@@ -69,7 +74,7 @@ def value_of(text: str) -> Any:
 def frames() -> list[bytes]:
     """Encode one frame of each kind, and envelopes of every message."""
     codec = Codec()
-    bodies = [sample(kind) for kind in get_args(m.Body)]
+    bodies = [sample(kind) for kind in get_args(m.Body)] + [m.Report(1, "", "", STATUS)]
     whole = m.Envelope(1, 2, 3, bodies)
     singles = [m.Envelope(1, 1, 0, [body]) for body in bodies]
     hello = m.Hello(1, 0, IDENTITY, "session", 4)
