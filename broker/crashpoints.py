@@ -1,0 +1,31 @@
+"""Points at which a test can have the broker killed, to see that nothing depends on the moment.
+
+``DISPY_CRASH_AT=before-commit:3`` kills the process the third time that it gets to that point.
+Without the variable a point costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+POINTS = (
+    "before-write",
+    "after-write",
+    "before-commit",
+    "after-commit",
+    "before-send",
+    "after-send",
+)
+
+_point, _, _count = os.environ.get("DISPY_CRASH_AT", "").partition(":")
+_left = int(_count or 1)
+
+
+def crashpoint(name: str) -> None:
+    """Be killed here, if that was asked for."""
+    global _left
+    if name == _point:
+        _left -= 1
+        if not _left:
+            os.kill(os.getpid(), signal.SIGKILL)
