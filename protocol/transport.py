@@ -8,9 +8,11 @@ connection: when that breaks, the socket is closed and never used again.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import selectors
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -24,6 +26,10 @@ from .exchange import Arrival, Arrived, Down, HungUp, Route, Up
 from .messages import Buffer
 from .wire import FRAME_BYTES_MAX
 
+CAN_LIMIT = sys.platform != "win32"
+if CAN_LIMIT:
+    import resource
+
 DRAIN_MAX = 200  # messages taken from one socket before the core gets its turn
 HANDSHAKE_MS = 3000  # silent connections are closed after this
 HEARTBEAT_MS = 1000  # ZMTP's own, which notices silent partitions
@@ -32,7 +38,13 @@ HIGH_WATER = 1000  # messages; links keep less than that unacknowledged
 FAREWELL_MS = 300  # for what was said last, in the background, when a socket is closed
 PROBE_S = 3.0  # how long a TCP connection may take
 BACKLOG = 1024
+TRY_S = 0.1  # how often what has no signal of its own is looked at
+ACCEPT_PAUSE_S = 1.0  # when there are no descriptors left, nobody is let in for so long
+SOCKETS_MAX = 65_000  # of one process; two for each address that is dialled
+DESCRIPTORS_MAX = 100_000  # asked of the system, if it allows that
 MIN_LIBZMQ = (4, 3, 3)  # older ones have holes that need no authentication
+
+log = logging.getLogger("dispy.transport")
 
 EVENTS = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -41,6 +53,20 @@ EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_DISCONNECTED
 )
+
+
+def raise_limits() -> None:
+    """Let this process have as many connections as the system allows it.
+
+    For a process that serves many; to be called before its first socket is opened.
+    """
+    zmq.Context.instance().set(zmq.MAX_SOCKETS, SOCKETS_MAX)
+    if not CAN_LIMIT:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def open_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
@@ -86,6 +112,9 @@ class Bus:
         self._selector = selectors.DefaultSelector()
         self._router: zmq.Socket[bytes] | None = None
         self._hangups: zmq.Socket[bytes] | None = None  # tells of connections that were closed
+        self._doors: list[str] = []  # where the router listens
+        self._closed: list[str] = []  # of these, the ones that are closed, since accepting fails
+        self._closed_until = 0.0
         self._connections: dict[int, Connection] = {}
         self._last_route = 0
         self._arrivals: deque[Arrival] = deque()
@@ -110,7 +139,9 @@ class Bus:
         if self._router is None:
             self._router = open_socket(self._context, zmq.ROUTER)
             self._register(self._router, self._drain_router)
-            self._hangups = self._router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            self._hangups = self._router.get_monitor_socket(
+                zmq.EVENT_DISCONNECTED | zmq.EVENT_ACCEPT_FAILED
+            )
             self._register(self._hangups, self._on_hangup)
         self._router.setsockopt(zmq.IPV6, int("[" in address))
         try:
@@ -119,7 +150,9 @@ class Bus:
             raise OSError(error.errno, f"can't listen at {address}: {error.strerror}") from None
         if address.startswith("inproc://"):
             return address
-        return self._router.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://")
+        door = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._doors.append(door)
+        return door.removeprefix("tcp://")
 
     def close(self) -> None:
         """Close every socket at once; what was not sent is lost."""
@@ -214,8 +247,8 @@ class Bus:
         self._owner = threading.get_ident()
         if self._arrivals or self._has_undrained():
             timeout_s = 0.0
-        if self._probing:
-            timeout_s = min(timeout_s, 0.1)
+        if self._probing or self._closed:
+            timeout_s = min(timeout_s, TRY_S)
         self._sleeping = True  # before looking at _woken: see wake()
         ready = self._selector.select(0.0 if self._woken else max(0.0, timeout_s))
         self._sleeping = False
@@ -229,8 +262,8 @@ class Bus:
         for undrained, route in list(self._undrained.items()):
             if undrained in self._undrained:  # else it was closed meanwhile
                 self._drain(undrained, route)
-        if self._probing:
-            self._give_up_probes()
+        self._give_up_probes()
+        self._open_doors()
         if self._hung_up:
             self._hung_up = False
             self._arrivals.append(HungUp())
@@ -260,8 +293,35 @@ class Bus:
         assert self._hangups is not None
         with suppress(zmq.Again):
             while True:
-                self._hangups.recv_multipart(zmq.NOBLOCK)
-                self._hung_up = True
+                message = self._hangups.recv_multipart(zmq.NOBLOCK)
+                if parse_monitor_message(message)["event"] == zmq.EVENT_ACCEPT_FAILED:
+                    self._close_doors()
+                else:
+                    self._hung_up = True
+
+    def _close_doors(self) -> None:
+        """Let nobody in for a while: ZeroMQ would try without a pause, at the cost of a core."""
+        assert self._router is not None
+        if not self._closed:
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if CAN_LIMIT else "unknown"
+            log.warning("no more connections can be accepted; limit of open files: %s", limit)
+        for door in self._doors:
+            if door not in self._closed:
+                self._router.unbind(door)
+                self._closed.append(door)
+        self._closed_until = time.monotonic() + ACCEPT_PAUSE_S
+
+    def _open_doors(self) -> None:
+        if not self._closed or self._router is None or time.monotonic() < self._closed_until:
+            return
+        for door in list(self._closed):
+            try:
+                self._router.bind(door)
+            except zmq.ZMQError as error:  # the old one isn't gone so far, or no descriptor free
+                log.debug("can't listen at %s again: %s", door, error)
+                self._closed_until = time.monotonic() + ACCEPT_PAUSE_S
+            else:
+                self._closed.remove(door)
 
     # -- receiving -----------------------------------------------------------------------
 
@@ -329,6 +389,8 @@ class Bus:
             connection.probe = None
 
     def _give_up_probes(self) -> None:
+        if not self._probing:
+            return
         now = time.monotonic()
         for route in list(self._probing):
             connection = self._connections[route]

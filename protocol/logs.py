@@ -1,0 +1,60 @@
+"""What daemons and commands log, as text for people or as JSON lines for machines.
+
+`configure` is called once, by a command line, before anything is logged. Libraries and user
+programs never call it: there, logging belongs to the program.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
+
+TEXT = "text"
+JSON = "json"
+FORMATS = (TEXT, JSON)
+TEXT_FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per record.
+
+    Its keys: time (ISO 8601, UTC, milliseconds), level, logger, message, and exception (the
+    traceback) when there is one.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as a line of ASCII, whatever its message contains."""
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def configure(level: int, format: str = TEXT, file: Path | None = None) -> None:
+    """Log from ``level`` up as ``format`` says, to ``file`` or else to standard error.
+
+    A file is appended to, and opened anew when it has been moved away, so it can be rotated.
+    Raises `OSError` if it can't be opened.
+    """
+    handler: logging.Handler
+    if file is None:
+        handler = logging.StreamHandler(sys.stderr)
+    else:
+        handler = WatchedFileHandler(file, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(JsonLines() if format == JSON else logging.Formatter(TEXT_FORMAT))
+    for before in logging.root.handlers[:]:
+        logging.root.removeHandler(before)
+        before.close()
+    logging.root.addHandler(handler)
+    logging.root.setLevel(level)
+    logging.getLogger("dispy").setLevel(level)  # it may have got one of its own
