@@ -32,6 +32,9 @@ ROWS_OF = {
     "efficiency": ("10ms.", "1ms."),
     "cpu": ("cpu.", "here."),
     "queue": ("queue.bytes", "queue.first", "queue.last"),
+    "shared": ("shared.", "shared.fresh.", "shared.p50."),
+    "restart": ("restart.accepted", "restart.bytes", "restart.ready"),
+    "fair": ("fair.jain", "fair.newcomer"),
     "class": ("class.int", "class.instance", "class.depends"),
     "file": ("file.rate", "file.whole", "file.client", "file.node", "file.again"),
     "stream": (

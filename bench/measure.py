@@ -21,6 +21,7 @@ from . import (
     pools,
     queue,
     scheduler,
+    shared,
     sockets,
     startup,
     throughput,
@@ -157,6 +158,30 @@ def streams(scale: Scale) -> Figures:
     }
 
 
+def shared_rates(name: str, scale: Scale) -> Figures:
+    """A shared broker, with and without its journal."""
+    journal = name == "journal"
+    reused, fresh = shared.rates(journal, scale.count(50_000), scale.count(2_000))
+    turn_ms = shared.round_trip_ms(journal, scale.count(1_000))
+    return {f"shared.{name}": reused, f"shared.fresh.{name}": fresh, f"shared.p50.{name}": turn_ms}
+
+
+def restarts(_: Scale) -> Figures:
+    """A million jobs at a broker that is killed; the number belongs to the target."""
+    figures = shared.restart(1_000_000)
+    return {
+        "restart.accepted": figures.accepted_per_s,
+        "restart.bytes": figures.broker_bytes,
+        "restart.ready": figures.ready_s,
+    }
+
+
+def fairness(_: Scale) -> Figures:
+    """Clusters of equal weight, and a newcomer."""
+    figures = shared.shares(5)
+    return {"fair.jain": figures.jain, "fair.newcomer": figures.newcomer}
+
+
 def start_up(_: Scale) -> Figures:
     """What a user waits for."""
     return {
@@ -198,6 +223,9 @@ MEASUREMENTS: Registry = {
     **_named("efficiency", efficiencies, "executor", "reused", "fresh"),
     **_named("cpu", cpu, "executor", "reused", "fresh"),
     "queue": queued,
+    **_named("shared", shared_rates, "journal", "none"),
+    "restart": restarts,
+    "fair": fairness,
     "class": objects,
     "file": transfers,
     "stream": streams,

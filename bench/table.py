@@ -133,6 +133,37 @@ SECTIONS = (
         ),
     ),
     Section(
+        "A shared broker, no-op jobs, one node with 2 CPUs",
+        (
+            Row("with its journal, reused processes", "shared.journal", "jobs/s",
+                (at_least(0.6, "shared.journal", "shared.none", "without the journal"),
+                 above(5_000, "shared.journal"))),
+            Row("without a journal, reused processes", "shared.none", "jobs/s"),
+            Row("with its journal, a fresh process each", "shared.fresh.journal", "jobs/s"),
+            Row("without a journal, a fresh process each", "shared.fresh.none", "jobs/s"),
+            Row("round trip p50 with its journal, reused", "shared.p50.journal", "ms"),
+            Row("round trip p50 without, reused", "shared.p50.none", "ms"),
+        ),
+    ),
+    Section(
+        "1,000,000 jobs queued at a shared broker that is killed",
+        (
+            Row("jobs that get to its disk", "restart.accepted", "jobs/s",
+                (above(10_000, "restart.accepted"),)),
+            Row("its memory per job", "restart.bytes", "bytes", (below(150, "restart.bytes"),)),
+            Row("ready again after", "restart.ready", "s", (below(20, "restart.ready"),)),
+        ),
+    ),
+    Section(
+        "Five clusters of equal weight on ten nodes with one CPU each",
+        (
+            Row("Jain index of the CPU time that they get", "fair.jain", "",
+                (above(0.95, "fair.jain"),)),
+            Row("ten jobs of a newcomer have begun after", "fair.newcomer", "job lengths",
+                (below(2, "fair.newcomer"),)),
+        ),
+    ),
+    Section(
         "Objects as arguments, no-op jobs, reused processes",
         (
             Row("an int", "class.int", "jobs/s"),
