@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from dispy._version import __version__
-from dispy.protocol import exitcodes, logs
+from dispy.protocol import configfile, exitcodes, logs
 from dispy.protocol.commandline import SETTINGS
 
 from .settings import FAIR, POLICIES, Settings
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 PORT = 9700  # where nodes dial in; clients at the next but one
 LOOPBACK = ("127.", "localhost", "::1")
 UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}  # powers of two
+WEIGHT_MIN = 0.001
 STEP_S = 3600.0  # a step ends earlier when there is something to do
 log = logging.getLogger("dispy.broker")
 
@@ -91,18 +92,22 @@ def _address(context: click.Context, parameter: click.Parameter, value: str) -> 
 
 def _weights(
     context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> dict[str, float]:
-    weights = {}
+) -> tuple[str, ...]:
     for value in values:
-        user, _, text = value.rpartition("=")
         try:
-            weight = float(text)
+            user, weight = _weight(value)
         except ValueError:
-            weight = -1.0
-        if not user or not 0.001 <= weight <= 1000:
-            raise click.BadParameter(f"{value!r} is not USER=WEIGHT with a weight above 0")
-        weights[user] = weight
-    return weights
+            user, weight = "", 0.0
+        if not user or not WEIGHT_MIN <= weight <= 1 / WEIGHT_MIN:
+            raise click.BadParameter(
+                f"{value!r} is not USER=WEIGHT with a weight from {WEIGHT_MIN} to {1 / WEIGHT_MIN:g}"
+            )
+    return values
+
+
+def _weight(value: str) -> tuple[str, float]:
+    user, _, weight = value.rpartition("=")
+    return user, float(weight)
 
 
 def _size(context: click.Context, parameter: click.Parameter, value: str) -> int:
@@ -219,10 +224,21 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
     "--cooperative", is_flag=True, help="Let clients change how many CPUs of a node are used."
 )
 @click.option("--clean", is_flag=True, help="Forget all that an earlier broker has kept here.")
-@click.option("-d", "--debug", is_flag=True, help="Log more.")
 @click.option(
-    "--log-format", default="text", show_default=True, type=click.Choice(logs.FORMATS)
+    "--config",
+    type=click.Path(dir_okay=False),
+    is_eager=True,
+    expose_value=False,
+    callback=configfile.read_options,
+    help="Options in a file; those of the command line come first.",
 )
+@click.option(
+    "--save-config",
+    type=click.Path(dir_okay=False),
+    help="Write these options to a file for --config, and exit.",
+)
+@click.option("-d", "--debug", is_flag=True, help="Log more.")
+@click.option("--log-format", default="text", show_default=True, type=click.Choice(logs.FORMATS))
 @click.option(
     "--log-file",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -230,7 +246,9 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
 )
 @click.option("--daemon", is_flag=True, hidden=True, help="For old command lines: it is one.")
 @click.version_option(__version__, prog_name="dispy-broker")
+@click.pass_context
 def main(
+    context: click.Context,
     hosts: tuple[str, ...],
     port: int,
     nodes: tuple[str, ...],
@@ -239,7 +257,7 @@ def main(
     no_journal: bool,
     durability: str,
     policy: str,
-    weights: dict[str, float],
+    weights: tuple[str, ...],
     pulse_interval: float,
     zombie_min: float,
     retain_days: float,
@@ -247,17 +265,20 @@ def main(
     max_journal_size: int,
     cooperative: bool,
     clean: bool,
+    save_config: str | None,
     debug: bool,
     log_format: str,
     log_file: Path | None,
     daemon: bool,
 ) -> None:
     """Share nodes among the programs of many users: the scheduler behind SharedJobCluster."""
-    logs.configure(logging.DEBUG if debug else logging.INFO, log_format, log_file)
+    if save_config is not None:
+        configfile.save_options(context, save_config)
+    _configure_logs(logging.DEBUG if debug else logging.INFO, log_format, log_file)
     settings = Settings(
         durable=not no_journal,
         policy=policy,
-        weights=weights,
+        weights=dict(map(_weight, weights)),
         client_lease_s=zombie_min * 60 or float("inf"),
         retain_s=retain_days * 86400,
         pulse_s=pulse_interval,
@@ -273,7 +294,15 @@ def main(
         else:
             folder = _folder(state or _default_folder(port), clean)
             journal = _open_journal(folder, durability, max_journal_size)
-        _serve(hosts, port, name or _title(), settings, folder, journal)
+        synced = durability == "full"
+        _serve(hosts, port, name or _title(), settings, folder, journal, synced)
+
+
+def _configure_logs(level: int, log_format: str, file: Path | None) -> None:
+    try:
+        logs.configure(level, log_format, file)
+    except OSError as error:
+        _refuse(exitcodes.CANNOT_CREATE, f"can't write the log {file}: {error.strerror}")
 
 
 def _default_folder(port: int) -> Path:
@@ -302,7 +331,7 @@ def _clean(folder: Path) -> None:
 
     try:
         Journal.remove(folder)
-        shutil.rmtree(folder / "blobs", ignore_errors=True)
+        shutil.rmtree(folder / "files", ignore_errors=True)
     except JournalError as error:
         _refuse(error.code, str(error))
 
@@ -323,6 +352,7 @@ def _serve(
     settings: Settings,
     folder: Path,
     journal: Journal | None,
+    synced: bool,
 ) -> None:
     from dispy.protocol.transport import Bus, raise_limits
 
@@ -338,7 +368,7 @@ def _serve(
             exitcodes.UNAVAILABLE,
             f"{error}. Does another broker run here? Choose another port with -p",
         )
-    daemon = BrokerDaemon(bus, __version__, name, settings, journal, folder / "blobs")
+    daemon = BrokerDaemon(bus, __version__, name, settings, journal, folder, synced)
     stopping = _stop_on_signals(bus)
     daemon.restore()
     gc.collect()

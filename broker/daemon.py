@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import msgspec
@@ -31,13 +32,27 @@ from dispy.protocol.transport import Bus
 
 from .core import Scheduler
 from .crashpoints import crashpoint
-from .effects import Dial, Effect, Forget, Goodbye, JournalEffect, Load, Send, Undial
+from .effects import (
+    BlobErrand,
+    Dial,
+    Effect,
+    Forget,
+    Goodbye,
+    JournalEffect,
+    Load,
+    Send,
+    Undial,
+)
 from .settings import Settings
+from .state import About
 
-if TYPE_CHECKING:
-    from .journal import Journal  # SQLite is only loaded where there is one
+if TYPE_CHECKING:  # both are only loaded where they are used
+    from .bloberrands import BlobErrands
+    from .journal import Journal
 
 JOURNAL_EFFECTS = frozenset(get_args(JournalEffect))
+BLOB_ERRANDS = frozenset(get_args(BlobErrand))
+SERIAL_BITS = 16  # of a computation's number, which count those of one start of a broker
 LOOK_S = 1.0  # how often the room on the disk is looked at
 log = logging.getLogger("dispy.broker")
 
@@ -45,8 +60,9 @@ log = logging.getLogger("dispy.broker")
 class BrokerDaemon:
     """Runs a `Scheduler` on a `Bus`, step by step; with a `Journal` it remembers all.
 
-    Raises `JournalBroken` or `JournalFull` from `step` when nothing can be kept any more; what
-    was to be said then has not been said.
+    A shared broker has its copies of files in ``folder``; when they are ``synced``, they survive a
+    power failure. Raises `JournalBroken` or `JournalFull` from `step` when nothing can be kept any
+    more; what was to be said then has not been said.
     """
 
     def __init__(
@@ -56,21 +72,32 @@ class BrokerDaemon:
         name: str = "",
         settings: Settings | None = None,
         journal: Journal | None = None,
+        folder: Path | None = None,
+        synced: bool = False,
     ) -> None:
         self.bus = bus
         self.journal = journal
+        self.folder = folder
         offset_s = time.time() - time.monotonic()
-        self.scheduler = Scheduler(secrets.randbits(40) << 16, settings, offset_s)
+        self.scheduler = Scheduler(_first_id(journal is not None), settings, offset_s)
         identity = describe("broker", software, name=name)
         if journal is not None:  # to the others it is the same broker after a restart
             identity = msgspec.structs.replace(identity, instance=journal.instance)
         self.exchange = Exchange(identity, self.bus, random_name, self._admit)
+        self._errands: BlobErrands | None = None
+        if folder is not None:
+            from .bloberrands import BlobErrands
+
+            files = folder / "files"
+            self._errands = BlobErrands(files, self.scheduler, self.exchange.send, synced)
         self._look_at = 0.0
+        self._since = time.time()
 
     def restore(self) -> None:
-        """Go on where the journal ends; to be called before the first step."""
+        """Go on where the journal ends; with one, to be called before the first step."""
         if self.journal is not None:
             self.scheduler.restore(self.journal.load(), time.monotonic())
+            self._round(time.monotonic())
 
     def step(self, timeout_s: float) -> None:
         """Wait for something to do, at most so many seconds, and do it."""
@@ -92,41 +119,51 @@ class BrokerDaemon:
             for peer in list(self.exchange.links):
                 self.exchange.goodbye(peer, "the broker was stopped")
         self.bus.close()
+        if self._errands is not None:
+            self._errands.close()
         if self.journal is not None:
             self.journal.close()
 
     def _round(self, now: float) -> None:
-        if self.journal is not None and now >= self._look_at:
+        if now >= self._look_at:
             self._look_at = now + LOOK_S
-            self._look(self.journal, now)
+            self._look(now)
         self.scheduler.tick(now)
-        while effects := self.scheduler.flush(now):
-            self._commit(effects)
-            loads = [effect for effect in effects if isinstance(effect, Load)]
-            for effect in effects:
-                self._carry_out(effect)
-            if not loads:
-                break
+        loading = True
+        while loading:
+            loading = self._flush(now)
         crashpoint("before-send")
         self.exchange.flush(now)
         crashpoint("after-send")
 
-    def _look(self, journal: Journal, now: float) -> None:
-        """Take no more jobs while the disk is full."""
-        journal.look(now)
+    def _flush(self, now: float) -> bool:
+        """Keep what is to be kept, then do the rest; return whether jobs were loaded."""
+        effects = self.scheduler.flush(now)
+        if self.journal is not None:
+            kept = [effect for effect in effects if type(effect) in JOURNAL_EFFECTS]
+            if kept:
+                self.journal.apply(kept)  # type: ignore[arg-type]
+        for effect in effects:
+            self._carry_out(effect)
+        return any(type(effect) is Load for effect in effects)
+
+    def _look(self, now: float) -> None:
+        """Say how large the journal is; take no more jobs while the disk is full."""
+        who, journal = self.exchange.identity, self.journal
+        where, size = "", 0
+        if journal is not None:
+            where, size = str(self.folder), journal.size_bytes()
+            journal.look(now)
+            self._heed(journal)
+        self.scheduler.state.about = About(who.name, who.software, self._since, where, size)
+
+    def _heed(self, journal: Journal) -> None:
         if journal.trouble != self.scheduler.state.trouble:
             if journal.trouble:
                 log.error("no jobs are taken: %s", journal.trouble)
             else:
                 log.warning("jobs are taken again: there is room in the journal")
             self.scheduler.set_trouble(journal.trouble)
-
-    def _commit(self, effects: list[Effect]) -> None:
-        if self.journal is None:
-            return
-        kept = [effect for effect in effects if type(effect) in JOURNAL_EFFECTS]
-        if kept:
-            self.journal.apply(kept)  # type: ignore[arg-type]
 
     def _handle(self, events: list[Event]) -> None:
         for event in events:
@@ -165,6 +202,11 @@ class BrokerDaemon:
     def _carry_out(self, effect: Effect) -> None:
         if isinstance(effect, Send):
             self.exchange.send(effect.peer, effect.message)
+        elif type(effect) in JOURNAL_EFFECTS:
+            return
+        elif type(effect) in BLOB_ERRANDS:
+            assert self._errands is not None
+            self._errands.carry_out(effect)  # type: ignore[arg-type]
         elif isinstance(effect, Dial):
             self.exchange.dial(effect.address)
         elif isinstance(effect, Forget):
@@ -182,3 +224,14 @@ class BrokerDaemon:
         if identity.role in ("client", "node"):
             return ""
         return f"a broker takes clients and nodes, not a {identity.role}"
+
+
+def _first_id(grows: bool) -> int:
+    """Return where to count computations from.
+
+    Those of different brokers mustn't be mixed up at a node; those of one that is started again
+    grow, since their order counts.
+    """
+    if not grows:
+        return secrets.randbits(40) << SERIAL_BITS
+    return (int(time.time() * 1000) << 4 | secrets.randbits(4)) << SERIAL_BITS
