@@ -99,9 +99,8 @@ def _weights(
         except ValueError:
             user, weight = "", 0.0
         if not user or not WEIGHT_MIN <= weight <= 1 / WEIGHT_MIN:
-            raise click.BadParameter(
-                f"{value!r} is not USER=WEIGHT with a weight from {WEIGHT_MIN} to {1 / WEIGHT_MIN:g}"
-            )
+            limits = f"from {WEIGHT_MIN} to {1 / WEIGHT_MIN:g}"
+            raise click.BadParameter(f"{value!r} is not USER=WEIGHT with a weight {limits}")
     return values
 
 
@@ -369,13 +368,14 @@ def _serve(
             f"{error}. Does another broker run here? Choose another port with -p",
         )
     daemon = BrokerDaemon(bus, __version__, name, settings, journal, folder, synced)
-    stopping = _stop_on_signals(bus)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: daemon.stop())
     daemon.restore()
     gc.collect()
     gc.freeze()  # what was restored stays; it needn't be looked at again and again
     _say(daemon, doors, folder if journal is not None else None)
     try:
-        while not stopping:
+        while not daemon.stopping:
             daemon.step(STEP_S)
     except JournalBroken as error:
         log.critical("the journal can't be written any more, so the broker stops: %s", error)
@@ -389,19 +389,6 @@ def _open_doors(bus: Bus, host: str, port: int) -> list[str]:
     """Listen for nodes and for clients."""
     shown = f"[{host}]" if ":" in host else host
     return [bus.listen(f"{shown}:{port}"), bus.listen(f"{shown}:{port and port + 2}")]
-
-
-def _stop_on_signals(bus: Bus) -> list[int]:
-    """Return a list that gets the number of the signal that asks the broker to stop."""
-    received: list[int] = []
-
-    def stop(number: int, frame: object) -> None:
-        received.append(number)
-        bus.wake()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
-    return received
 
 
 def _say(daemon: BrokerDaemon, doors: Sequence[str], folder: Path | None) -> None:

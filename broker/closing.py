@@ -14,13 +14,24 @@ from dispy.protocol.messages import (
     SetCpus,
 )
 
+from .backlog import end_all
 from .blobs import forget_blobs, forget_pieces
-from .effects import Goodbye, Undial
+from .effects import DropCluster, Goodbye, Undial
+from .exclusive import leave
 from .jobs import end, end_hopeless, end_pinned
+from .mishaps import part
 from .placement import offer
 from .puts import fail_puts, put_again
-from .setups import define_again, prepare, release_if_free, say_gone, start_over, vacate
-from .state import IDLE, Allocation, Cluster, Node, Share, Stage, State
+from .setups import (
+    define_again,
+    prepare,
+    ready,
+    release_if_free,
+    say_gone,
+    start_over,
+    vacate,
+)
+from .state import IDLE, Allocation, Client, Cluster, Node, Share, Stage, State
 
 
 def close(state: State, allocation: Allocation, kill: bool, anew: bool) -> None:
@@ -85,12 +96,22 @@ def reset(state: State, allocation: Allocation, known: bool) -> None:
     elif not known:
         prepare(state, allocation)
     elif stage in (Stage.PREPARING, Stage.READY):
-        define_again(state, allocation)
-        if allocation.node.peer in cluster.shares:
-            state.order(allocation, SetCpus(cluster.id, allocation.cpus))
-        if stage is Stage.READY:
-            put_again(state, allocation)
-            offer(allocation)
+        _say_again(state, allocation)
+
+
+def _say_again(state: State, allocation: Allocation) -> None:
+    """Tell a node what it may have missed, and go on with it."""
+    cluster = allocation.cluster
+    define_again(state, allocation)
+    if allocation.node.peer in cluster.shares:
+        state.order(allocation, SetCpus(cluster.id, allocation.cpus))
+    if allocation.stage is not Stage.READY:
+        return
+    if not allocation.announced:
+        ready(state, allocation)  # of before the broker was started
+    else:
+        put_again(state, allocation)
+        offer(allocation)
 
 
 def drop(state: State, allocation: Allocation) -> None:
@@ -116,15 +137,29 @@ def forsake(state: State, allocation: Allocation, reason: str) -> None:
     finish_closing(state, cluster)
 
 
-def close_cluster(state: State, cluster: Cluster) -> None:
-    """End the jobs that are left, and let the nodes clean up."""
-    cluster.closing = True
+def close_cluster(state: State, cluster: Cluster, reason: str = "the cluster was closed") -> None:
+    """End the jobs that are left, let the nodes clean up, and then forget it."""
+    cluster.meta.expired = False
+    _wind_up(state, cluster, reason)
+
+
+def expire(state: State, cluster: Cluster, reason: str) -> None:
+    """Close a cluster whose client is away; with a journal, keep what that hasn't heard."""
+    cluster.meta.expired = state.settings.durable
+    _wind_up(state, cluster, reason)
+
+
+def _wind_up(state: State, cluster: Cluster, reason: str) -> None:
+    cluster.closing = cluster.meta.closing = True
+    state.keep(cluster)
+    cluster.unsaid.clear()
     for job in list(cluster.jobs.values()):
         job.cancelled = True
-        end(state, cluster, job, CANCELLED, "the cluster was closed")
+        end(state, cluster, job, CANCELLED, reason)
+    end_all(state, cluster, CANCELLED, reason)
     for allocation in list(cluster.allocations.values()):
         state.runs.pop(allocation, None)
-        fail_puts(state, allocation, "the cluster was closed")
+        fail_puts(state, allocation, reason)
         if allocation.stage in IDLE or allocation.stage is Stage.OFFERED:
             if allocation.kept:
                 state.order(allocation, Release(cluster.id))
@@ -140,26 +175,51 @@ def close_cluster(state: State, cluster: Cluster) -> None:
 
 
 def finish_closing(state: State, cluster: Cluster) -> None:
-    """Forget a cluster that is to be closed, once all its nodes have cleaned up."""
+    """Go on with a cluster that is to be closed, once all its nodes have cleaned up."""
     if not cluster.closing or cluster.allocations:
         return
-    del state.clusters[cluster.id]
-    cluster.client.clusters.pop(cluster.number, None)
     state.uncredited.pop(cluster, None)
     state.requeued.pop(cluster, None)
+    if not (cluster.meta.expired and _is_owed(state, cluster)):
+        _forget(state, cluster)
+    addresses, cluster.addresses = cluster.addresses, set()
+    _free_nodes(state, addresses)
+    leave(state, cluster)
+
+
+def _is_owed(state: State, cluster: Cluster) -> bool:
+    """Whether there are results that the client hasn't heard."""
+    if cluster.unheard or cluster.stored:
+        return True
+    return any(key[0] is cluster for key in state.results)
+
+
+def _forget(state: State, cluster: Cluster) -> None:
+    client = cluster.client
+    del state.clusters[cluster.id]
+    client.clusters.pop(cluster.number, None)
     for key in [key for key in state.results if key[0] is cluster]:
         state.tell(cluster, Results(cluster.number, key[1], state.results.pop(key)))
     state.tell(cluster, ClusterClosed(cluster.number))
-    others = [other.addresses for other in state.clusters.values()]
-    _free_nodes(state, cluster.addresses.difference(*others))
+    if state.settings.durable:
+        state.effects.append(DropCluster(cluster.id))
+    forget_if_absent(state, client)
 
 
-def _free_nodes(state: State, addresses: set[str]) -> None:
+def forget_if_absent(state: State, client: Client) -> None:
+    """Forget a client that has no session and, by now, no cluster."""
+    if client.absent and not client.clusters and state.clients.get(client.peer) is client:
+        del state.clients[client.peer]
+
+
+def _free_nodes(state: State, asked: set[str]) -> None:
     """Let nodes that no cluster asks for any more work for others."""
+    others = [other.addresses for other in state.clusters.values()] if asked else []
+    addresses = asked.difference(state.settings.nodes, *others)
     for address in sorted(addresses):
         state.effects.append(Undial(address))
     for node in [node for node in state.nodes.values() if node.address in addresses]:
-        if not node.allocations:
+        if not node.allocations and (node.dialled or not state.settings.shared):
             forget_node(state, node)
             state.effects.append(Goodbye(node.peer, "no cluster needs it any more"))
 
@@ -171,6 +231,7 @@ def forget_node(state: State, node: Node) -> None:
     forget_pieces(state, node)
     if state.places.get(node.identity.place) is node:
         del state.places[node.identity.place]
+    part(state, node)
 
 
 HANDLERS: dict[type[Any], Callable[..., None]] = {

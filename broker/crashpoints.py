@@ -1,7 +1,8 @@
 """Points at which a test can have the broker killed, to see that nothing depends on the moment.
 
 ``DISPY_CRASH_AT=before-commit:3`` kills the process the third time that it gets to that point.
-Without the variable a point costs next to nothing.
+Without the variable a point costs next to nothing. A transaction of the journal passes
+``after-write`` once for each run of effects of one kind.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ POINTS = (
 
 _point, _, _count = os.environ.get("DISPY_CRASH_AT", "").partition(":")
 _left = int(_count or 1)
+if _point and _point not in POINTS:  # a test that never crashes would prove nothing
+    raise ValueError(f"DISPY_CRASH_AT={_point}: there are only {', '.join(POINTS)}")
 
 
 def crashpoint(name: str) -> None:

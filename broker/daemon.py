@@ -61,8 +61,9 @@ class BrokerDaemon:
     """Runs a `Scheduler` on a `Bus`, step by step; with a `Journal` it remembers all.
 
     A shared broker has its copies of files in ``folder``; when they are ``synced``, they survive a
-    power failure. Raises `JournalBroken` or `JournalFull` from `step` when nothing can be kept any
-    more; what was to be said then has not been said.
+    power failure. While the disk is full to the last byte, nothing is said and nothing is heard.
+    Raises `JournalBroken` from `step` when nothing can be kept any more; what was to be said then
+    has not been said.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class BrokerDaemon:
         self.bus = bus
         self.journal = journal
         self.folder = folder
+        self.stopping = False
         offset_s = time.time() - time.monotonic()
         self.scheduler = Scheduler(_first_id(journal is not None), settings, offset_s)
         identity = describe("broker", software, name=name)
@@ -86,10 +88,13 @@ class BrokerDaemon:
         self.exchange = Exchange(identity, self.bus, random_name, self._admit)
         self._errands: BlobErrands | None = None
         if folder is not None:
+            from .ballast import BALLAST_BYTES, HIGH_WATER
             from .bloberrands import BlobErrands
 
-            files = folder / "files"
-            self._errands = BlobErrands(files, self.scheduler, self.exchange.send, synced)
+            spare = HIGH_WATER * BALLAST_BYTES if journal is not None else 0
+            self._errands = BlobErrands(
+                folder / "files", self.scheduler, self.exchange.send, synced, spare
+            )
         self._look_at = 0.0
         self._since = time.time()
 
@@ -98,6 +103,11 @@ class BrokerDaemon:
         if self.journal is not None:
             self.scheduler.restore(self.journal.load(), time.monotonic())
             self._round(time.monotonic())
+
+    def stop(self) -> None:
+        """Say that `step` needn't be called again; from a signal handler, too."""
+        self.stopping = True
+        self.bus.wake()
 
     def step(self, timeout_s: float) -> None:
         """Wait for something to do, at most so many seconds, and do it."""
@@ -142,10 +152,24 @@ class BrokerDaemon:
         if self.journal is not None:
             kept = [effect for effect in effects if type(effect) in JOURNAL_EFFECTS]
             if kept:
-                self.journal.apply(kept)  # type: ignore[arg-type]
+                self._keep(self.journal, kept)  # type: ignore[arg-type]
         for effect in effects:
             self._carry_out(effect)
         return any(type(effect) is Load for effect in effects)
+
+    def _keep(self, journal: Journal, effects: list[JournalEffect]) -> None:
+        from .journalerrors import JournalFull
+
+        while True:
+            try:
+                journal.apply(effects)
+                return
+            except JournalFull as error:
+                if self.stopping:
+                    raise
+                log.critical("waiting for room on the disk, and deaf until then: %s", error)
+                time.sleep(LOOK_S)
+                journal.look(time.monotonic())
 
     def _look(self, now: float) -> None:
         """Say how large the journal is; take no more jobs while the disk is full."""

@@ -46,6 +46,8 @@ class ClusterMeta(msgspec.Struct, array_like=True, gc=False):
     expired: bool = False  # its client has been away for too long: only results are kept
     ended: int = 0  # jobs that have ended so far, for people
     used_s: float = 0.0  # CPU time so far, for people
+    # Clients that it was taken from, and what those called it; the last one last.
+    before: list[tuple[str, int]] = []
 
 
 class NodeMeta(msgspec.Struct, array_like=True, gc=False):
@@ -57,6 +59,7 @@ class NodeMeta(msgspec.Struct, array_like=True, gc=False):
     drained: str = ""  # why an operator wants it to get no jobs; empty: it may
     set_aside: str = ""  # why the broker doesn't use it
     place: str = ""  # a node that is started anew at its place stays drained or set aside
+    cpus: int = 1
 
 
 @dataclass

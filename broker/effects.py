@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from dispy.protocol.messages import BlobRange, Body, Buffer, OpenCluster, Results, Submit
+from dispy.protocol.fetching import DropBlob as DropBlob
+from dispy.protocol.fetching import KeepPiece as KeepPiece
+from dispy.protocol.messages import BlobRange, Body, OpenCluster, Results, Submit
 
 from .durable import ClusterMeta, NodeMeta, Progress
 
@@ -99,7 +101,10 @@ class DropResults(NamedTuple):
 
 
 class KeepAbandoned(NamedTuple):
-    """Remember which attempts were given up and may still finish (seq, attempt)."""
+    """Remember which attempts were given up and may still finish (seq, attempt).
+
+    An attempt of 0 says that the job's has finished meanwhile.
+    """
 
     cluster: int
     jobs: list[tuple[int, int]]
@@ -124,6 +129,13 @@ class Load(NamedTuple):
     batch: int
 
 
+class LoadResults(NamedTuple):
+    """Read results from the disk; `Scheduler.results_loaded` gets them."""
+
+    record: int
+    cluster: int
+
+
 JournalEffect: TypeAlias = (
     KeepCluster
     | DropCluster
@@ -140,15 +152,6 @@ JournalEffect: TypeAlias = (
 # -- files that the broker itself has a copy of ----------------------------------------------
 
 
-class KeepPiece(NamedTuple):
-    """Write a piece of a blob to the broker's store; the blob is whole after the ``last``."""
-
-    digest: bytes
-    offset: int
-    buffers: list[Buffer]
-    last: bool
-
-
 class ReadPiece(NamedTuple):
     """Read a piece of a blob and send it to a node, as `BlobPieces` of this computation."""
 
@@ -158,21 +161,9 @@ class ReadPiece(NamedTuple):
     piece: BlobRange
 
 
-class DropBlob(NamedTuple):
-    """Remove a blob that no cluster needs."""
-
-    digest: bytes
-
+BlobErrand: TypeAlias = KeepPiece | ReadPiece | DropBlob
+"""What is done by `bloberrands`."""
 
 Effect: TypeAlias = (
-    Send
-    | Dial
-    | Undial
-    | Forget
-    | Goodbye
-    | JournalEffect
-    | Load
-    | KeepPiece
-    | ReadPiece
-    | DropBlob
+    Send | Dial | Undial | Forget | Goodbye | JournalEffect | Load | LoadResults | BlobErrand
 )

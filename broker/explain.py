@@ -6,7 +6,12 @@ when things began; a question costs time in proportion to the jobs and nodes of 
 
 from __future__ import annotations
 
+from .backlog import before, waiting
+from .exclusive import why
+from .matching import entry_for
+from .naming import label_of
 from .placement import may_take
+from .standing import standing
 from .state import Allocation, Cluster, Job, Node, Stage, State
 
 NODES_MAX = 10  # that are named in one text
@@ -16,19 +21,37 @@ def explain(state: State, cluster: Cluster, seq: int, now: float) -> str:
     """Say what a job waits for, or where it runs."""
     job = cluster.jobs.get(seq)
     if job is None:
-        return _absent(state, cluster, seq, now)
+        return " ".join(_absent(state, cluster, seq, now))
     said = (
         _placed(job, job.allocation, now) if job.allocation else _waiting(state, cluster, job, now)
     )
     return " ".join([*said, *_history(job)])
 
 
-def _absent(state: State, cluster: Cluster, seq: int, now: float) -> str:
+def explain_cluster(state: State, cluster: Cluster, now: float) -> str:
+    """Say how a cluster stands, one thing in a line."""
+    held = sum(len(each.jobs) for each in cluster.allocations.values())
+    said = [
+        f"{_count(waiting(cluster), 'job')} of cluster {label_of(cluster)!r} "
+        f"{_waits(waiting(cluster))}, and nodes have {held}."
+    ]
+    return "\n".join([*said, *_nodes(state, cluster, now), *_rivals(state, cluster)])
+
+
+def _absent(state: State, cluster: Cluster, seq: int, now: float) -> list[str]:
+    """Say what is known of a job that is not in memory."""
     if seq in cluster.abandoned:
-        return "Its node was lost. Should that come back with a result, the job is finished."
+        return ["Its node was lost. Should that come back with a result, the job is finished."]
+    position = before(cluster, seq)
+    if position is not None:
+        said = f"It waits on the broker's disk; {_goes_before(position)}."
+        return [said, *_nodes(state, cluster, now), *_rivals(state, cluster)]
     if seq in cluster.seen:
-        return "It has ended."
-    return " ".join(["It has not been sent to the broker yet.", *_nodes(state, cluster, now)])
+        return ["It has ended."]
+    said = "It has not been sent to the broker yet."
+    if state.trouble:
+        said += f" The broker takes no new jobs at present: {state.trouble}."
+    return [said, *_nodes(state, cluster, now)]
 
 
 def _history(job: Job) -> list[str]:
@@ -73,25 +96,28 @@ def _lease(node: Node, now: float) -> str:
 
 
 def _waiting(state: State, cluster: Cluster, job: Job, now: float) -> list[str]:
-    before = list(cluster.line_of(job.spec)).index(job)
-    said = [f"It waits; {_count(before, 'job')} of the cluster {_goes(before)} before it."]
+    position = list(cluster.line_of(job.spec)).index(job)
+    said = [f"It waits; {_goes_before(position)}."]
     if job.spec.options is not None and job.spec.options.node:
         allocation = cluster.allocations[job.spec.options.node]
         said.append(f"Only node {allocation.node.title} may run it.")
         return [*said, _standing(state, allocation, now)]
-    return said + _nodes(state, cluster, now)
+    return [*said, *_nodes(state, cluster, now), *_rivals(state, cluster)]
 
 
 def _nodes(state: State, cluster: Cluster, now: float) -> list[str]:
     """Say what is the matter with each node, first with those that the cluster has."""
+    if cluster.waits:
+        return [_sentence(why(state, cluster))]
     used = list(cluster.allocations.values())
     said = [_standing(state, allocation, now) for allocation in used]
-    named = {each.node.address for each in used} | {each.node.identity.name for each in used}
+    here = [each.node for each in used] + [node for node in state.nodes.values() if node.barred]
+    named = {each.address for each in here} | {each.identity.name for each in here}
     for address, reason in cluster.troubles.items():
         if address not in named:
             said.append(f"{address} can't be used: {reason}.")
     others = [node for node in state.nodes.values() if cluster.id not in node.allocations]
-    said += [f"Node {node.title} is not among those asked for." for node in others]
+    said += [_unused(cluster, node) for node in others]
     missing = (
         cluster.addresses
         - cluster.troubles.keys()
@@ -105,6 +131,30 @@ def _nodes(state: State, cluster: Cluster, now: float) -> list[str]:
     return said
 
 
+def _unused(cluster: Cluster, node: Node) -> str:
+    """Say why a cluster doesn't have a node at all."""
+    if entry_for(cluster.specs, node) is None and node.peer not in cluster.shares:
+        return f"Node {node.title} is not among those asked for."
+    if node.barred:
+        return f"Node {node.title} gets no jobs: {node.barred}."
+    if not node.counted:
+        return f"Node {node.title} has just come back."
+    return f"No CPU of node {node.title} is left by what was asked for."
+
+
+def _rivals(state: State, cluster: Cluster) -> list[str]:
+    """Say how the CPUs are shared, when others want them as well."""
+    others = sum(bool(each.jobs) for each in state.clusters.values() if each is not cluster)
+    if not others:
+        return []
+    stand = standing(state, cluster)
+    return [
+        f"{_count(others, 'other cluster')} {_has(others)} jobs as well. This one is entitled to "
+        f"{100 * stand.share:.0f} % of the CPUs at present, and has {stand.cpus}; "
+        f"its jobs have had {cluster.meta.used_s:.0f} s of CPU time so far."
+    ]
+
+
 def _standing(state: State, allocation: Allocation, now: float) -> str:
     """Say why a node takes no further job of the cluster at present."""
     name, stage = f"Node {allocation.node.title}", allocation.stage
@@ -112,11 +162,13 @@ def _standing(state: State, allocation: Allocation, now: float) -> str:
         return f"{name} can't be reached at present; {_lease(allocation.node, now)}."
     if not allocation.node.counted:
         return f"{name} has just come back."
+    if allocation.node.barred and stage in (Stage.READY, Stage.PREPARING, Stage.OFFERED):
+        return f"{name} gets no jobs: {allocation.node.barred}."
     if allocation.suspended and stage in (Stage.READY, Stage.PREPARING, Stage.OFFERED):
         return f"{name} was deallocated, and gets no jobs until it is allocated again."
     if stage is Stage.PREPARING:
         since = _seconds(now - allocation.since)
-        return f"{name} has been setting the computation up for {since}."
+        return f"{name} has been setting the computation up for {since}{_files(state, allocation)}."
     if stage is Stage.FAILED:
         return f"{name} could not set the computation up: {allocation.error}."
     if stage is Stage.READY:
@@ -133,10 +185,21 @@ _STANDING = {
 }
 
 
+def _files(state: State, allocation: Allocation) -> str:
+    """Say which files a node waits for that the broker hasn't got from the client so far."""
+    names = [] if state.warehouse is None else state.warehouse.awaited(allocation)
+    if not names:
+        return ""
+    others = f" and {_count(len(names) - 1, 'other')}" if len(names) > 1 else ""
+    is_away = allocation.cluster.client.away_since is not None
+    away = ", which is away" if is_away else ""
+    return f"; it waits for the file {names[0]!r}{others}, still to come from the client{away}"
+
+
 def _load(state: State, allocation: Allocation) -> str:
     name, node = f"Node {allocation.node.title}", allocation.node
     held, others = len(allocation.jobs), node.load - len(allocation.jobs)
-    if may_take(allocation, allocation.cluster.ahead, state.busy):
+    if may_take(allocation):
         return f"{name} has room, and gets jobs now."
     if held < allocation.cpus:
         return (
@@ -153,8 +216,20 @@ def _count(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
-def _goes(number: int) -> str:
-    return "goes" if number == 1 else "go"
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _goes_before(number: int) -> str:
+    return f"{_count(number, 'job')} of the cluster {'goes' if number == 1 else 'go'} before it"
+
+
+def _has(number: int) -> str:
+    return "has" if number == 1 else "have"
+
+
+def _waits(number: int) -> str:
+    return "waits" if number == 1 else "wait"
 
 
 def _was(number: int) -> str:

@@ -10,13 +10,21 @@ from dispy.protocol.messages import (
     ABANDONED,
     CANCELLED,
     TERMINATED,
+    Heard,
     JobResult,
+    JobsRunning,
     Run,
 )
 
+from .backlog import end_all
+from .batches import note, note_ended, note_placed
+from .durable import CANCELLED_MARK
+from .effects import KeepAbandoned
 from .line import Line
-from .placement import offer, take_off
-from .state import Allocation, Cluster, Job, Stage, State
+from .matching import entry_for, share_of
+from .placement import look, offer, put, take_off
+from .records import LAST
+from .state import Allocation, Cluster, Job, Node, Share, Stage, State
 
 LOSSES_MAX = 10  # a re-entrant job that so many nodes were lost with isn't tried again
 ABANDONED_MAX = 100_000  # jobs of a cluster that may still finish when their nodes come back
@@ -24,16 +32,21 @@ ABANDONED_MAX = 100_000  # jobs of a cluster that may still finish when their no
 
 def take_turns(state: State, cluster: Cluster) -> None:
     """Have the cluster's waiting jobs placed at the next flush."""
+    account = cluster.account
     if not cluster.in_turns:
         cluster.in_turns = True
-        state.turns.append(cluster)
+        if state.now >= state.sharing.look_at:
+            look(state)
+        state.sharing.join(account, cluster)
+    elif account.blocked and (account.narrow or cluster.heap):
+        state.sharing.unblock(account)
 
 
 def pin(state: State, cluster: Cluster, job: Job) -> None:
     """Have a new job wait for the only node that may run it; end it if there is none such."""
     assert job.spec.options is not None
     node = job.spec.options.node
-    allocation = cluster.allocations.get(node)
+    allocation = cluster.allocations.get(node) or _recalled(state, cluster, node)
     refusal = _refusal(state, node, allocation)
     if refusal is not None:
         job.ended = True
@@ -46,6 +59,63 @@ def pin(state: State, cluster: Cluster, job: Job) -> None:
     cluster.pinned += 1
     state.uncredited[cluster] = None
     offer(allocation)
+
+
+def _recalled(state: State, cluster: Cluster, number: int) -> Allocation | None:
+    """Return the part of a node that may have had one before the broker was started."""
+    if state.now >= state.recovering_until:
+        return None
+    node = next((each for each in state.nodes.values() if each.id == number), None)
+    if node is None or node.counted or entry_for(cluster.specs, node) is None:
+        return None
+    return recall(cluster, node)
+
+
+def recall(cluster: Cluster, node: Node) -> Allocation:
+    """Have a node that is away keep its part in a cluster, until it is back or lost."""
+    allocation = cluster.allocations.get(node.id)
+    if allocation is None:
+        entry = entry_for(cluster.specs, node)
+        share = Share(node.identity.cpus) if entry is None else share_of(entry, node)
+        allocation = Allocation(cluster, node, share)
+        node.allocations[cluster.id] = cluster.allocations[node.id] = allocation
+        allocation.enter(Stage.READY)
+    return allocation
+
+
+def resume(state: State, cluster: Cluster, job: Job) -> None:
+    """Go on with a job that had been at a node when the broker ended."""
+    assert job.batch is not None
+    mark, options = job.batch.marks[job.index], job.spec.options
+    job.spec.attempt = mark.attempt
+    job.failures, job.losses = mark.failures, mark.losses
+    job.cancelled = bool(mark.marks & CANCELLED_MARK)
+    allocation = cluster.allocations.get(mark.node)
+    if allocation is not None:
+        put(job, allocation)
+        # What it has said, and waits to be heard, went with the broker.
+        job.heard = [Heard(job.spec.seq, mark.attempt, LAST, "the broker was restarted")]
+    elif options is not None and options.node:
+        pin(state, cluster, job)
+    else:
+        cluster.line.put_back(job)
+
+
+def adopt(state: State, allocation: Allocation, job: Job) -> None:
+    """Have a job that waits for another attempt go on at the node where it still runs."""
+    cluster = allocation.cluster
+    leave_line(cluster, job)  # this entry of the line; the job goes on as another
+    cluster.jobs[job.spec.seq] = adopted = Job(job.spec)
+    adopted.batch, adopted.index = job.batch, job.index
+    adopted.losses = job.losses
+    adopted.heard = job.heard
+    adopted.failures = max(0, job.failures - 1)  # that attempt hasn't failed after all
+    adopted.started = job.started
+    put(adopted, allocation)
+    note(state, adopted)
+    if job.started is not None:  # the client has been told that it waits
+        running = [(job.spec.seq, job.started[0])]
+        state.tell(cluster, JobsRunning(cluster.number, allocation.node.id, running))
 
 
 def _refusal(state: State, node: int, allocation: Allocation | None) -> tuple[int, str] | None:
@@ -81,7 +151,7 @@ def put_back(state: State, job: Job) -> None:
     if job.cancelled:
         end(state, cluster, job, CANCELLED, "cancelled before it began")
         return
-    take_off(job)
+    take_off(state, job)
     options = job.spec.options
     if options is None or not options.node:
         cluster.line.put_back(job)
@@ -94,6 +164,7 @@ def put_back(state: State, job: Job) -> None:
         cluster.line_of(job.spec).put_back(job)
         cluster.pinned += 1
         offer(allocation)
+    note(state, job)
     take_turns(state, cluster)
 
 
@@ -121,7 +192,7 @@ def lose(state: State, job: Job, reason: str) -> None:
     if job.cancelled:
         end(state, cluster, job, CANCELLED, f"cancelled; {reason}")
     elif not may_repeat or pinned:
-        _note_abandoned(cluster, job)
+        _note_abandoned(state, cluster, job)
         end(state, cluster, job, ABANDONED, reason)
     elif job.started is not None or job.failures:
         try_again(state, job)
@@ -129,7 +200,10 @@ def lose(state: State, job: Job, reason: str) -> None:
         put_back(state, job)  # as far as the client knows it hasn't begun
 
 
-def _note_abandoned(cluster: Cluster, job: Job) -> None:
+def _note_abandoned(state: State, cluster: Cluster, job: Job) -> None:
+    if state.settings.durable:
+        attempt = (job.spec.seq, job.spec.attempt)
+        state.effects.append(KeepAbandoned(cluster.id, [attempt]))
     if len(cluster.abandoned) >= ABANDONED_MAX:
         del cluster.abandoned[next(iter(cluster.abandoned))]
     cluster.abandoned[job.spec.seq] = job.spec.attempt
@@ -141,7 +215,7 @@ def end(state: State, cluster: Cluster, job: Job, status: int, reason: str) -> N
     if job.allocation is not None:
         node_id = job.allocation.node.id
         _withhold(state, job)
-        take_off(job)
+        take_off(state, job)
         job.ended = True
     else:
         leave_line(cluster, job)
@@ -166,6 +240,8 @@ def _report(
     del cluster.jobs[job.spec.seq]
     if not cluster.jobs:
         state.busy -= 1
+    cluster.meta.ended += 1
+    note_ended(state, job)
     body = payload.pack_result(b"", b"", b"", reason)
     result = JobResult(job.spec.seq, job.spec.attempt, status, 0.0, 0.0, body)
     state.results.setdefault((cluster, node_id), []).append(result)
@@ -183,6 +259,8 @@ def hand_over(state: State, allocation: Allocation) -> None:
     """Send what was placed since the last flush at once."""
     run = state.runs.pop(allocation, None)
     if run:
+        if state.settings.durable:
+            note_placed(state, allocation, run)
         state.order(allocation, Run(allocation.cluster.id, run))
 
 
@@ -196,5 +274,7 @@ def end_hopeless(state: State, cluster: Cluster) -> None:
     if cluster.untried:
         return
     reason = "; ".join(f"{where}: {why}" for where, why in cluster.troubles.items())
+    why = f"no node could set the computation up: {reason}"
     for job in list(cluster.line):
-        end(state, cluster, job, TERMINATED, f"no node could set the computation up: {reason}")
+        end(state, cluster, job, TERMINATED, why)
+    end_all(state, cluster, TERMINATED, why)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dispy.protocol.messages import (
@@ -12,7 +12,6 @@ from dispy.protocol.messages import (
     Holding,
     Identity,
     Inventory,
-    JobsRunning,
     Kill,
     NodeVitals,
     Pulse,
@@ -22,13 +21,15 @@ from dispy.protocol.messages import (
 
 from .blobs import forget_pieces
 from .closing import forget_node, forsake, reset
+from .durable import NodeMeta
 from .effects import Forget
-from .jobs import end_pinned, leave_line, lose, put_back, take_turns
+from .jobs import adopt, end_pinned, lose, put_back, take_turns
 from .matching import entry_for, share_of
-from .placement import offer, put
+from .mishaps import note_loss, recall_past, recognise
+from .placement import offer
 from .records import answer_again
-from .setups import allocate, join, ready
-from .state import Allocation, Cluster, Job, Node, Share, State
+from .setups import allocate, join, ready, vacate
+from .state import PENDING, Allocation, Cluster, Node, Share, Stage, State
 
 LEASE_PULSES = 5  # a node that can't be reached for so many pulses is given up
 PULSE_S = 5.0
@@ -45,15 +46,37 @@ def node_joined(
     node = state.nodes.get(peer)
     if node is None:
         state.node_ids += 1
-        node = Node(state.node_ids, peer, identity, address or identity.address)
-        state.nodes[peer] = node
-        if identity.place:
-            state.places[identity.place] = node
+        node = _register(state, Node(state.node_ids, peer, identity, address or identity.address))
+        recognise(state, node)
+        node.since = state.now + state.wall_offset_s
+    elif not node.since:  # it was recalled
+        node.identity, node.address = identity, address or identity.address
+        recognise(state, node)
+        node.since = state.now + state.wall_offset_s
     node.online, node.lost_at, node.counted = True, float("inf"), False
+    node.dialled = bool(address)
     forget_pieces(state, node)
     for message in undelivered:
         if isinstance(message, (RecordsHeard, Follow)):  # the rest follows from its `Holding`
             state.send(peer, message)
+
+
+def _register(state: State, node: Node) -> Node:
+    state.nodes[node.peer] = node
+    if node.identity.place:
+        state.places[node.identity.place] = node
+    return node
+
+
+def recall(state: State, kept: Mapping[int, NodeMeta], now: float) -> None:
+    """Note the nodes that a broker knew before it was started: away, until they join."""
+    for number, meta in kept.items():
+        state.node_ids = max(state.node_ids, number)
+        place = meta.place if meta.place != meta.peer else ""
+        who = Identity("node", meta.peer, meta.name, "", "", "", max(1, meta.cpus), place)
+        node = _register(state, Node(number, meta.peer, who, meta.address))
+        node.online, node.lost_at = False, now + state.settings.adopt_s
+        recall_past(state, node, meta, now)
 
 
 def node_away(state: State, node: Node, now: float) -> None:
@@ -80,6 +103,7 @@ def _lease_s(node: Node) -> float:
 
 def lose_node(state: State, node: Node, reason: str) -> None:
     """A node is gone: run its jobs again where that is allowed."""
+    note_loss(state, node)
     forget_node(state, node)
     why = f"node {node.identity.name} was lost: {reason}"
     for allocation in list(node.allocations.values()):
@@ -97,8 +121,8 @@ def _on_pulse(state: State, peer: str, message: Pulse, now: float) -> None:
     node = state.node(peer)
     node.vitals = message.vitals
     for allocation in node.allocations.values():
-        if allocation.announced and not allocation.cluster.closing:
-            cluster = allocation.cluster
+        cluster = allocation.cluster
+        if allocation.announced and not cluster.closing and cluster.client.away_since is None:
             state.tell(cluster, NodeVitals(cluster.number, node.id, message.vitals))
 
 
@@ -112,6 +136,10 @@ def _on_holding(state: State, peer: str, message: Holding, now: float) -> None:
     for allocation in list(node.allocations.values()):
         _compare_jobs(state, allocation, held)
         reset(state, allocation, allocation.cluster.id in message.computations)
+        if allocation.stage is Stage.READY and not allocation.announced:
+            ready(state, allocation)  # it was set up before the broker was started
+        if allocation.stage in PENDING and (allocation.suspended or node.barred):
+            vacate(state, allocation, False)  # what it was told of that may be lost
     for computation in message.computations:
         if computation not in node.allocations:
             state.send(peer, Release(computation))
@@ -162,16 +190,7 @@ def _adopt_jobs(state: State, allocation: Allocation, message: Holding) -> None:
             continue
         is_pinned = cluster.line_of(job.spec) is not cluster.line  # such jobs are never moved
         if job.spec.attempt == attempt > 0 and not is_pinned:
-            leave_line(cluster, job)  # this entry of the line; the job goes on as another
-            cluster.jobs[seq] = adopted = Job(job.spec)
-            adopted.losses = job.losses
-            adopted.heard = job.heard
-            adopted.failures = max(0, job.failures - 1)  # that attempt hasn't failed after all
-            adopted.started = job.started
-            put(adopted, allocation)
-            if job.started is not None:  # the client has been told that it waits
-                running = [(seq, job.started[0])]
-                state.tell(cluster, JobsRunning(cluster.number, allocation.node.id, running))
+            adopt(state, allocation, job)
 
 
 def _compare_jobs(state: State, allocation: Allocation, held: set[tuple[int, int, int]]) -> None:

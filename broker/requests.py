@@ -25,9 +25,10 @@ from dispy.protocol.messages import (
 
 from .closing import close
 from .effects import Dial
+from .exclusive import why
 from .explain import explain
 from .matching import addresses, cpus_of, entry_for, share_of
-from .setups import join, open_up, start_over, vacate
+from .setups import join, open_up, start_over, trouble, vacate
 from .state import IDLE, PENDING, Cluster, Node, Share, Stage, State
 
 SPECS_MAX = 10_000  # entries and addresses that one cluster may ask for
@@ -71,10 +72,14 @@ def _allocate(state: State, cluster: Cluster, message: NodeRequest) -> Reply:
         return -1, f"a cluster may ask for {SPECS_MAX} nodes at most"
     cluster.specs[:0] = new  # what was asked for last counts
     _dial(state, cluster, new)
+    if new:
+        state.keep(cluster, whole=True)
+    if cluster.waits:
+        return 0, why(state, cluster)
     count = 0
     for node in [node for node in state.nodes.values() if node.counted]:
         entry = entry_for(message.nodes, node)
-        if entry is not None:
+        if entry is not None and not _is_barred(state, cluster, node):
             _use(state, cluster, node, entry)
             count += 1
     return 0, f"{count} of the nodes known by now match"
@@ -82,6 +87,8 @@ def _allocate(state: State, cluster: Cluster, message: NodeRequest) -> Reply:
 
 def _allocate_again(state: State, cluster: Cluster, message: NodeRequest) -> Reply:
     """Use a node that the client knows; one that was closed may work for others by now."""
+    if cluster.waits:
+        return -1, why(state, cluster)
     node = next((each for each in state.nodes.values() if each.id == message.node), None)
     if node is None and message.node in cluster.closed:
         peer = cluster.closed[message.node]
@@ -91,8 +98,18 @@ def _allocate_again(state: State, cluster: Cluster, message: NodeRequest) -> Rep
             return 0, "it is used once it is back"
     if node is None or not node.counted:
         return -1, f"there is no node {message.node}"
+    if cluster.id not in node.allocations and node.barred:
+        return -1, f"node {node.title} gets no jobs at present: {node.barred}"
     _use(state, cluster, node, entry_for(message.nodes, node))
     return DONE
+
+
+def _is_barred(state: State, cluster: Cluster, node: Node) -> bool:
+    """Whether a node that the cluster hasn't got can't be had now; its client is told why."""
+    if cluster.id in node.allocations or not node.barred:
+        return False
+    trouble(state, cluster, node.address or node.identity.name, node.barred)
+    return True
 
 
 def _use(state: State, cluster: Cluster, node: Node, entry: NodeSpec | None) -> None:
@@ -143,6 +160,8 @@ def _close(state: State, cluster: Cluster, message: NodeRequest) -> Reply:
 
 
 def _resetup(state: State, cluster: Cluster, message: NodeRequest) -> Reply:
+    if state.settings.shared:
+        return -1, "nodes that are shared with others are not set up again on request"
     return _leave(state, cluster, message, True)
 
 
@@ -159,6 +178,12 @@ def _set_cpus(state: State, cluster: Cluster, message: NodeRequest) -> Reply:
     allocation = cluster.allocations.get(message.node)
     if allocation is None or allocation.stage not in (Stage.PREPARING, Stage.READY):
         return _not_used(message)
+    settings = state.settings
+    if settings.shared and not (settings.cooperative or cluster.opened.exclusive):
+        return -1, (
+            "the nodes are shared with others: their CPUs can only be set by an exclusive "
+            "cluster, or if the broker was started with --cooperative"
+        )
     cpus = cpus_of(allocation.node, message.cpus) if message.cpus else 0  # it isn't "all" here
     if cpus == 0:
         has = allocation.node.identity.cpus

@@ -18,9 +18,11 @@ from dispy.protocol.messages import (
 )
 from dispy.protocol.wire import chunked
 
+from .batches import note_ended
+from .effects import KeepAbandoned
 from .jobs import leave_line, put_back, try_again
 from .nodes import node_away
-from .placement import take_off
+from .placement import charge, take_off
 from .setups import release_if_free, vacate
 from .state import Cluster, Job, Stage, State
 
@@ -49,7 +51,11 @@ def _on_done(state: State, peer: str, message: Done, now: float) -> None:
             state.results[key] += accepted
         else:
             state.results[key] = accepted
-        _measure(cluster, accepted)
+        node.done += len(accepted)
+        cluster.rate.add(len(accepted), now)
+        state.rate.add(len(accepted), now)
+    if message.results:
+        _measure(state, cluster, message.results, len(accepted))
     state.idle_nodes[node] = None
     allocation = node.allocations.get(cluster.id)
     if allocation is not None:
@@ -67,11 +73,7 @@ def _accept(state: State, cluster: Cluster, result: JobResult, spent: list[Spent
     """
     job = cluster.jobs.get(result.seq)
     if job is None:
-        if cluster.abandoned.get(result.seq) != result.attempt or result.status != FINISHED:
-            state.late_results += 1
-            return False
-        del cluster.abandoned[result.seq]  # its node has come back
-        return True
+        return _accept_late(state, cluster, result)
     if result.attempt != job.spec.attempt or result.attempt < 1:
         state.late_results += 1
         return False
@@ -81,13 +83,26 @@ def _accept(state: State, cluster: Cluster, result: JobResult, spent: list[Spent
         if job.failures:
             spent.append(Spent(result, job.failures))
     if job.allocation is not None:
-        take_off(job)
+        take_off(state, job)
         job.ended = True
     else:
         leave_line(cluster, job)  # it waited for another attempt
+    if job.batch is not None:
+        note_ended(state, job)
     del cluster.jobs[result.seq]
     if not cluster.jobs:
         state.busy -= 1
+    return True
+
+
+def _accept_late(state: State, cluster: Cluster, result: JobResult) -> bool:
+    """Take the result of a job that was given up: its node has come back."""
+    if cluster.abandoned.get(result.seq) != result.attempt or result.status != FINISHED:
+        state.late_results += 1
+        return False
+    del cluster.abandoned[result.seq]
+    if state.settings.durable:
+        state.effects.append(KeepAbandoned(cluster.id, [(result.seq, 0)]))
     return True
 
 
@@ -124,14 +139,20 @@ def _first_part(result: JobResult) -> bytes:
     return result.parts[0].tobytes() if result.parts else b""
 
 
-def _measure(cluster: Cluster, results: list[JobResult]) -> None:
-    mean = sum([result.end - result.start for result in results]) / len(results)
-    mean = min(max(0.0, mean), LONG_S)
+def _measure(state: State, cluster: Cluster, results: list[JobResult], ended: int) -> None:
+    """Note how long attempts took; so many of them have ended their jobs."""
+    count = len(results)
+    total_s = max(0.0, sum([result.end - result.start for result in results]))
+    mean = min(total_s / count, LONG_S)
+    total_s = mean * count
+    cluster.meta.ended += ended
+    cluster.meta.used_s += total_s
     if cluster.run_s < 0:
         cluster.run_s = mean
     else:
         cluster.run_s += SMOOTHING * (mean - cluster.run_s)
-    cluster.measured += len(results)
+    cluster.measured += count
+    charge(cluster, total_s, count, state.now)
 
 
 def _on_started(state: State, peer: str, message: Started, now: float) -> None:
@@ -142,7 +163,9 @@ def _on_started(state: State, peer: str, message: Started, now: float) -> None:
     for seq, attempt, start in message.jobs:
         job = cluster.jobs.get(seq)
         if job is not None and job.spec.attempt == attempt > 0:
-            job.started = (start, now)
+            if job.started is None and job.allocation is not None:
+                cluster.account.begun(now)
+            job.started = (start, now) if job.started is None else (start, job.started[1])
             jobs.append((seq, start))
     if jobs:
         node = state.node(peer)

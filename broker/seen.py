@@ -35,6 +35,21 @@ class Seen:
         self._blocks[block] = bits | 1 << bit
         return True
 
+    def add_range(self, first: int, last: int) -> None:
+        """Add all numbers from ``first`` to ``last``."""
+        if last <= self.upto:
+            return
+        if first <= self.upto + 1:
+            self.upto = last
+            for block in [each for each in self._blocks if each < last // BLOCK]:
+                del self._blocks[block]
+            self._climb()
+            return
+        for block in range(first // BLOCK, last // BLOCK + 1):
+            low, high = max(first - block * BLOCK, 0), min(last - block * BLOCK, BLOCK - 1)
+            bits = (1 << high - low + 1) - 1 << low
+            self._blocks[block] = self._blocks.get(block, 0) | bits
+
     def _climb(self) -> None:
         """Move the mark over what lies right above it; each number is passed only once."""
         blocks = self._blocks

@@ -14,6 +14,7 @@ from dispy.protocol.messages import (
     CANCELLED,
     TERMINATED,
     Allocate,
+    Code,
     Define,
     Kill,
     NodeGone,
@@ -30,6 +31,7 @@ from dispy.protocol.messages import (
 from .blobs import forget_blobs
 from .jobs import end_hopeless, end_pinned, hand_over, put_back, take_turns
 from .matching import cpus_of, entry_for, share_of
+from .mishaps import note_breakdown, note_fit, note_unfit
 from .placement import offer
 from .puts import fail_puts, put_again
 from .state import Allocation, Cluster, Node, Share, Stage, State
@@ -43,9 +45,14 @@ def allocate(state: State, cluster: Cluster, node: Node) -> None:
     if cluster.closing or not node.counted or cluster.id in node.allocations:
         return
     cluster.untried -= {node.address, node.identity.address}
+    if cluster.waits:
+        return  # it is asked for again when others have been closed
     entry = entry_for(cluster.specs, node)
     decided = cluster.shares.get(node.peer)
     if decided is None and entry is None:
+        return
+    if node.barred:
+        trouble(state, cluster, node.address or node.identity.name, node.barred)
         return
     if decided is None and entry is not None and not cluster.asks:
         decided = share_of(entry, node)
@@ -152,6 +159,7 @@ def _on_prepared(state: State, peer: str, message: Prepared, now: float) -> None
         release_if_free(state, allocation)
     elif allocation.stage is Stage.READY and allocation.breakdowns < BREAKDOWNS_MAX:
         allocation.breakdowns += 1
+        note_breakdown(state, allocation)
         prepare(state, allocation)
     else:
         _fail(state, allocation)
@@ -165,6 +173,7 @@ def _expects(allocation: Allocation, error: str) -> bool:
 
 
 def _fail(state: State, allocation: Allocation) -> None:
+    note_unfit(state, allocation)
     allocation.enter(Stage.FAILED)
     forget_blobs(state, allocation)
     reason = f"node {allocation.node.title} could not set the computation up: {allocation.error}"
@@ -187,7 +196,9 @@ def ready(state: State, allocation: Allocation) -> None:
     cluster, node = allocation.cluster, allocation.node
     allocation.enter(Stage.READY)
     allocation.announced = True
-    cluster.troubles.pop(node.address or node.identity.name, None)
+    if not node.barred:
+        cluster.troubles.pop(node.address or node.identity.name, None)
+    note_fit(state, allocation)
     open_up(state, allocation)
     state.tell(cluster, NodeReady(cluster.number, node.info, allocation.cpus))
     if node.vitals is not None:
@@ -232,15 +243,20 @@ def say_gone(state: State, allocation: Allocation, reason: str) -> None:
 def _on_define(state: State, peer: str, message: Define, now: float) -> None:
     """Later layers of code: for the nodes that have the earlier ones, and those to come."""
     cluster = state.cluster(peer, message.cluster)
-    if cluster is None or cluster.closing:
-        return
-    layers = cluster.computation.layers + message.layers
+    if cluster is not None and not cluster.closing:
+        define(state, cluster, message.layers)
+
+
+def define(state: State, cluster: Cluster, new: list[Code]) -> None:
+    """Add layers of code to a computation."""
+    layers = cluster.computation.layers + new
     # They grow with what the program defines, not with its jobs. It is a new list, since the
     # old one may be in messages that are still on their way.
     cluster.computation = msgspec.structs.replace(cluster.computation, layers=layers)
+    state.keep(cluster, whole=True)
     for allocation in cluster.allocations.values():
         if allocation.stage in (Stage.PREPARING, Stage.READY):
-            state.order(allocation, Define(cluster.id, message.layers))
+            state.order(allocation, Define(cluster.id, new))
 
 
 def define_again(state: State, allocation: Allocation) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .pickling import PicklingError
     from .recorded import RecoverError
     from .recover import recover_jobs
+    from .shared import SharedJobCluster
     from .status import ClusterStatus
 
 
@@ -44,6 +45,7 @@ __all__ = [
     "PicklingError",
     "RecoverError",
     "SecretNeededError",
+    "SharedJobCluster",
     "__version__",
     "config",
     "logger",
@@ -65,6 +67,7 @@ _HOMES = {
     "PicklingError": ".pickling",
     "RecoverError": ".recorded",
     "SecretNeededError": ".errors",
+    "SharedJobCluster": ".shared",
     "logger": ".log",
     "recover_jobs": ".recover",
 }

@@ -17,25 +17,28 @@ PARAMETERS = {
     "ip_addr": "host",
     "port": "dispy_port",
 }
+SHARED_PARAMETERS = {**PARAMETERS, "port": "client_port"}
 DERIVED_PORTS = {"node_port": 1, "scheduler_port": 2}  # what they were above dispy_port
 
 
-def new_names(old: dict[str, Any]) -> dict[str, Any]:
-    """Return parameters of `JobCluster` that were given by old names, by their new ones.
+def new_names(old: dict[str, Any], shared: bool = False) -> dict[str, Any]:
+    """Return parameters of a cluster that were given by old names, by their new ones.
 
-    Raises `TypeError` for a name that was never one.
+    ``shared``: it is a `SharedJobCluster`. Raises `TypeError` for a name that was never one.
     """
+    parameters = SHARED_PARAMETERS if shared else PARAMETERS
     renamed: dict[str, Any] = {}
     for name, value in old.items():
         if name == "fault_recover" and isinstance(value, bool):
             continue  # with a file of its own choice, which is what happens anyway
         if name in DERIVED_PORTS and isinstance(value, int):
             new, value = "dispy_port", value - DERIVED_PORTS[name]
-        elif name in PARAMETERS:
-            new = PARAMETERS[name]
+        elif name in parameters:
+            new = parameters[name]
         else:
-            raise TypeError(f"JobCluster has no parameter {name!r}")
-        warnings.warn(f"{name} is called {new} now", DeprecationWarning, stacklevel=4)
+            kind = "SharedJobCluster" if shared else "JobCluster"
+            raise TypeError(f"{kind} has no parameter {name!r}")
+        warnings.warn(f"{name} is called {new} now", DeprecationWarning, stacklevel=3)
         renamed[new] = value
     return renamed
 

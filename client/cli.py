@@ -1,4 +1,4 @@
-"""The command line of clients: ``dispy run`` and ``dispy recover``.
+"""The command line of clients: ``dispy run``, ``dispy recover``, and those of operators.
 
 What takes long to import is imported when a command needs it, so that ``--help`` is quick.
 What jobs print goes where they printed it; all else is a line per job, and errors are one line.
@@ -17,13 +17,18 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from dispy.protocol.commandline import SETTINGS
+
 from ._version import __version__
+from .journalcommands import journal
+from .operatorcommands import COMMANDS
 
 if TYPE_CHECKING:
     from .cluster import JobCluster
@@ -35,6 +40,7 @@ EPILOG = """\b
 Examples:
   dispy run -a "1 2" -a "3 4" ./program       two jobs on this machine
   dispy run -n node1 -n node2:9711 -f data.csv -a 1 -a 2 ./program.py
+  dispy run --broker localhost -a 1 -a 2 ./program      where others run theirs, too
   dispy recover                               results of a program that was killed
 \b
 `dispy COMMAND --help` says more about a command; `dispy-node` runs a node.
@@ -48,6 +54,8 @@ Examples:
       two jobs; table.csv is in the folder where they run
   dispy run -n node1 -n '10.0.0.*' -a 1 -a 2 -a 3 ./program -- --fast
       three jobs, whose arguments begin with --fast
+  dispy run --broker localhost --name nightly -a 1 -a 2 ./program
+      two jobs at the broker that runs here (see dispy-broker --help)
 \b
 Exit codes: 0 all jobs exited with 0; 1 a job didn't, or can't be run;
 2 wrong options; 130 interrupted (jobs are cancelled, nodes cleaned up).
@@ -59,11 +67,13 @@ Examples:
       what has ended within a minute; the others go on, try again later
   dispy recover --timeout 1 --terminate-pending
       free the nodes, ending the jobs that still run
+  dispy recover --cluster nightly --broker localhost
+      of a program that had its jobs at a broker, wherever it ran
 \b
 Exit codes: 0 all jobs finished; 1 some didn't, or nothing can be recovered;
 2 wrong options; 130 interrupted (what has come is kept for the next time).
 """
-SETTINGS = {"help_option_names": ["-h", "--help"]}
+BROKER = "HOST[:PORT]"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -143,6 +153,14 @@ def main() -> None:
     help="HOST, HOST:PORT or a pattern of addresses. Repeatable  [default: this machine]",
 )
 @click.option(
+    "--broker",
+    "--scheduler-node",
+    "broker",
+    metavar=BROKER,
+    help="Run at a broker that others use, too, on its nodes.",
+)
+@click.option("--name", metavar="TEXT", help="What the jobs are called at the broker.")
+@click.option(
     "--timeout", type=float, callback=_seconds, metavar="S", help="Seconds that a job may run."
 )
 @click.option(
@@ -162,6 +180,8 @@ def run(
     files: tuple[str, ...],
     arguments: list[list[str]],
     nodes: tuple[str, ...],
+    broker: str | None,
+    name: str | None,
     timeout: float | None,
     retries: int,
     no_cleanup: bool,
@@ -179,12 +199,12 @@ def run(
     1 MiB.
     """
     jobs = [[*common, *own] for own in arguments or [[]]]
+    if name and not broker:
+        raise click.UsageError("--name is what jobs are called at a broker: give --broker")
     with _told_in_one_line():
-        from .cluster import JobCluster
-
         ended: queue.SimpleQueue[DispyJob] = queue.SimpleQueue()
         try:
-            cluster = JobCluster(
+            cluster = _kind_of_cluster(broker, name)(
                 program,
                 nodes=list(nodes) or None,
                 depends=[str(Path(file).absolute()) for file in files],
@@ -207,6 +227,17 @@ def run(
         if verbose or debug:
             cluster.print_status()
     sys.exit(0 if all_well else 1)
+
+
+def _kind_of_cluster(broker: str | None, name: str | None) -> Callable[..., JobCluster]:
+    """Return what makes a cluster of our own, or one at a broker."""
+    if broker is None:
+        from .cluster import JobCluster
+
+        return JobCluster
+    from .shared import SharedJobCluster
+
+    return partial(SharedJobCluster, scheduler_node=broker, name=name)
 
 
 def _run(
@@ -234,6 +265,14 @@ def _run(
 
 @main.command(epilog=RECOVER_EPILOG, context_settings=SETTINGS)
 @click.argument("file", required=False)
+@click.option("--cluster", metavar="NAME", help="Instead of FILE: what it is called at a broker.")
+@click.option(
+    "--broker",
+    "--scheduler-node",
+    "broker",
+    metavar=BROKER,
+    help="The broker  [default: the one that FILE names, or on this machine]",
+)
 @click.option(
     "--timeout",
     type=float,
@@ -249,19 +288,32 @@ def _run(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list of all jobs.")
 @click.option("-d", "--debug", is_flag=True, help="Log much.")
 def recover(
-    file: str | None, timeout: float | None, terminate_pending: bool, as_json: bool, debug: bool
+    file: str | None,
+    cluster: str | None,
+    broker: str | None,
+    timeout: float | None,
+    terminate_pending: bool,
+    as_json: bool,
+    debug: bool,
 ) -> None:
     """Get the results of a program that was killed, and free its nodes.
 
     FILE is what the program has left, by default the newest _dispy_* here.
     """
+    if file and cluster:
+        raise click.UsageError("give FILE or --cluster, not both")
     with _told_in_one_line():
         from .log import logger
         from .recover import recover_jobs
 
         told = logging.INFO if sys.stderr.isatty() else logging.WARNING
         logger.setLevel(logging.DEBUG if debug else told)
-        jobs = recover_jobs(file, timeout, terminate_pending)
+        try:
+            jobs = recover_jobs(
+                file, timeout, terminate_pending, cluster=cluster, scheduler_node=broker
+            )
+        except (TypeError, ValueError) as error:
+            raise click.UsageError(str(error)) from None
     if as_json:
         click.echo(json.dumps([_as_json(job) for job in jobs], indent=2))
     else:
@@ -408,6 +460,10 @@ def _told_in_one_line() -> Iterator[None]:
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise Interrupted(signum)
+
+
+for command in (*COMMANDS, journal):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

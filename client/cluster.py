@@ -9,10 +9,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from dispy.protocol.messages import Code, FileSpec, JobOptions, JobSpec, OpenCluster
+from dispy.protocol.messages import (
+    Code,
+    ComputationSpec,
+    FileSpec,
+    JobOptions,
+    JobSpec,
+    NodeSpec,
+    OpenCluster,
+)
 
 from . import computation as computations
 from . import config, depends, parameters, process, recoverfile
@@ -29,6 +39,7 @@ from .offers import Offers, pack_setup_args
 from .orders import AskWhy, Cancel, Close, Define, Open
 from .output import Output
 from .pickling import Pickled
+from .session import Session
 from .status import ClusterStatus, table
 
 CLOSED_S = 90.0  # nodes end jobs and clean up, for which they have 60; then close() returns
@@ -127,38 +138,73 @@ class JobCluster(NodeControl, OldClusterNames):
         job_output: JobOutput | None = None,
         **old: Any,
     ) -> None:
-        renamed = new_names(old)
-        job_status = renamed.pop("job_status", job_status)
-        host = renamed.pop("host", host)
-        dispy_port = renamed.pop("dispy_port", dispy_port)
-        recover_file = renamed.pop("recover_file", recover_file)
-        ext_host = renamed.pop("ext_host", ext_host)
-        assert not renamed, "an old name leads to a new one that isn't a parameter"
-        parameters.refuse_unsupported(secret=secret, keyfile=keyfile, certfile=certfile)
-        check_callback("job_status", job_status, 1)
-        check_callback("cluster_status", cluster_status, 3)
-        check_callback("job_output", job_output, 3)
-        parameters.check_host(host)
-        parameters.check_names("ext_host", ext_host)
         parameters.check_flag("ipv4_udp_multicast", ipv4_udp_multicast)
-        parameters.check_port("dispy_port", dispy_port)
         parameters.check_needless("ping_interval", ping_interval)
-        parameters.check_needless("poll_interval", poll_interval)
-        recoverfile.check_path(recover_file)
+        given = parameters.Given(
+            computation=computation,
+            nodes=nodes,
+            depends=depends,
+            job_status=job_status,
+            cluster_status=cluster_status,
+            job_output=job_output,
+            host=host,
+            ext_host=ext_host,
+            dispy_port=dispy_port,
+            dest_path=dest_path,
+            loglevel=loglevel,
+            setup=setup,
+            cleanup=cleanup,
+            poll_interval=poll_interval,
+            pulse_interval=pulse_interval,
+            reentrant=reentrant,
+            secret=secret,
+            keyfile=keyfile,
+            certfile=certfile,
+            recover_file=recover_file,
+            max_tasks_per_child=max_tasks_per_child,
+            cancel_grace=cancel_grace,
+            setup_timeout=setup_timeout,
+            timeout=timeout,
+            retries=retries,
+            priority=priority,
+        )
+        self._begin(replace(given, **new_names(old)))
+
+    def _begin(self, given: parameters.Given) -> None:
+        """Check everything, pack the computation, and hand it to a session."""
+        parameters.refuse_unsupported(
+            secret=given.secret, keyfile=given.keyfile, certfile=given.certfile
+        )
+        check_callback("job_status", given.job_status, 1)
+        check_callback("cluster_status", given.cluster_status, 3)
+        check_callback("job_output", given.job_output, 3)
+        parameters.check_host(given.host)
+        parameters.check_names("ext_host", given.ext_host)
+        parameters.check_port("dispy_port", given.dispy_port)
+        parameters.check_needless("poll_interval", given.poll_interval)
+        recoverfile.check_path(given.recover_file)
         options = parameters.read_options(
-            reentrant, max_tasks_per_child, pulse_interval, cancel_grace, setup_timeout
+            given.reentrant,
+            given.max_tasks_per_child,
+            given.pulse_interval,
+            given.cancel_grace,
+            given.setup_timeout,
         )
         self._defaults = parameters.read_job_defaults(
-            timeout, retries, priority, job_output is not None
+            given.timeout, given.retries, given.priority, given.job_output is not None
         )
         self._plain = self._defaults.options() is None  # jobs have no options, as a rule
-        entries = read_nodes(nodes)
+        entries = read_nodes(given.nodes)
         packed = computations.pack(
-            computation, depends, setup, cleanup, max_file_size=config.MaxFileSize
+            given.computation,
+            given.depends,
+            given.setup,
+            given.cleanup,
+            max_file_size=config.MaxFileSize,
         )
-        packed.spec.dest_path = parameters.read_dest_path(dest_path)
-        if loglevel is not None:
-            logger.setLevel(loglevel)
+        packed.spec.dest_path = parameters.read_dest_path(given.dest_path)
+        if given.loglevel is not None:
+            logger.setLevel(given.loglevel)
         self._created = time.time()
         self._number = next(process.numbers)
         self._name = packed.name
@@ -166,14 +212,14 @@ class JobCluster(NodeControl, OldClusterNames):
         self._vocabulary = packed.vocabulary
         self._dump = packed.vocabulary.dump
         self._ledger = Ledger(
-            job_status,
-            cluster_status,
-            job_output,
+            given.job_status,
+            given.cluster_status,
+            given.job_output,
             number=self._number,
             binary=packed.is_program,
             blobs=packed.blobs,
         )
-        self._open(packed, entries, dispy_port, options, recover_file)
+        self._open(packed, entries, given.dispy_port, options, given.recover_file)
 
     def _open(
         self,
@@ -195,28 +241,41 @@ class JobCluster(NodeControl, OldClusterNames):
             parameters.check_port("config.NodePort", config.NodePort)
             parameters.check_port("config.ClientPort", config.ClientPort)
         self._node_port = config.NodePort if dispy_port is None else dispy_port + 1
-        specs = find_nodes(
-            entries,
-            self._node_port,
-            lambda: process.start_broker(_door(dispy_port)).port,
-            self._pack_entry,
-        )
-        broker = process.start_broker(_door(dispy_port))
-        self._broker_port = broker.port
-        opening = OpenCluster(
-            self._number, spec, specs, reentrant=options.reentrant, asks=asks(entries)
-        )
+        specs = self._find_nodes(entries, dispy_port)
+        opening = self._opening(spec, specs, options.reentrant, asks(entries))
         path = None if recover_file is None else os.path.abspath(recover_file)
         self._offers = self._ledger.offers = Offers(
             self, self._number, entries, self._pack_entry, self._ledger.order
         )
         OWNERS[self._number] = self
         self._define = self._tell_code
-        with process.session_with(broker) as session:
+        with self._connected() as session:
             self._session = session
             self._enqueue = session.orders.append
             self._ledger.hand_over = session.hand_over
             session.open(Open(opening, self._ledger, path))
+
+    def _find_nodes(
+        self, entries: list[NodeAllocate | LocalNode], dispy_port: int | None
+    ) -> list[NodeSpec]:
+        """Find out where nodes are, and start the broker, and a node if there is none."""
+        door = config.ClientPort if dispy_port is None else dispy_port  # where nodes dial in
+        specs = find_nodes(
+            entries, self._node_port, lambda: process.start_broker(door).port, self._pack_entry
+        )
+        self._broker = process.start_broker(door)
+        self._broker_port = self._broker.port
+        return specs
+
+    def _opening(
+        self, spec: ComputationSpec, specs: list[NodeSpec], reentrant: bool, asks: bool
+    ) -> OpenCluster:
+        """Say to the broker what the cluster is."""
+        return OpenCluster(self._number, spec, specs, reentrant=reentrant, asks=asks)
+
+    def _connected(self) -> AbstractContextManager[Session]:
+        """Return the session with the broker."""
+        return process.session_with(self._broker)
 
     @property
     def name(self) -> str:
@@ -406,7 +465,7 @@ class JobCluster(NodeControl, OldClusterNames):
             self.close(timeout=0, terminate=True)
 
     def __repr__(self) -> str:
-        return f"<JobCluster {self._name!r}, {self._ledger.pending} jobs pending>"
+        return f"<{type(self).__name__} {self._name!r}, {self._ledger.pending} jobs pending>"
 
     def _submit(
         self,
@@ -486,8 +545,3 @@ class JobCluster(NodeControl, OldClusterNames):
 
 Wishes: TypeAlias = "tuple[Sequence[object], float | None, int | None, int | None]"
 NO_WISHES: Wishes = ((), None, None, None)
-
-
-def _door(dispy_port: int | None) -> int:
-    """The port where nodes may dial in."""
-    return config.ClientPort if dispy_port is None else dispy_port

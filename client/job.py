@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from dispy.protocol.messages import JobSpec
+from dispy.protocol.messages import JobRecord, JobResult, JobSpec
 
 from . import callbacks
 from .aliases import OldJobNames
@@ -236,6 +236,12 @@ class ProvisionalJob(DispyJob):
 STATUS_NAMES = {
     value: name for name, value in vars(DispyJob).items() if name[0].isupper()
 }  # for messages
+
+
+def payload_bytes(spec: JobSpec | JobResult | JobRecord) -> int:
+    """How many bytes of payload a job or a result carries."""
+    size = len(spec.payload)
+    return size + sum([part.size for part in spec.parts]) if spec.parts else size
 
 
 def explain_end(job: DispyJob) -> str:

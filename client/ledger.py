@@ -31,8 +31,7 @@ from dispy.protocol.payload import unpack_result
 from . import callbacks
 from .allocate import LOOPBACK
 from .callbacks import Listener
-from .core import payload_bytes
-from .job import DispyJob, ProvisionalJob, as_text
+from .job import DispyJob, ProvisionalJob, as_text, payload_bytes
 from .log import logger
 from .nodes import DispyNode, DispyNodeAvailInfo
 from .orders import Follow, Hear, Order

@@ -29,9 +29,15 @@ class Line:
         else:
             heapq.heappush(self._others, (-priority, job._seq, job))
 
+    def put_back(self, job: DispyJob) -> None:
+        """Add a job that was taken off before: it goes where it was."""
+        heapq.heappush(self._others, (-priority_of(job), job._seq, job))
+
     def pop(self) -> DispyJob:
         """Take the job off that goes next."""
-        if self._plain and not (self._others and self._others[0][0] < 0):
+        if not self._others:
+            return self._plain.popleft()
+        if self._plain and (0, self._plain[0]._seq) < self._others[0][:2]:
             return self._plain.popleft()
         return heapq.heappop(self._others)[2]
 

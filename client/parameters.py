@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dispy.protocol.folders import FileNameError, parts_of
@@ -26,12 +27,47 @@ GRACE_MAX_S = 3600.0
 YEAR_S = 366 * 86400.0  # the most that may be waited for
 RETRIES_MAX = 1_000_000
 PRIORITY_MAX = 1 << 31
+LABEL_MAX = 200  # characters
+WEIGHT_MIN = 1e-3
+WEIGHT_MAX = 1e6
 
 INSTEAD = {  # of what isn't supported yet
     "certfile": "leave it out: there is no traffic beyond this machine yet",
     "keyfile": "leave it out: there is no traffic beyond this machine yet",
     "secret": "leave it out: there is no traffic beyond this machine yet",
 }
+
+
+@dataclass(frozen=True)
+class Given:
+    """What clusters of both kinds are given, as it was written: see `JobCluster`."""
+
+    computation: Any
+    nodes: Any
+    depends: Any
+    job_status: Any
+    cluster_status: Any
+    job_output: Any
+    host: Any
+    ext_host: Any
+    dispy_port: Any
+    dest_path: Any
+    loglevel: Any
+    setup: Any
+    cleanup: Any
+    poll_interval: Any
+    pulse_interval: Any
+    reentrant: Any
+    secret: Any
+    keyfile: Any
+    certfile: Any
+    recover_file: Any
+    max_tasks_per_child: Any
+    cancel_grace: Any
+    setup_timeout: Any
+    timeout: Any
+    retries: Any
+    priority: Any
 
 
 class Options(NamedTuple):
@@ -170,6 +206,36 @@ def check_int(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
     return value
+
+
+def read_label(name: Any) -> str:
+    """Allow a name that people can read and type, or nothing."""
+    if name is None:
+        return ""
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a text, not {name!r}")
+    if not 0 < len(name) <= LABEL_MAX or not name.isprintable():
+        raise ValueError(f"name must be 1 to {LABEL_MAX} printable characters, not {name!r}")
+    return name
+
+
+def read_weight(weight: Any) -> float:
+    """Allow a positive number."""
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise TypeError(f"weight must be a number, not {weight!r}")
+    if not WEIGHT_MIN <= weight <= WEIGHT_MAX:
+        raise ValueError(f"weight must be from {WEIGHT_MIN:g} to {WEIGHT_MAX:g}, not {weight}")
+    return float(weight)
+
+
+def check_client_port(port: Any) -> None:
+    """Allow any port, 0 or nothing: there is no such port here."""
+    if port is None:
+        return
+    if not isinstance(port, int) or isinstance(port, bool):
+        raise TypeError(f"client_port must be a port number, not {port!r}")
+    if not 0 <= port <= PORT_MAX:
+        raise ValueError(f"client_port must be a port number up to {PORT_MAX}, not {port}")
 
 
 def check_seconds(name: str, value: Any, least: float = 0.0, most: float = YEAR_S) -> float:

@@ -1,4 +1,4 @@
-"""What a process has only one of: its broker, the session with it, the private node.
+"""What a process has only one of: its own broker, a session with each broker, the private node.
 
 Made when first needed, ended when the process ends. A forked child starts with nothing.
 """
@@ -17,10 +17,11 @@ from dispy.broker import embedded
 from dispy.protocol import identity
 from dispy.protocol.exchange import Exchange
 
-from . import blobs, callbacks, job, local, pickling
+from . import blobs, callbacks, job, local, pickling, remote
 from ._version import __version__
 from .ledger import Ledger
 from .log import logger
+from .recording import Recordings
 from .session import Session
 
 CLEAN_S = 60.0  # how long the nodes of unclosed clusters may take to clean up at the end
@@ -39,14 +40,12 @@ def start_broker(port: int) -> embedded.Broker:
 
     Nodes may dial in at ``port``, or at another one if that is taken.
     """
-    global _broker, _owner
+    global _broker
     with _lock:
         session = _sessions.get(_broker.address) if _broker is not None else None
         if _broker is None or (session is not None and not session.alive()):
             _broker = embedded.Broker(__version__, port)
-        if _owner != os.getpid():
-            _owner = os.getpid()
-            atexit.register(_exit, _owner)
+        _end_at_exit()
         return _broker
 
 
@@ -56,12 +55,40 @@ def session_with(broker: embedded.Broker) -> Iterator[Session]:
     with _lock:
         session = _sessions.get(broker.address)
         if session is None or not session.alive():
-            me = identity.describe("client", __version__)
-            exchange = Exchange(me, broker, identity.random_name)
-            session = Session(broker.address, broker, exchange, f"127.0.0.1:{broker.port}")
-            _sessions[broker.address] = session  # first: Ctrl-C may come while it starts
-            session.start()
+            session = _begin(broker, Recordings(f"127.0.0.1:{broker.port}"))
         yield session
+
+
+@contextmanager
+def session_at(address: str) -> Iterator[Session]:
+    """Give the session with a broker of several programs, as `session_with` does."""
+    with _lock:
+        session = _sessions.get(address)
+        if session is None or not session.alive():
+            session = _begin(remote.Broker(address), Recordings(shared_at=address), shared=True)
+            _end_at_exit()
+        yield session
+
+
+def _begin(
+    broker: embedded.Broker | remote.Broker, recordings: Recordings, shared: bool = False
+) -> Session:
+    """Begin a session with a broker."""
+    me = identity.describe("client", __version__)
+    recordings.owner = me.instance
+    exchange = Exchange(me, broker, identity.random_name)
+    session = Session(broker.address, broker, exchange, recordings, shared=shared)
+    _sessions[broker.address] = session  # first: Ctrl-C may come while it starts
+    session.start()
+    return session
+
+
+def _end_at_exit() -> None:
+    """Have `end` called when this process exits."""
+    global _owner
+    if _owner != os.getpid():
+        _owner = os.getpid()
+        atexit.register(_exit, _owner)
 
 
 def end(timeout_s: float = EXIT_S) -> None:

@@ -131,8 +131,16 @@ class SentRecord(Record, tag=11):
     jobs: list[int]
 
 
+class BrokerRecord(Record, tag=12):
+    """The program's broker is not its own: that is where its clusters are."""
+
+    address: str  # "host:port"
+    owner: str  # the instance of the client, which the broker knows it by
+
+
 AnyRecord: TypeAlias = (
     ProgramRecord
+    | BrokerRecord
     | ClusterRecord
     | NodeRecord
     | JobsRecord
@@ -154,6 +162,7 @@ class RecordedCluster:
     """What a file says about a cluster."""
 
     number: int
+    computation: int = 0  # the broker's number, the last one if it had several
     program: bool = False
     closed: bool = False
     nodes: dict[int, NodeRecord] = field(default_factory=dict)
@@ -177,6 +186,7 @@ class Recorded:
     computations: dict[int, RecordedCluster] = field(default_factory=dict)
     results: list[ResultRecord] = field(default_factory=list)
     siblings: list[str] = field(default_factory=list)
+    shared: BrokerRecord | None = None  # the broker, unless it was the program's own
     good_bytes: int = 0  # what comes after that is cut off or damaged
 
     def cluster(self, number: int) -> RecordedCluster:
@@ -222,7 +232,7 @@ def _next(data: Buffer, offset: int) -> tuple[AnyRecord, int] | None:
 
 def _on_cluster(recorded: Recorded, record: ClusterRecord) -> None:
     cluster = recorded.cluster(record.cluster)
-    cluster.program = record.program
+    cluster.program, cluster.computation = record.program, record.computation
     recorded.computations[record.computation] = cluster
 
 
@@ -271,12 +281,17 @@ def _on_sibling(recorded: Recorded, record: SiblingRecord) -> None:
     recorded.siblings.append(record.path)
 
 
+def _on_broker(recorded: Recorded, record: BrokerRecord) -> None:
+    recorded.shared = record
+
+
 def _on_program(recorded: Recorded, record: ProgramRecord) -> None:
     """It was the first record."""
 
 
 _HANDLERS: dict[type[Any], Callable[..., None]] = {
     ProgramRecord: _on_program,
+    BrokerRecord: _on_broker,
     ClusterRecord: _on_cluster,
     NodeRecord: _on_node,
     JobsRecord: _on_jobs,

@@ -1,9 +1,10 @@
 """What a session records of its clusters, so that `recover_jobs` can do without the program.
 
 One write for all that has happened since the last, half a microsecond per job and no memory.
-There is no file before there is a node that outlives the program; then what waits is written,
-so much at a time that nothing is held up. The clusters of a program share one file, unless they
-name others; it is removed when the last of them has been closed.
+There is no file before there is something that outlives the program: a node, or a broker that
+others use as well. Then what waits is written, so much at a time that nothing is held up. The
+clusters of a program share one file, unless they name others; it is removed when the last of
+them has been closed.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from pathlib import Path
 
 from dispy.protocol.messages import JobSpec, NodeInfo
 
-from .core import payload_bytes
-from .job import DispyJob
+from .job import DispyJob, payload_bytes
 from .log import logger
 from .recorded import (
     BegunRecord,
+    BrokerRecord,
     ClosedRecord,
     ClusterRecord,
     EndedRecord,
@@ -90,12 +91,15 @@ class Cluster:
 class Recordings:
     """The recover files of a session's clusters. All methods are for the session's thread.
 
-    ``door`` is where nodes dial in, "host:port". No method raises: what can't be written is
-    told once, and the jobs go on.
+    ``door`` is where nodes dial in, ``shared_at`` where a broker is that outlives this program,
+    each "host:port" or empty. No method raises: what can't be written is told once, and the
+    jobs go on.
     """
 
-    def __init__(self, door: str = "") -> None:
+    def __init__(self, door: str = "", shared_at: str = "") -> None:
+        self.owner = ""  # the instance of this client
         self._door = door
+        self._shared_at = shared_at
         self._broker = ""
         self._clusters: dict[int, Cluster] = {}
         self._files: dict[Path | None, RecoverFile] = {}  # by what users call them
@@ -130,6 +134,8 @@ class Recordings:
             cluster.computation = computation
             if cluster.file is not None:
                 cluster.file.append(_cluster_record(cluster))
+            elif self._shared_at:
+                self._begin(cluster)
 
     def node(self, number: int, info: NodeInfo) -> None:
         """A node is ready for the cluster. A private one, without address, ends with us."""
@@ -139,7 +145,11 @@ class Recordings:
         cluster.nodes[info.id] = info
         if cluster.file is not None:
             cluster.file.append(_node_record(cluster, info))
-            return
+        else:
+            self._begin(cluster)
+
+    def _begin(self, cluster: Cluster) -> None:
+        """Write down what there is of a cluster, and from now on what happens to it."""
         cluster.file = self._file(cluster.path)
         if cluster.file is not None:
             for record in _records(cluster):
@@ -222,6 +232,8 @@ class Recordings:
                 error.strerror or error,
             )
             return None
+        if self._shared_at:
+            file.append(self._place())
         for other in self._files.values():
             other.append(SiblingRecord(str(file.path)))
             file.append(SiblingRecord(str(other.path)))
@@ -231,8 +243,13 @@ class Recordings:
     def _program(self) -> ProgramRecord:
         return ProgramRecord(self._broker, self._door, os.getpid(), socket.gethostname())
 
+    def _place(self) -> BrokerRecord:
+        return BrokerRecord(self._shared_at, self.owner)
+
     def _all_records(self, file: RecoverFile) -> Iterable[Record]:
         yield self._program()
+        if self._shared_at:
+            yield self._place()
         for other in self._files.values():
             if other is not file:
                 yield SiblingRecord(str(other.path))

@@ -1,7 +1,8 @@
 """recover_jobs: get the results of a program that was killed.
 
 The shell around `recovery`: it reads the recover file, takes the place of the dead program's
-broker towards its nodes, and makes jobs of what they say. It decides nothing about jobs.
+broker towards its nodes, and makes jobs of what they say. It decides nothing about jobs. When
+the broker hasn't died with the program, all of that is `attaching`'s.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import time
 from collections.abc import Iterable
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -28,25 +28,17 @@ from dispy.protocol.exchange import (
     Left,
     Received,
 )
-from dispy.protocol.messages import ABANDONED, Identity, JobResult, JobSpec, Large
+from dispy.protocol.messages import ABANDONED, Identity, JobResult
 from dispy.protocol.transport import Bus
 
-from . import ledger, recoverfile, recovery
+from . import attaching, config, recoverfile, recovery, remote
 from ._version import __version__
 from .job import DispyJob
 from .log import logger
-from .pickling import load
-from .recorded import (
-    EndedRecord,
-    JobEntry,
-    Recorded,
-    RecordedCluster,
-    RecoverError,
-    ResultRecord,
-    id_of,
-)
+from .recorded import EndedRecord, Recorded, RecordedCluster, RecoverError, ResultRecord
 from .recoverfile import RecoverFile
 from .recovery import Cluster, Goodbye, Job, Recovery, Send
+from .remade import WITHOUT_CLASSES, large, remake
 
 __all__ = ["RecoverError", "recover_jobs"]
 
@@ -54,13 +46,15 @@ KILL_S = 15.0  # how long jobs may take to end after they were told to
 RELEASE_S = 5.0  # ... and nodes to clean up, before they are left to do so by themselves
 HEAR_S = 1.0  # ... and to say what they have, even if the timeout is shorter
 STEP_S = 1.0
-WITHOUT_CLASSES = "results can only be unpickled by a program with the classes of the one that died"
 
 
 def recover_jobs(
     recover_file: str | os.PathLike[str] | None = None,
     timeout: float | None = None,
     terminate_pending: bool = False,
+    *,
+    cluster: str | int | None = None,
+    scheduler_node: str | None = None,
 ) -> list[DispyJob]:
     """Get the jobs of a program that was killed, with their results.
 
@@ -75,6 +69,15 @@ def recover_jobs(
       called again for the rest.
     - ``terminate_pending``: end the jobs that still run, after ``timeout`` or else at once, and
       return these, too. Then the nodes are free.
+
+    - ``cluster``: instead of a file, the label of a `SharedJobCluster`, or the broker's number of
+      it. That works from any machine; but ``id`` is then the number of the submission, and
+      ``args`` is None.
+    - ``scheduler_node``: where its broker runs, "host" or "host:port", by default this machine,
+      or what the file says.
+
+    Of a `SharedJobCluster`, jobs and results are at its broker, which the program may also have
+    outlived. What is returned is forgotten there, and the cluster closed when all jobs have ended.
 
     ``status`` is Finished or Terminated as usual; Cancelled for a job that no node had got:
     ``exception`` says so, and with its ``args`` and ``kwargs`` it can be submitted again;
@@ -91,8 +94,23 @@ def recover_jobs(
         raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
     if timeout is not None and not timeout >= 0:
         raise ValueError(f"timeout must not be negative: {timeout}")
+    if cluster is not None:
+        if recover_file is not None:
+            raise TypeError("recover_jobs takes a recover_file or a cluster, not both")
+        if not isinstance(cluster, str | int) or isinstance(cluster, bool) or cluster == "":
+            raise TypeError(f"cluster must be a label or the broker's number, not {cluster!r}")
+        address = remote.read_address("scheduler_node", scheduler_node, config.SharedSchedulerPort)
+        return attaching.recover_named(str(cluster), address, timeout, terminate_pending)
     path = newest(Path()) if recover_file is None else Path(recover_file)
-    return Rescue(path, timeout).run(timeout, terminate_pending)
+    file, recorded = recoverfile.open_again(path)
+    if recorded.shared is not None:
+        address = recorded.shared.address
+        if scheduler_node is not None:
+            address = remote.read_address(
+                "scheduler_node", scheduler_node, config.SharedSchedulerPort
+            )
+        return attaching.recover_recorded(file, recorded, address, timeout, terminate_pending)
+    return Rescue(file, recorded, timeout).run(timeout, terminate_pending)
 
 
 def newest(folder: Path) -> Path:
@@ -122,8 +140,8 @@ def _is_recover_file(path: Path) -> bool:
 class Rescue:
     """One call of `recover_jobs`."""
 
-    def __init__(self, path: Path, timeout: float | None) -> None:
-        self._file, self._recorded = recoverfile.open_again(path)
+    def __init__(self, file: RecoverFile, recorded: Recorded, timeout: float | None) -> None:
+        self._file, self._recorded = file, recorded
         try:
             self._siblings = _open_siblings(self._recorded)
         except BaseException:
@@ -198,9 +216,9 @@ class Rescue:
             known = self._recorded.computations.get(computation, RecordedCluster(0))
             for job in self._recovery.ends(computation):
                 assert job.result is not None
-                found.append(_job(known, job))
-                if found[-1].status != job.result.status:
-                    found[-1].exception = f"{found[-1].exception}\n{WITHOUT_CLASSES}"
+                made, is_useful = remake(known, job.result, job.host)
+                found.append(made)
+                if not is_useful:
                     self._is_over = False
                 elif job.result.status != ABANDONED or not self._recovery.unreachable:
                     self._over.setdefault(computation, []).append(job.seq)
@@ -341,37 +359,6 @@ def _result_record(effect: recovery.Received) -> ResultRecord:
 
 
 def _result(kept: ResultRecord) -> JobResult:
-    parts = [_large(part) for part in kept.parts]
+    parts = [large(part) for part in kept.parts]
     times = (kept.start, kept.end)
     return JobResult(kept.seq, kept.attempt, kept.status, *times, kept.payload, parts)
-
-
-def _job(known: RecordedCluster, job: Job) -> DispyJob:
-    """Make a job as its cluster would have left it."""
-    entry = known.jobs.get(job.seq)
-    assert job.result is not None
-    args, kwargs = (None, {}) if entry is None else _arguments(entry)
-    job_id = None if entry is None else id_of(entry)
-    made = DispyJob(known.number, JobSpec(job.seq, 0, b""), job_id, args, kwargs)
-    made.submit_time = entry.submit_time if entry is not None else 0.0
-    made.host = job.host or None
-    ledger.fill(made, job.result, binary=known.program)
-    return made
-
-
-def _arguments(entry: JobEntry) -> tuple[Any, dict[str, Any]]:
-    """Return a job's args and kwargs; None for the former if they are not to be had."""
-    if not entry.payload and not entry.parts:
-        return None, {}
-    parts = [_large(part) for part in entry.parts]
-    payload, buffers = (entry.payload, parts) if entry.payload else (entry.parts[0], parts[1:])
-    try:
-        args, kwargs = load(payload, buffers)[:2]
-    except Exception as error:  # the user's classes may not be here, and unpickling runs code
-        logger.debug("the arguments of job %d can't be unpickled: %s", entry.seq, error)
-        return None, {}
-    return args, kwargs
-
-
-def _large(data: bytes) -> Large:
-    return Large(len(data), [data])

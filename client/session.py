@@ -86,13 +86,22 @@ class Waiter(Protocol):
 class Session:
     """One broker, and the clusters of this process there."""
 
-    def __init__(self, address: str, bus: Waiter, exchange: Exchange, door: str = "") -> None:
+    def __init__(
+        self,
+        address: str,
+        bus: Waiter,
+        exchange: Exchange,
+        recordings: Recordings | None = None,
+        *,
+        shared: bool = False,  # with other programs: the broker may come and go
+    ) -> None:
         self.address = address
+        self._shared = shared
         self._bus = bus
         self._exchange = exchange
         self._core = Core()
         self._files = FileWork(self.hand_over)
-        self._recordings = Recordings(door)
+        self._recordings = recordings or Recordings()
         self._ledgers: dict[int, Ledger] = {}
         self._effects: deque[Effect] = deque()  # not carried out so far
         self.orders: deque[Order] = deque()
@@ -269,17 +278,38 @@ class Session:
             if type(event) is Received:
                 self._receive(event, now)
             elif type(event) is Joined:
-                self._broker, self._refusal = event.peer, ""
+                self._broker = event.peer
+                self._there()
                 self._core.join(now)
             elif type(event) is Left:
-                logger.info("the broker has ended the session: %s", event.reason)
-                self._core.leave()
+                self._left(event)
             elif type(event) is DialFailed:
                 self._refused(event)
             elif type(event) is Away:
                 logger.debug("the broker is away: %s", event.reason)
+                self._core.unreachable(event.reason)
             elif type(event) is Back:
                 logger.debug("the broker is back")
+                self._there()
+                self._core.unreachable("")
+
+    def _left(self, event: Left) -> None:
+        if self._shared:
+            logger.warning(
+                "the broker at %s has ended the session (%s); clusters and jobs wait for it to "
+                "come back",
+                self.address,
+                event.reason,
+            )
+        else:
+            logger.info("the broker has ended the session: %s", event.reason)
+        self._core.leave()
+
+    def _there(self) -> None:
+        """The broker can be reached; say so if it was said that it can't."""
+        if self._refusal:
+            logger.info("connected to the broker at %s", self.address)
+        self._refusal = ""
 
     def _receive(self, event: Received, now: float) -> None:
         try:
@@ -288,10 +318,15 @@ class Session:
             logger.error("a message of the broker was dropped: %s", error)
 
     def _refused(self, failure: DialFailed) -> None:
+        self._core.unreachable(failure.reason)
         if failure.reason != self._refusal:
             self._refusal = failure.reason
+            advice = " (is dispy-broker running there?)" if "refused" in failure.reason else ""
             logger.warning(
-                "can't get to the broker at %s: %s; still trying", failure.address, failure.reason
+                "can't get to the broker at %s: %s%s; still trying",
+                failure.address,
+                failure.reason,
+                advice if self._shared else "",
             )
 
     def _carry_out(self) -> None:

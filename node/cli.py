@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import click
 
 from dispy._version import __version__
+from dispy.protocol import configfile, exitcodes, logs
+from dispy.protocol.commandline import SETTINGS
+
+from .service import Hours, hours_of, seconds_of
 
 if TYPE_CHECKING:
     from .daemon import NodeDaemon, Settings
@@ -21,14 +28,19 @@ if TYPE_CHECKING:
 PORT = 9700  # the base: the node's own door is the next one
 LOOPBACK = ("127.", "localhost", "::1")
 UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}  # powers of two
+log = logging.getLogger("dispy.node")
 EPILOG = """\b
 Examples:
   dispy-node                       all CPUs, waiting at 127.0.0.1:9701
   dispy-node -c 2 -p 9710          two CPUs, waiting at 127.0.0.1:9711
   dispy-node -c -1                 leave one CPU unused
   dispy-node --broker 127.0.0.1:9700   dial a broker instead of waiting
+  dispy-node --service-start 18:00 --service-stop 06:00 --service-end 07:00
+                                   at night; what runs at 7 is ended
+  dispy-node --clean --serve 0     remove what a killed node has left
 \b
-Exit codes: 0 stopped as asked; 1 can't run here; 2 wrong options.
+Exit codes: 0 stopped as asked, or all clusters served; 1 unexpected error;
+  2 wrong options; 69 port taken; 73 a folder or file can't be made; 77 not permitted.
 """
 
 
@@ -42,17 +54,40 @@ class Offer(NamedTuple):
     blobs: Path
     files: Path
     max_file_bytes: int
+    hours: Hours | None
+    serves: int
+    keep_s: float
 
 
 def _cpus(context: click.Context, parameter: click.Parameter, value: int) -> int:
-    """How many CPUs are meant: 0 all, negative all but so many."""
+    """Check the number, and leave it as it is: it may be saved for another machine."""
     available = _available_cpus()
     if value > available:
         raise click.BadParameter(f"this machine has {available} CPUs, not {value}")
-    cpus = value if value > 0 else available + value
-    if cpus < 1:
+    if _meant_cpus(value) < 1:
         raise click.BadParameter(f"of {available} CPUs none would be left")
-    return cpus
+    return value
+
+
+def _meant_cpus(value: int) -> int:
+    """How many CPUs are meant: 0 all, negative all but so many."""
+    return value if value > 0 else _available_cpus() + value
+
+
+def _time(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    try:
+        if value:
+            seconds_of(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return value
+
+
+def _interval(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    """Minutes; less than one would be too short for a network that is away."""
+    if 0 < value < 1 or not 0 <= value < float("inf"):
+        raise click.BadParameter(f"it is 1 or more, or 0: not {value:g}")
+    return value
 
 
 def _host(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -82,10 +117,8 @@ def _broker(context: click.Context, parameter: click.Parameter, value: str) -> s
     return f"{_host(context, parameter, host)}:{port}"
 
 
-@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "-c", "--cpus", default=0, callback=_cpus, help="CPUs to use; negative: all but so many."
-)
+@click.command(epilog=EPILOG, context_settings=SETTINGS)
+@click.option("-c", "--cpus", default=0, callback=_cpus, help="CPUs; negative: all but so many.")
 @click.option(
     "-i",
     "--host",
@@ -97,7 +130,6 @@ def _broker(context: click.Context, parameter: click.Parameter, value: str) -> s
 @click.option(
     "-p",
     "--dispy-port",
-    "--dispy_port",
     "port",
     default=PORT,
     show_default=True,
@@ -106,8 +138,54 @@ def _broker(context: click.Context, parameter: click.Parameter, value: str) -> s
 )
 @click.option("--name", default="", help="Name of the node  [default: host name]")
 @click.option(
+    "--broker", default="", metavar="HOST[:PORT]", callback=_broker, help="Dial this broker."
+)
+@click.option(
+    "--service-start",
+    default="",
+    metavar="HH:MM",
+    callback=_time,
+    help="Take jobs from this time of day on  [default: always]",
+)
+@click.option(
+    "--service-stop",
+    default="",
+    metavar="HH:MM",
+    callback=_time,
+    help="... until then; what has begun goes on  [default: --service-end]",
+)
+@click.option(
+    "--service-end",
+    default="",
+    metavar="HH:MM",
+    callback=_time,
+    help="... and what still runs is ended then  [default: never]",
+)
+@click.option(
+    "--serve",
+    default=-1,
+    type=click.IntRange(min=-1),
+    metavar="N",
+    help="Serve so many clusters, then stop; 0: only clean up  [default: any number]",
+)
+@click.option(
+    "--zombie-interval",
+    "zombie_min",
+    default=60.0,
+    show_default=True,
+    metavar="MINUTES",
+    callback=_interval,
+    help="Give up a broker that is away for so long; 0: never.",
+)
+@click.option(
+    "--ping-interval",
+    default=0.0,
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    help="Accepted; a broker that doesn't answer is dialled every few seconds anyway.",
+)
+@click.option(
     "--dest-path-prefix",
-    "--dest_path_prefix",
     "prefix",
     default=None,
     type=click.Path(file_okay=False, path_type=Path),
@@ -115,7 +193,6 @@ def _broker(context: click.Context, parameter: click.Parameter, value: str) -> s
 )
 @click.option(
     "--max-file-size",
-    "--max_file_size",
     "max_file_bytes",
     default="0",
     show_default=True,
@@ -125,28 +202,65 @@ def _broker(context: click.Context, parameter: click.Parameter, value: str) -> s
 )
 @click.option(
     "--client-shutdown",
-    "--client_shutdown",
-    "client_shutdown",
     is_flag=True,
     help="Let a computation's cleanup stop the node, by dispynode_shutdown().",
 )
 @click.option(
-    "--broker", default="", metavar="HOST[:PORT]", callback=_broker, help="Dial this broker."
+    "--force-cleanup", is_flag=True, help="Remove files also when a cluster wants them to stay."
+)
+@click.option(
+    "--clean",
+    is_flag=True,
+    help="First remove what nodes that were killed have left, files and processes.",
+)
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False),
+    is_eager=True,
+    expose_value=False,
+    callback=configfile.read_options,
+    help="Options in a file; those of the command line come first.",
+)
+@click.option(
+    "--save-config",
+    type=click.Path(dir_okay=False),
+    help="Write these options to a file for --config, and exit.",
 )
 @click.option("--private", is_flag=True, hidden=True, help="End when stdin does; open no door.")
+@click.option("--daemon", is_flag=True, hidden=True, help="For old command lines: it is one.")
 @click.option("-d", "--debug", is_flag=True, help="Log more.")
+@click.option("--log-format", default=logs.TEXT, show_default=True, type=click.Choice(logs.FORMATS))
+@click.option(
+    "--log-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Log to this file  [default: standard error]",
+)
 @click.version_option(__version__, prog_name="dispy-node")
+@click.pass_context
 def main(
+    context: click.Context,
     cpus: int,
     host: str,
     port: int,
     name: str,
+    broker: str,
+    service_start: str,
+    service_stop: str,
+    service_end: str,
+    serve: int,
+    zombie_min: float,
+    ping_interval: float,
     prefix: Path | None,
     max_file_bytes: int,
     client_shutdown: bool,
-    broker: str,
+    force_cleanup: bool,
+    clean: bool,
+    save_config: str | None,
     private: bool,
+    daemon: bool,
     debug: bool,
+    log_format: str,
+    log_file: Path | None,
 ) -> None:
     """Run jobs on this machine for dispy clients."""
     if sys.platform == "win32":
@@ -154,40 +268,99 @@ def main(
             "a node needs fork(), which Windows doesn't have. Run the node under WSL; "
             "clients work on Windows."
         )
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.WARNING if private else logging.INFO,
-        format="%(asctime)s %(name)s %(levelname)s: %(message)s",
-    )
+    try:
+        hours = hours_of(service_start, service_stop, service_end)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if save_config is not None:
+        configfile.save_options(context, save_config)
+    level = logging.DEBUG if debug else logging.WARNING if private else logging.INFO
+    _configure_logs(level, log_format, log_file)
+    if clean or serve == 0:
+        _clean(prefix)
+    if serve == 0:
+        return
     door = "" if private else f"[{host}]:{port and port + 1}" if ":" in host else ""
     if not private and not door:
         door = f"{host}:{port and port + 1}"
+    name = name or socket.gethostname()
+    keep_s = zombie_min * 60 or float("inf")
+    limits = (max_file_bytes, hours, serve, keep_s)
+    with _folder(prefix) as folder:
+        blobs, files = Path(folder, "blobs"), prefix or Path(folder, "files")
+        _make(blobs, files)
+        offer = Offer(name, _meant_cpus(cpus), door, broker, blobs, files, *limits)
+        _serve(Path(folder), offer, client_shutdown, force_cleanup, private)
+
+
+def _configure_logs(level: int, log_format: str, file: Path | None) -> None:
     try:
-        with tempfile.TemporaryDirectory(prefix="dispy-node-", dir=_made(prefix)) as folder:
-            blobs, files = Path(folder, "blobs"), prefix or Path(folder, "files")
-            for made in (blobs, files):
-                made.mkdir(mode=0o700, parents=True, exist_ok=True)
-            name = name or socket.gethostname()
-            offer = Offer(name, cpus, door, broker, blobs, files, max_file_bytes)
-            _serve(Path(folder), offer, client_shutdown, private)
+        logs.configure(level, log_format, file)
     except OSError as error:
-        raise click.ClickException(str(error)) from None
+        _refuse(exitcodes.CANNOT_CREATE, f"can't log to {file}: {error.strerror}")
 
 
-def _made(prefix: Path | None) -> Path | None:
-    if prefix is not None:
-        prefix.mkdir(parents=True, exist_ok=True)
-    return prefix
+def _clean(prefix: Path | None) -> None:
+    """Remove what is nobody's, where this node's own folder would be."""
+    from . import leftovers
+
+    for line in leftovers.clean(prefix or Path(tempfile.gettempdir())):
+        log.info("%s", line)
 
 
-def _serve(folder: Path, offer: Offer, client_shutdown: bool, private: bool) -> None:
+@contextmanager
+def _folder(prefix: Path | None) -> Iterator[Path]:
+    """Have a folder of the node's own, and hold its lock."""
+    from . import leftovers
+
+    try:
+        if prefix is not None:
+            prefix.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(prefix=leftovers.FOLDER, dir=prefix)
+    except OSError as error:
+        _cannot_make(error)
+    with made as folder:
+        try:
+            lock = leftovers.lock(Path(folder))
+        except OSError as error:
+            _cannot_make(error)
+        try:
+            yield Path(folder)
+        finally:
+            os.close(lock)
+
+
+def _make(*folders: Path) -> None:
+    try:
+        for each in folders:
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        _cannot_make(error)
+
+
+def _cannot_make(error: OSError) -> NoReturn:
+    _refuse(
+        exitcodes.CANNOT_CREATE,
+        f"{error}. The node needs a folder for files: name another one with --dest-path-prefix",
+    )
+
+
+def _refuse(code: int, message: str) -> NoReturn:
+    """End with a message for the user, and a code for scripts."""
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(code)
+
+
+def _serve(
+    folder: Path, offer: Offer, client_shutdown: bool, force_cleanup: bool, private: bool
+) -> None:
     """Start the zygote first, then all that it must not inherit."""
     from .launcher import Launcher
 
     address = offer.door.rpartition(":")[0].strip("[]") or "127.0.0.1"
     names = {"dispy_node_name": offer.name, "dispy_node_ip_addr": address}
-    launcher = Launcher(
-        folder, names, offer.blobs, offer.files, client_shutdown, offer.max_file_bytes
-    )
+    options = (client_shutdown, offer.max_file_bytes, force_cleanup)
+    launcher = Launcher(folder, names, offer.blobs, offer.files, *options)
     launcher.start()
     from dispy.protocol.transport import Bus
 
@@ -197,17 +370,24 @@ def _serve(folder: Path, offer: Offer, client_shutdown: bool, private: bool) -> 
     keep_freed()
     bus = Bus()
     launcher.attach(bus)
+    settings = Settings(__version__, *offer)
     try:
-        settings = Settings(__version__, *offer)
         daemon = NodeDaemon(settings, launcher, bus)
     except OSError as error:
         launcher.close(1.0)
-        raise OSError(_taken(offer.door, error)) from None
+        denied = error.errno in (errno.EACCES, errno.EPERM)
+        code = exitcodes.NOT_PERMITTED if denied else exitcodes.UNAVAILABLE
+        _refuse(code, _taken(offer.door, error))
     _stop_on_signals(daemon)
     if private:
         _stop_with_stdin(daemon)
     _say(daemon, settings)
-    daemon.run()
+    try:
+        daemon.run()
+    except Exception:
+        log.critical("the node failed", exc_info=True)
+        sys.exit(exitcodes.UNEXPECTED)
+    log.info("node %s has stopped", settings.name)
 
 
 def _taken(door: str, error: OSError) -> str:
@@ -215,7 +395,6 @@ def _taken(door: str, error: OSError) -> str:
 
 
 def _say(daemon: NodeDaemon, settings: Settings) -> None:
-    log = logging.getLogger("dispy.node")
     where = f"at {daemon.address}" if daemon.address else f"for broker {settings.broker}"
     log.info("node %s with %d CPUs %s, pid %d", settings.name, settings.cpus, where, os.getpid())
 

@@ -4,7 +4,8 @@ It does no I/O and reads no clock. Events come in through the public methods, `f
 work to the job processes and returns all effects since the last call. A node serves one broker
 at a time. The life of a computation is in `setups`, who gets which job in `handover`, what comes
 of it in `reports`, how jobs are ended in `endings`, what waits for files in `files`, what is
-looked at as time passes in `watching`, and what becomes of other brokers in `guests`.
+looked at as time passes in `watching`, when it takes no jobs in `duty`, and what becomes of
+other brokers in `guests`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from dispy.protocol.errors import ProtocolError
+from dispy.protocol.fetching import STORE_BYTES, Fetching
 from dispy.protocol.messages import (
     BlobPieces,
     Body,
@@ -43,7 +45,7 @@ from dispy.protocol.messages import (
     Withdraw,
 )
 
-from . import endings, files, handover, invariants, reports, setups, watching
+from . import duty, endings, files, handover, invariants, reports, setups, watching
 from .effects import (
     Acknowledge,
     Effect,
@@ -53,9 +55,9 @@ from .effects import (
     Measure,
     Send,
 )
-from .fetching import STORE_BYTES, Fetching
 from .guests import Guests
-from .state import NEVER, Computation, Node, Special, Stage, Task, Worker
+from .service import Hours
+from .state import NEVER, Computation, Duty, Node, Special, Stage, Task, Worker
 from .telling import send, send_due_results, send_results
 
 LEASE_S = 25.0  # a broker that is away for longer may be replaced by another
@@ -69,8 +71,9 @@ class Agent:
 
     ``cpus`` jobs run at a time. ``wall_offset_s`` is what turns ``now`` into seconds since
     the epoch. Files that nobody needs now are kept up to ``store_bytes``; larger ones than
-    ``max_file_bytes`` are refused (0: none). ``check`` asserts all invariants; tests call it
-    after every event.
+    ``max_file_bytes`` are refused (0: none). Jobs are taken in these ``hours`` of the day (None:
+    always), for ``serves`` computations (negative: any number). ``keep_s``: a broker that is away
+    for so long is given up. ``check`` asserts all invariants; tests call it after every event.
     """
 
     def __init__(
@@ -79,11 +82,19 @@ class Agent:
         wall_offset_s: float = 0.0,
         store_bytes: int = STORE_BYTES,
         max_file_bytes: int = 0,
+        hours: Hours | None = None,
+        serves: int = -1,
+        keep_s: float = KEEP_S,
     ) -> None:
-        self.node = Node(cpus, wall_offset_s, Fetching(store_bytes, max_file_bytes))
+        fetching = Fetching(store_bytes, max_file_bytes)
+        self.node = Node(cpus, wall_offset_s, fetching, duty=Duty(hours, serves))
+        if hours is not None:
+            self.node.wake_at(0.0)
         self.broker_name = ""
+        self.home = ""  # the broker that the node dials itself, once it has answered
         self.away_since: float | None = None
-        self.guests = Guests(KEEP_S)
+        self.guests = Guests(keep_s)
+        self._keep_s = keep_s
         self._pulse_at = NEVER
 
     @property
@@ -115,7 +126,8 @@ class Agent:
         """Say why the node can't work for a broker now; empty: it can."""
         if self.node.leaving and peer != self.broker:
             return setups.LEAVING
-        if self.broker in ("", peer) or not self.computations:
+        is_home = self.broker == self.home and self.away_since is None
+        if self.broker in ("", peer) or not (self.computations or is_home):
             return ""
         if self.away_since is None:
             return f"this node works for {self.broker_name} at present"
@@ -124,6 +136,12 @@ class Agent:
             return f"this node waits {left_s:.0f} s more for {self.broker_name} to come back"
         return ""
 
+    def seeks_home(self, now: float) -> bool:
+        """Whether to dial the broker that the node is meant for: not while another has it."""
+        if self.home and (self.broker == self.home or self.guests.may_come(self.home)):
+            return True
+        return not self._engagement("", now)
+
     def joined(
         self,
         peer: str,
@@ -131,11 +149,20 @@ class Agent:
         undelivered: list[Body],
         now: float,
         vitals: Vitals | None = None,
+        is_home: bool = False,
     ) -> None:
-        """A broker has registered: tell it what is here, first what it may not know yet."""
-        if self.guests.may_come(peer) and self._engagement(peer, now):
+        """A broker has registered: tell it what is here, first what it may not know yet.
+
+        ``is_home``: the node has dialled it, so nobody has asked `admit`.
+        """
+        self.home = peer if is_home else self.home
+        engagement = self._engagement(peer, now)
+        if engagement and self.guests.may_come(peer):
             self.node.effects += self.guests.welcome(peer, undelivered, now)
             self.node.wake_at(self.guests.deadline())
+            return
+        if engagement and is_home:
+            self.node.effects.append(Goodbye(peer, engagement))
             return
         if self.broker and self.broker != peer:
             self._serve_nobody(f"it works for {identity.name} now", now)
@@ -158,6 +185,7 @@ class Agent:
         ]
         known = [each for each in self.computations.values() if each.stage is not Stage.RELEASING]
         send(self.node, Holding([computation.id for computation in known], jobs, vitals))
+        duty.introduce(self.node)
         for computation in known:
             if computation.stage is Stage.READY:
                 send(self.node, Prepared(computation.id))
@@ -166,7 +194,7 @@ class Agent:
         """The broker can't be reached: go on with what is here, and keep the results."""
         if peer == self.broker and self.away_since is None:
             self.away_since = now
-            self.node.wake_at(now + KEEP_S)
+            self.node.wake_at(now + self._keep_s)
 
     def back(self, peer: str) -> None:
         """The broker can be reached again, and nothing was lost."""
@@ -468,13 +496,14 @@ class Agent:
         for computation in list(self.computations.values()):
             watching.look_at(self.node, computation, now)
         if self.away_since is not None:
-            if now >= self.away_since + KEEP_S:
+            if now >= self.away_since + self._keep_s:
                 self._serve_nobody("it was away for too long", now)
             else:
-                self.node.wake_at(self.away_since + KEEP_S)
+                self.node.wake_at(self.away_since + self._keep_s)
         self.node.effects += self.guests.tick(now, self.broker_name)
         self.node.fetching.tick(now)
         self._tick_pulse(now)
+        duty.tick(self.node, now)
         self.node.wake_at(min(self.guests.deadline(), self.node.fetching.deadline()))
         watching.look_again(self.node, now)
 
@@ -491,6 +520,10 @@ class Agent:
         self._pulse_at = min(self._pulse_at, now + max(shortest, PULSE_MIN_S))
         self.node.wake_at(self._pulse_at)
 
+    def time_told(self, time_s: float, now: float) -> None:
+        """The answer to `TellTime`: the local time of day, in seconds since midnight."""
+        duty.told(self.node, time_s, now)
+
     def measured(self, vitals: Vitals) -> None:
         """The answer to `Measure`."""
         send(self.node, Pulse(vitals))
@@ -501,6 +534,7 @@ class Agent:
             again, self.node.again = self.node.again, []
             for message in again:
                 self._on_prepare(message, now)
+        duty.settle(self.node, now)
         files.settle(self.node, now)
         files.fetch(self.node, now)
         handover.assign(self.node, now)
@@ -508,8 +542,8 @@ class Agent:
             handover.keep_spares(self.node, computation, now)
         send_due_results(self.node, now)
         watching.look_again(self.node, now)
-        if self.node.leaving and not self.computations:
-            self.node.leaving = False
+        if not self.computations and (self.node.leaving or duty.is_over(self.node)):
+            self.node.leaving, self.node.duty.serves = False, -1  # it is said once
             self.node.effects.append(Leave())
         effects, self.node.effects = self.node.effects, []
         return effects

@@ -23,12 +23,14 @@ from dispy.protocol.exchange import (
     Left,
     Received,
 )
+from dispy.protocol.fetching import STORE_BYTES
 from dispy.protocol.identity import describe, random_name
 from dispy.protocol.messages import Identity
+from dispy.protocol.store import SpoiledBlob, Store, idle_bytes
 from dispy.protocol.transport import Bus
 
 from . import launcher as processes
-from .core import Agent
+from .core import KEEP_S, Agent
 from .effects import (
     Acknowledge,
     ClearFiles,
@@ -50,10 +52,10 @@ from .effects import (
     Spawn,
     StartTemplate,
     StopTemplate,
+    TellTime,
     Terminate,
 )
-from .fetching import STORE_BYTES
-from .store import SpoiledBlob, Store, idle_bytes
+from .service import Hours
 from .vitals import Gauge
 
 log = logging.getLogger("dispy.node")
@@ -73,6 +75,15 @@ class Settings:
     blobs: Path  # the store's folder
     files: Path  # where the folders of computations are
     max_file_bytes: int = 0  # larger files are refused; 0: none are
+    hours: Hours | None = None  # of the day in which jobs are taken; None: all
+    serves: int = -1  # so many clusters, then it stops; negative: any number
+    keep_s: float = KEEP_S  # a broker that is away for so long is given up
+
+
+def time_of_day() -> int:
+    """Return the seconds since midnight, as a clock on the wall here shows them."""
+    local = time.localtime()
+    return local.tm_hour * 3600 + local.tm_min * 60 + min(local.tm_sec, 59)
 
 
 class NodeDaemon:
@@ -88,6 +99,9 @@ class NodeDaemon:
             time.time() - time.monotonic(),
             idle_bytes(settings.blobs, STORE_BYTES),
             settings.max_file_bytes,
+            settings.hours,
+            settings.serves,
+            settings.keep_s,
         )
         self.settings = settings
         self.address = bus.listen(settings.door) if settings.door else ""
@@ -100,8 +114,6 @@ class NodeDaemon:
             address=self.address,
         )
         self.exchange = Exchange(identity, bus, random_name, self._admit)
-        if settings.broker:
-            self.exchange.dial(settings.broker)
         self._stopping = False
         self._next_look = 0.0
         self._said: dict[str, str] = {}
@@ -129,6 +141,7 @@ class NodeDaemon:
         return min(deadline, self._next_look) if self.agent.is_busy else deadline
 
     def _round(self, now: float) -> None:
+        self._dial(now)
         self._handle(self.exchange.tick(now))
         if now >= self._next_look:
             self._next_look = now + PROCESS_TICK_S
@@ -140,6 +153,13 @@ class NodeDaemon:
                 self._carry_out(effect, now)
             self._report_processes(now)
         self.exchange.flush(now)
+
+    def _dial(self, now: float) -> None:
+        if self.settings.broker:
+            if self.agent.seeks_home(now):
+                self.exchange.dial(self.settings.broker)
+            else:
+                self.exchange.undial(self.settings.broker)
 
     # -- what comes from peers ------------------------------------------------------------
 
@@ -158,11 +178,15 @@ class NodeDaemon:
             self.agent.receive(event.peer, event.message, now)
         elif isinstance(event, Joined):
             vitals = self.gauge.read()
-            self.agent.joined(event.peer, event.identity, event.undelivered, now, vitals)
-            if self.agent.broker == event.peer:
-                log.info("working for %s", event.identity.name)
+            peer, identity = event.peer, event.identity
+            is_home = bool(event.address)
+            self.agent.joined(peer, identity, event.undelivered, now, vitals, is_home)
+            if self.agent.broker == peer:
+                log.info("working for %s", identity.name)
+            elif peer in self.agent.guests:
+                log.info("%s gets the results that were kept for it", identity.name)
             else:
-                log.info("%s gets the results that were kept for it", event.identity.name)
+                log.info("%s has to wait: the node works for another", identity.name)
         elif isinstance(event, Back):
             self.agent.back(event.peer)
         elif isinstance(event, Away):
@@ -231,6 +255,8 @@ class NodeDaemon:
             vitals = self.gauge.read()
             if vitals is not None:
                 self.agent.measured(vitals)
+        elif isinstance(effect, TellTime):
+            self.agent.time_told(time_of_day(), now)
         elif isinstance(effect, Leave):
             self._stopping = True
         else:

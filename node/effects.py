@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from dispy.protocol.messages import Body, Buffer, Code, FileSpec, JobSpec, Prepare
+from dispy.protocol.fetching import DropBlob as DropBlob
+from dispy.protocol.fetching import KeepPiece as KeepPiece
+from dispy.protocol.messages import Body, Code, FileSpec, JobSpec, Prepare
 
 
 class Send(NamedTuple):
@@ -26,30 +28,15 @@ class Goodbye(NamedTuple):
 
 
 class Leave(NamedTuple):
-    """Stop the node: a computation asked for it, and all are gone."""
+    """Stop the node: a computation asked for it, or it has served enough; all are gone."""
+
+
+class TellTime(NamedTuple):
+    """Look at the clock; answered by `Agent.time_told`."""
 
 
 class Measure(NamedTuple):
     """Look at what the node has to spare; answered by `Agent.measured`."""
-
-
-class KeepPiece(NamedTuple):
-    """Append a piece to a blob; at offset 0, begin it anew.
-
-    Answered by `Agent.blob_failed` when that can't be done; after the ``last`` piece by
-    `Agent.blob_kept` or `Agent.blob_spoiled`.
-    """
-
-    digest: bytes
-    offset: int
-    buffers: list[Buffer]
-    last: bool
-
-
-class DropBlob(NamedTuple):
-    """Remove a blob, or the part of it that is here."""
-
-    digest: bytes
 
 
 class StartTemplate(NamedTuple):
@@ -157,6 +144,7 @@ Effect: TypeAlias = (
     Send
     | Goodbye
     | Leave
+    | TellTime
     | Measure
     | KeepPiece
     | DropBlob

@@ -131,20 +131,20 @@ def limit(node: Node, worker: Worker, now: float) -> None:
         node.wake_at(until)
 
 
-def why_overdue(task: Task) -> str:
-    """Say that the job ran too long; nothing, if it didn't."""
+def why_ended(task: Task) -> str:
+    """Say that the job ran too long, or until too late; nothing, if it didn't."""
     special = task.special
     if special is None or not special.overdue:
-        return ""
+        return "" if special is None else special.off_duty
     return f"ran longer than its limit of {special.limit_s:g} s"
 
 
 def settle(task: Task, result: JobResult) -> None:
-    """A special job has ended: if it was interrupted for its time, its result says so.
+    """A special job has ended: if it was interrupted for the time, its result says so.
 
     One that has returned nevertheless has made good use of its grace.
     """
-    reason = why_overdue(task)
+    reason = why_ended(task)
     if not reason or result.status != TERMINATED:
         return
     try:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dispy.protocol.fetching import Claim
 from dispy.protocol.messages import TERMINATED, FilePut, FileSpec, NeedBlobs, PutFile
 
 from . import endings, handover, setups
-from .fetching import Claim
 from .state import Computation, Node, Special, Task
 from .telling import send
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .fetching import Claim
+from dispy.protocol.fetching import Claim
+
 from .state import Computation, Node, Stage
 
 

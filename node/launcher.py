@@ -34,6 +34,7 @@ from dispy.protocol.messages import (
 from . import channel, jobfolder
 from .channel import Channel, ChannelClosed
 from .jobprocess import JobProcess, Places, Said, describe_signal, entry_of, open_memory
+from .leftovers import MARK
 from .plan import LayerEntry, Plan
 
 _READ = selectors.EVENT_READ
@@ -161,8 +162,8 @@ class Launcher:
     they name themselves (``dest_path``), ``blobs`` the folder of the store. ``names`` are names
     that jobs find without an import, in programs as environment variables. With
     ``client_shutdown`` cleanup functions may ask for `ShutdownAsked`; ``max_file_size`` is the
-    limit for files that jobs send, in bytes (0: none). Workers and computations are numbered
-    by the caller, from 1.
+    limit for files that jobs send, in bytes (0: none). ``force_cleanup``: remove also the files
+    that a cluster wants to be left. Workers and computations are numbered by the caller, from 1.
     """
 
     def __init__(
@@ -173,6 +174,7 @@ class Launcher:
         files: Path,
         client_shutdown: bool = False,
         max_file_size: int = 0,
+        force_cleanup: bool = False,
     ) -> None:
         self._folder = folder
         self._names = names
@@ -180,6 +182,7 @@ class Launcher:
         self._files = files
         self._client_shutdown = client_shutdown
         self._max_file_size = max_file_size
+        self._force_cleanup = force_cleanup
         self._kept: dict[int, _Template] = {}  # released, but not their files
         self._events: list[Event] = []
         self._zygote: subprocess.Popen[bytes] | None = None
@@ -201,7 +204,7 @@ class Launcher:
             self._zygote = subprocess.Popen(
                 [*command, str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
-                env=_environment(),
+                env=_environment(self._folder),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for the node, which ends the others
             )
@@ -309,7 +312,7 @@ class Launcher:
             setup_args=_sizes_of(prepare.setup_args) if prepare.setup_args is not None else [],
             files=list(files.values()),
             program=spec.program,
-            removes=spec.cleanup,
+            removes=spec.cleanup or self._force_cleanup,
             client_shutdown=self._client_shutdown,
             max_file_size=self._max_file_size,
         )
@@ -708,11 +711,14 @@ class Launcher:
                 self._selector.modify(connection, events, key.data)
 
 
-def _environment() -> dict[str, str]:
-    """Return the zygote's: without secrets, which are none of the jobs' business."""
+def _environment(folder: Path) -> dict[str, str]:
+    """Return the zygote's: without secrets, which are none of the jobs' business.
+
+    All processes below inherit the mark by which `leftovers` finds them.
+    """
     kept = {name: text for name, text in os.environ.items() if not name.endswith("_SECRET")}
     # Each job process would look up anew the C functions that only a new process calls.
-    return {**kept, "LD_BIND_NOW": "1"}
+    return {**kept, MARK: str(folder), "LD_BIND_NOW": "1"}
 
 
 def _unborn(reason: str) -> str:

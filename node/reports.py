@@ -89,7 +89,7 @@ def exited(
     if started > worker.ended and worker.tasks:
         task = worker.tasks.popleft()
         start = worker.head_since + node.wall_offset_s
-        cause = "cancelled" if task.cancelled else endings.why_overdue(task)
+        cause = "cancelled" if task.cancelled else endings.why_ended(task)
         reason = f"{cause}; {reason}" if cause else reason
         endings.end(node, task, TERMINATED, reason, output, start, now)
     else:

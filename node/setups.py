@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dispy.protocol.fetching import Claim
 from dispy.protocol.messages import TERMINATED, FilePut, Prepare, Prepared, PutFile, Released
 
-from . import endings, handover
+from . import duty, endings, handover
 from .effects import ClearFiles, DefineLayers, Put, StartTemplate, StopTemplate
-from .fetching import Claim
 from .state import NEVER, Computation, Node, Stage
 from .telling import send, send_results
 
@@ -15,8 +15,8 @@ LEAVING = "the node is being stopped, since a computation asked for it"
 
 def begin(node: Node, message: Prepare, now: float) -> None:
     """Make a computation ready: first its files, then its template."""
-    if node.leaving:
-        send(node, Prepared(message.computation, LEAVING))
+    if reason := LEAVING if node.leaving else duty.refusal(node, message.computation):
+        send(node, Prepared(message.computation, reason))
         return
     spec = message.spec
     computation = Computation(

@@ -1,7 +1,7 @@
 """What the agent knows: computations, the jobs that it holds, job processes.
 
 Plain records. Only `core` changes them, and what it imports: `setups`, `handover`, `reports`,
-`endings`, `files`, `watching` and `telling`.
+`endings`, `files`, `watching`, `duty` and `telling`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 
+from dispy.protocol.fetching import Claim, Fetching
 from dispy.protocol.messages import Code, JobResult, JobSpec, Prepare
 
 from .effects import Effect
-from .fetching import Claim, Fetching
+from .service import Hours, Phase
 
 NEVER = float("inf")
 
@@ -47,6 +48,7 @@ class Special:
 
     limit_s: float = 0.0  # how long it may run; 0: no limit
     overdue: bool = False  # it ran longer, and is being ended
+    off_duty: str = ""  # why it is being ended, if the node's service has ended
     claim: Claim | None = None  # its files
     follow: bool = False  # its output is to be told as soon as we know that it runs
 
@@ -124,6 +126,17 @@ class Computation:
 
 
 @dataclass(eq=False)
+class Duty:
+    """When and how much the node works."""
+
+    hours: Hours | None = None  # None: around the clock
+    serves: int = -1  # so many clusters, then it stops; negative: any number
+    phase: Phase = Phase.OPEN
+    look_at: float = 0.0  # when the time of day is wanted next
+    served: set[tuple[str, int]] = field(default_factory=set)  # broker, computation; if it counts
+
+
+@dataclass(eq=False)
 class Node:
     """Everything that the agent knows."""
 
@@ -142,6 +155,7 @@ class Node:
     again: list[Prepare] = field(default_factory=list)  # those before them are gone now
     kept: set[int] = field(default_factory=set)  # computations whose files wait for the next set-up
     leaving: bool = False  # it stops when all computations are gone
+    duty: Duty = field(default_factory=Duty)
     effects: list[Effect] = field(default_factory=list)
     next_tick: float = NEVER
 

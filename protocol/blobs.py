@@ -24,3 +24,12 @@ def digest_of(content: bytes) -> bytes:
 def file_name(digest: bytes) -> str:
     """Return the name of the file that keeps a blob."""
     return digest.hex()
+
+
+def digest_in(name: str) -> bytes | None:
+    """Return the name of the blob that a file of this name keeps; None: it keeps none."""
+    try:
+        digest = bytes.fromhex(name)
+    except ValueError:
+        return None
+    return digest if len(digest) == DIGEST_BYTES and file_name(digest) == name else None

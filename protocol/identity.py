@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
 import socket
@@ -33,7 +34,16 @@ def describe(
         cpus=cpus,
         place=f"{host}/{_boot()}/{door}" if door else "",
         address=address,
+        user=f"{_login()}@{host}" if role == "client" else "",
     )
+
+
+def _login() -> str:
+    """Who runs this process; shares of a broker are counted by that."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # the user may have no name
+        return str(os.getuid()) if hasattr(os, "getuid") else "unknown"
 
 
 def _boot() -> str:

@@ -19,6 +19,9 @@ FORMATS = (TEXT, JSON)
 TEXT_FORMAT = "%(asctime)s %(name)s %(levelname)s: %(message)s"
 
 
+_waiting: list[tuple[str, str]] = []
+
+
 class JsonLines(logging.Formatter):
     """One JSON object per record.
 
@@ -58,3 +61,11 @@ def configure(level: int, format: str = TEXT, file: Path | None = None) -> None:
     logging.root.addHandler(handler)
     logging.root.setLevel(level)
     logging.getLogger("dispy").setLevel(level)  # it may have got one of its own
+    while _waiting:
+        logger, message = _waiting.pop(0)
+        logging.getLogger(logger).warning("%s", message)
+
+
+def later(logger: str, message: str) -> None:
+    """Warn of something as soon as it is known how to log."""
+    _waiting.append((logger, message))

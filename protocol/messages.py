@@ -30,6 +30,9 @@ RECORDS_AHEAD = 8  # records of one attempt that have not been heard
 PIECE_BYTES = 1 << 20  # of a blob
 RECORD_BYTES = 1 << 18  # of a file or of output in one record
 
+# A broker's numbers of clusters begin at a multiple of this; people say only what is beyond.
+SERIALS = 1 << 16
+
 # What a client asks about nodes.
 ALLOCATE = "allocate"
 DISCOVER = "discover"
@@ -550,7 +553,8 @@ class Report(Message, tag=76):
     request: int
     error: str = ""  # why nothing was done
     text: str = ""  # DRAIN, RESUME, CANCEL, WHY: what was done, or why
-    status: BrokerReport | None = None  # STATUS
+    status: BrokerReport | None = None  # STATUS: with some of the nodes and of the clusters
+    more: bool = False  # others follow, with others of these
 
 
 class Credit(Message, tag=21):

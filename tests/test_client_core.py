@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dispy.core import BATCH_JOBS, ENDED_MAX, PATIENCE_S, Core
+from dispy.core import PATIENCE_S, Core
 from dispy.effects import (
     Answered,
     Begun,
@@ -25,6 +25,7 @@ from dispy.effects import (
     Wanted,
     Warned,
 )
+from dispy.endings import ENDED_MAX
 from dispy.job import DispyJob
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import (
@@ -78,6 +79,7 @@ from dispy.protocol.messages import (
 )
 from dispy.protocol.payload import pack_object, pack_result
 from dispy.reports import Report
+from dispy.sending import BATCH_JOBS
 
 OPENING = OpenCluster(1, ComputationSpec("compute", []), [NodeSpec("127.0.0.1", 9701)])
 NODE = NodeInfo(7, "127.0.0.1:9701", "here", 2, "Linux")
@@ -207,10 +209,10 @@ def test_a_new_session_gets_everything_that_has_not_ended() -> None:
     core.take()
     core.leave()
     core.join(0.0)
-    effects = core.take()
-    assert Send(OPENING) in effects and Send(CancelJobs(1, [3])) in effects
-    core.receive(ClusterOpened(1, 100), 0.0)
-    (message,) = sent(core)
+    assert Send(OPENING) in core.take()
+    core.receive(ClusterOpened(1, 100, known=True), 0.0)
+    cancel, message = sent(core)
+    assert cancel == CancelJobs(1, [3])
     assert isinstance(message, Submit) and [spec.seq for spec in message.jobs] == [1, 4, 5]
     core.check()
 

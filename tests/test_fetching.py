@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dispy.node.effects import DropBlob, KeepPiece
-from dispy.node.fetching import (
+from dispy.protocol import blobs
+from dispy.protocol.fetching import (
     BYTES_AHEAD,
     PATIENCE_S,
     PIECES_AHEAD,
     TRIES,
     Claim,
+    DropBlob,
     Fetching,
+    KeepPiece,
 )
-from dispy.protocol import blobs
 from dispy.protocol.messages import PIECE_BYTES, BlobPiece, BlobRange, FileSpec
 from dispy.protocol.wire import chunked
 
@@ -253,6 +254,25 @@ def test_a_full_disk_fails_all_who_wait_for_the_file() -> None:
     assert bench.settled() == [(claim, "x: No space left on device") for claim in claims]
     bench.carry_out()
     assert bench.dropped == [spec("x").digest]
+
+
+def test_on_a_full_disk_what_nobody_needs_goes_before_anything_fails() -> None:
+    bench = Bench()
+    unused = bench.want(1, spec("unused"))
+    bench.fetch_all()
+    assert bench.settled() == [(unused, "")]
+    bench.drop(unused)
+    claim = bench.want(1, spec("big", 3 * PIECE_BYTES))
+    [(_, ranges)] = bench.asks()
+    bench.answer(1, ranges[0])
+    bench.fetching.failed(spec("big").digest, "No space left on device")
+    bench.fetching.check()
+    bench.carry_out()
+    assert bench.settled() == [] and bench.dropped == [spec("unused").digest]
+    bench.answer(1, ranges[1])  # on its way since before
+    assert bench.asks() == [(1, ranges)]
+    bench.fetching.failed(spec("big").digest, "No space left on device")
+    assert bench.settled() == [(claim, "big: No space left on device")]
 
 
 def test_an_empty_file_needs_nobody() -> None:

@@ -28,8 +28,10 @@ from dispy.node.effects import (
     Spawn,
     StartTemplate,
     StopTemplate,
+    TellTime,
     Terminate,
 )
+from dispy.node.service import DAY_S, Hours
 from dispy.protocol import blobs
 from dispy.protocol.messages import (
     FINISHED,
@@ -67,6 +69,7 @@ STEPS = 400
 CONTENTS = [bytes([65 + index]) * (index * 7) for index in range(6)]
 FILES = [FileSpec(f"f{n}", blobs.digest_of(data), len(data)) for n, data in enumerate(CONTENTS)]
 BROKERS = [Identity("broker", name, name, "0", "3", "Linux") for name in ("b0", "b1")]
+THIRDS = Hours(0, DAY_S // 3, 2 * DAY_S // 3)  # open, stopped, ended
 BODY = pack_result(b"", b"", b"", "KeyboardInterrupt")
 
 
@@ -75,8 +78,9 @@ class Storm:
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
-        self.agent = Agent(3, store_bytes=60)
+        self.agent = Agent(3, store_bytes=60, hours=THIRDS if seed % 3 == 0 else None)
         self.now = 100.0
+        self.time_s = 0  # of day
         self.seq = 0
         self.held: dict[bytes, bytes] = {}  # the store
         self.is_disk_bad = False
@@ -103,6 +107,8 @@ class Storm:
     def carry_out(self, effect: Effect) -> None:
         if isinstance(effect, Send):
             self.hear(effect.message)
+        elif isinstance(effect, TellTime):
+            self.agent.time_told(self.time_s, self.now)
         elif isinstance(effect, KeepPiece):
             self.write(effect)
         elif isinstance(effect, DropBlob):
@@ -305,10 +311,16 @@ class Storm:
             lambda: self.tell(Inventory([(number, *key) for key in self.ran])),
             lambda: self.pass_time(chance.choice([1.0, LEASE_S + 1, KEEP_S + 1])),
             lambda: self.agent.left(chance.choice(["b0", "b1"])),
+            lambda: self.set_clock(chance.randrange(DAY_S)),
         ]
         chance.choice(actions)()
         if not self.agent.broker:
             self.join(chance.choice(BROKERS))
+
+    def set_clock(self, time_s: int) -> None:
+        self.time_s = time_s
+        if self.agent.node.duty.hours is not None:
+            self.agent.time_told(time_s, self.now)
 
     def pass_time(self, seconds: float) -> None:
         until = self.now + seconds
@@ -333,6 +345,7 @@ class Storm:
     def calm_down(self) -> None:
         """All goes well from now on."""
         self.is_disk_bad = False
+        self.set_clock(THIRDS.start)
         for _ in range(1000):
             if not any(each.tasks or each.puts for each in self.agent.computations.values()):
                 return

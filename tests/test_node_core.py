@@ -31,7 +31,6 @@ from dispy.node.effects import (
     Terminate,
 )
 from dispy.node.endings import STEP_S
-from dispy.node.fetching import STORE_BYTES
 from dispy.node.guests import GUEST_S
 from dispy.node.handover import BLOCKED_S
 from dispy.node.reports import FALSE_STARTS_MAX
@@ -40,6 +39,7 @@ from dispy.node.telling import HOLD_S
 from dispy.node.watching import LONG_S
 from dispy.protocol import blobs, payload
 from dispy.protocol.errors import ProtocolError
+from dispy.protocol.fetching import STORE_BYTES
 from dispy.protocol.messages import (
     CANCELLED,
     FINISHED,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import dispy
-from dispy import allocate, config, nodes, parameters
+from dispy import allocate, config, nodes, parameters, remote, shared
 from dispy.aliases import PARAMETERS, new_names
 from dispy.callbacks import check_callback
 from dispy.job import STATUS_NAMES
@@ -47,12 +47,44 @@ JOB_CLUSTER = {
 }
 
 
+SHARED_JOB_CLUSTER = {
+    "computation": inspect.Parameter.empty,
+    "nodes": None,
+    "depends": (),
+    "job_status": None,
+    "cluster_status": None,
+    "host": None,
+    "client_port": 0,
+    "dispy_port": None,
+    "scheduler_node": None,
+    "ext_host": None,
+    "loglevel": None,
+    "setup": None,
+    "cleanup": True,
+    "dest_path": None,
+    "reentrant": False,
+    "poll_interval": None,
+    "exclusive": False,
+    "secret": "",
+    "keyfile": None,
+    "certfile": None,
+    "recover_file": None,
+}
+
+
 def nothing() -> None:
     """Do nothing."""
 
 
 def new_cluster(**parameters: Any) -> dispy.JobCluster:
     return dispy.JobCluster(nothing, **parameters)
+
+
+class Choosy(dispy.NodeAllocate):
+    """Decides for itself."""
+
+    def allocate(self, *args: Any, **kwargs: Any) -> int:
+        return 1
 
 
 # -- names ---------------------------------------------------------------------------------------
@@ -92,11 +124,25 @@ def test_importing_dispy_loads_nothing_heavy() -> None:
     assert done.stdout == bare.stdout  # what the interpreter's own start-up loads doesn't count
 
 
-def test_the_parameters_are_those_of_the_documentation_in_its_order() -> None:
-    signature = inspect.signature(dispy.JobCluster).parameters
+@pytest.mark.parametrize(
+    ("kind", "documented"),
+    [(dispy.JobCluster, JOB_CLUSTER), (dispy.SharedJobCluster, SHARED_JOB_CLUSTER)],
+)
+def test_the_parameters_are_those_of_the_documentation_in_its_order(
+    kind: type, documented: dict[str, object]
+) -> None:
+    signature = inspect.signature(kind).parameters
     positional = [p for p in signature.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    assert {p.name: p.default for p in positional} == JOB_CLUSTER
-    assert [p.name for p in positional] == list(JOB_CLUSTER)
+    assert {p.name: p.default for p in positional} == documented
+    assert [p.name for p in positional] == list(documented)
+
+
+def test_a_shared_cluster_takes_all_that_is_ours_as_well() -> None:
+    both = [
+        {p.name for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY}
+        for kind in (dispy.JobCluster, dispy.SharedJobCluster)
+    ]
+    assert both[0] - {"poll_interval"} == both[1] - {"name", "scheduler_host", "weight"}
 
 
 def test_status_numbers() -> None:
@@ -206,6 +252,82 @@ def test_a_wrong_parameter_raises_and_is_named(
     assert threading.active_count() == before  # nothing was started
 
 
+@pytest.mark.parametrize(
+    ("parameter", "value", "error"),
+    [
+        ("scheduler_node", 3, TypeError),
+        ("scheduler_node", "127.0.0.1:port", ValueError),
+        ("scheduler_node", ":9702", ValueError),
+        ("scheduler_node", "no-such-host.invalid", OSError),
+        ("scheduler_node", "10.1.2.3:9702", dispy.SecretNeededError),
+        ("client_port", -1, ValueError),
+        ("client_port", "0", TypeError),
+        ("dispy_port", 65535, ValueError),
+        ("exclusive", 1, TypeError),
+        ("name", 3, TypeError),
+        ("name", "", ValueError),
+        ("name", "a\nb", ValueError),
+        ("weight", 0, ValueError),
+        ("weight", "1", TypeError),
+        ("weight", float("nan"), ValueError),
+        ("nodes", dispy.LocalNode(1), TypeError),
+        ("nodes", [Choosy("*")], TypeError),
+        ("nodes", ["10.1.2.3:9701"], dispy.SecretNeededError),
+        ("pulse_interval", 1, TypeError),
+        ("ping_interval", 1, TypeError),
+        ("ipv4_udp_multicast", True, TypeError),
+        ("no_such_parameter", 1, TypeError),
+        ("secret", "x", dispy.NotSupportedError),
+        ("recover_file", "/", OSError),
+    ],
+)
+def test_a_wrong_parameter_of_a_shared_cluster_raises_and_is_named(
+    parameter: str, value: object, error: type[Exception]
+) -> None:
+    before = threading.active_count()
+    with pytest.raises(error, match=parameter):
+        dispy.SharedJobCluster(nothing, **{parameter: value})  # type: ignore[arg-type]
+    assert threading.active_count() == before  # nothing was started
+
+
+def test_the_two_names_of_the_broker_do_not_differ() -> None:
+    with pytest.raises(TypeError, match="scheduler_host"):
+        dispy.SharedJobCluster(nothing, scheduler_node="localhost", scheduler_host="127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        (None, "127.0.0.1:9702"),
+        ("localhost", "127.0.0.1:9702"),
+        ("127.0.0.1:5", "127.0.0.1:5"),
+        ("[::1]:5", "[::1]:5"),
+        ("::1", "[::1]:9702"),
+        ("[::1]", "[::1]:9702"),
+    ],
+)
+def test_the_address_of_a_broker(written: str | None, address: str) -> None:
+    assert remote.read_address("scheduler_node", written, 9702) == address
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("127.0.0.1", [NodeSpec("127.0.0.1")]),
+        ("localhost", [NodeSpec("127.0.0.1"), NodeSpec("localhost")]),
+        ("alpha.invalid", [NodeSpec("alpha.invalid")]),
+        ("10.0.*", [NodeSpec("10.0.*")]),
+        (("127.0.0.1", 9800, -1), [NodeSpec("127.0.0.1", 9800, -1)]),
+    ],
+)
+def test_nodes_of_a_shared_cluster_are_dialled_only_with_a_port(
+    entry: Any, expected: list[NodeSpec]
+) -> None:
+    (read,) = allocate.read_nodes([entry])
+    assert isinstance(read, dispy.NodeAllocate)
+    assert shared.places(read) == expected
+
+
 @pytest.mark.parametrize("computation", [3, "no-such-program-anywhere", "/no/such/file"])
 def test_a_wrong_computation_raises(computation: Any) -> None:
     with pytest.raises((TypeError, OSError), match="computation"):
@@ -248,6 +370,8 @@ def test_old_names() -> None:
             assert new_names({old: "x"}) == {new: "x"}
     with pytest.deprecated_call():
         assert new_names({"node_port": 9701}) == {"dispy_port": 9700}
+        assert new_names({"port": 5}, shared=True) == {"client_port": 5}
+        assert new_names({"scheduler_port": 9702}, shared=True) == {"dispy_port": 9700}
     assert new_names({"fault_recover": True}) == {}
     job = dispy.DispyJob(1, JobSpec(1, 0, b""), None, (), {})
     job.host = "127.0.0.1"

@@ -9,8 +9,8 @@ import pytest
 from dispy.node.core import LEASE_S, Agent
 from dispy.node.effects import Give
 from dispy.node.effects import Send as ToBroker
-from dispy.node.fetching import STORE_BYTES
 from dispy.protocol.errors import ProtocolError
+from dispy.protocol.fetching import STORE_BYTES
 from dispy.protocol.messages import (
     ABANDONED,
     CANCELLED,

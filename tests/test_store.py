@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from dispy.node.store import SpoiledBlob, Store, idle_bytes
 from dispy.protocol import blobs
+from dispy.protocol.store import SpoiledBlob, Store, idle_bytes
 
 CONTENT = os.urandom(3000)
 NAME = blobs.digest_of(CONTENT)
 FULL_DISK = """
 import errno, os, sys
 from pathlib import Path
-from dispy.node.store import Store
+from dispy.protocol.store import Store
 
 folder = Path(sys.argv[1])
 assert os.statvfs(folder).f_blocks * os.statvfs(folder).f_frsize == 1 << 20

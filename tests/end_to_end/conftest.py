@@ -11,7 +11,7 @@ import pytest
 
 import dispy
 
-from .processes import NodeProcess, Program
+from .processes import BrokerProcess, NodeProcess, Program
 
 # Whoever runs the tests in the background has them ignore Ctrl-C, and so all that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -27,7 +27,15 @@ class StartNode(Protocol):
         """Return it when it's ready."""
 
 
+class StartBroker(Protocol):
+    """Start a broker that several programs may use, and that ends with the test."""
+
+    def __call__(self, *options: str, instead_of: BrokerProcess | None = None) -> BrokerProcess:
+        """Return it when it's ready; ``instead_of``: at the place of that one, with its state."""
+
+
 NewCluster = Callable[..., dispy.JobCluster]
+NewSharedCluster = Callable[..., dispy.SharedJobCluster]
 RunProgram = Callable[..., Program]
 
 
@@ -84,6 +92,45 @@ def new_cluster() -> Iterator[NewCluster]:
     yield new
     for cluster in clusters:
         assert cluster.close(timeout=0, terminate=True)
+
+
+@pytest.fixture
+def start_broker(tmp_path: Path) -> Iterator[StartBroker]:
+    """Start brokers; also those that take their places end with the test."""
+    brokers: list[BrokerProcess] = []
+
+    def start(*options: str, instead_of: BrokerProcess | None = None) -> BrokerProcess:
+        if instead_of is None:
+            brokers.append(BrokerProcess(tmp_path, *options))
+        else:
+            brokers.append(instead_of.again(*options))
+        return brokers[-1]
+
+    yield start
+    try:
+        for broker in brokers:
+            if broker.process.poll() is None:
+                broker.stop()
+    finally:
+        for broker in brokers:
+            broker.clear_away()
+
+
+@pytest.fixture
+def new_shared_cluster() -> Iterator[NewSharedCluster]:
+    """Make clusters at a broker, closed at the end of the test."""
+    clusters: list[dispy.SharedJobCluster] = []
+
+    def new(
+        computation: Callable[..., Any] | str, broker: BrokerProcess, **more: Any
+    ) -> dispy.SharedJobCluster:
+        clusters.append(dispy.SharedJobCluster(computation, scheduler_node=broker.address, **more))
+        return clusters[-1]
+
+    yield new
+    for cluster in clusters:
+        assert cluster.close(timeout=0, terminate=True)
+    dispy.process.end()  # the broker may be gone: don't look for it for ever
 
 
 @pytest.fixture

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -22,6 +24,7 @@ from .waiting import until
 MARK = "DISPY_TEST_MARK"
 STOP_S = 5.0  # a node may take so long to end
 _ADDRESS = re.compile(r"CPUs at (\S+), pid")
+_DOORS = re.compile(r"nodes dial (\S+), clients (\S+), ")
 
 
 class Marked:
@@ -131,6 +134,40 @@ class NodeProcess(Marked):
         ]
 
 
+class BrokerProcess(Marked):
+    """A ``dispy-broker``; ready when its constructor returns."""
+
+    def __init__(
+        self, folder: Path, *options: str, port: int = 0, state: Path | None = None
+    ) -> None:
+        self.options = options
+        self.port = port or free_port()  # for nodes; clients at the next but one
+        self.state = state or folder / f"state-{uuid.uuid4().hex[:8]}"
+        command = [sys.executable, "-m", "dispy.broker.cli", "-p", str(self.port)]
+        super().__init__([*command, "--state-dir", str(self.state), *options], folder)
+        self.for_nodes = self.address = ""  # where nodes and clients dial in
+        until(self._find_doors, "the broker's addresses")
+
+    def _find_doors(self) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(f"the broker ended: {self.log()}")
+        found = _DOORS.search(self.log())
+        if found:
+            self.for_nodes, self.address = found[1], found[2]
+        return bool(found)
+
+    def again(self, *options: str) -> BrokerProcess:
+        """Start another broker at the same ports, with the same journal."""
+        more = [*self.options, *options]
+        return BrokerProcess(self.folder.parent, *more, port=self.port, state=self.state)
+
+    def stop(self, signum: int = signal.SIGTERM) -> None:
+        """Stop it as a user does: it must end well and soon, and leave nothing but its state."""
+        self.process.send_signal(signum)
+        assert self.wait(STOP_S) == 0, self.log()[-2000:]
+        self.assert_nothing_left()
+
+
 class Program(Marked):
     """A user's program, as a file of its own."""
 
@@ -138,6 +175,17 @@ class Program(Marked):
         path = folder / "program.py"
         path.write_text(source)
         super().__init__([sys.executable, str(path), *arguments], folder)
+
+
+def free_port() -> int:
+    """Return a port at which nobody listens, nor at the next but one."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            with suppress(OSError, OverflowError):
+                second.bind(("127.0.0.1", port + 2))
+                return port
 
 
 def marked(mark: str) -> list[psutil.Process]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from dispy.broker.core import Scheduler
-from dispy.broker.effects import Dial, Goodbye, Send, Undial
+from dispy.broker.effects import Dial, Effect, Goodbye, Send, Undial
 from dispy.protocol.messages import (
     FINISHED,
     TERMINATED,
@@ -46,7 +46,7 @@ class Stage:
         nodes: tuple[NodeSpec, ...] = (NodeSpec("*"),),
         asks: bool = False,
     ) -> None:
-        self.scheduler = Scheduler()
+        self.scheduler = self.new_scheduler()
         self.now = 0.0
         self.sent: list[tuple[str, Body]] = []
         self.dialled: list[str] = []
@@ -58,6 +58,10 @@ class Stage:
         self.opening = OpenCluster(1, spec, list(nodes), reentrant, asks)
         self.tell(CLIENT, self.opening)
 
+    def new_scheduler(self) -> Scheduler:
+        """Start a broker."""
+        return Scheduler()
+
     def tell(self, peer: str, message: Body) -> None:
         """Have a message arrive, and let the scheduler act."""
         self.scheduler.receive(peer, message, self.now)
@@ -66,7 +70,12 @@ class Stage:
     def flush(self) -> None:
         """Let the scheduler act."""
         self.scheduler.check()
-        for effect in self.scheduler.flush(self.now):
+        self.carry_out(self.scheduler.flush(self.now))
+        self.scheduler.check()
+
+    def carry_out(self, effects: list[Effect]) -> None:
+        """Note what the scheduler wants to be done."""
+        for effect in effects:
             if isinstance(effect, Send):
                 self.sent.append((effect.peer, effect.message))
             elif isinstance(effect, Dial):
@@ -75,7 +84,6 @@ class Stage:
                 self.undialled.append(effect.address)
             elif isinstance(effect, Goodbye):
                 self.dismissed.append(effect.peer)
-        self.scheduler.check()
 
     def take(self, kind: type[Kind]) -> list[tuple[str, Kind]]:
         """Take out all messages of a kind, with those they went to."""

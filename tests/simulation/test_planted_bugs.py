@@ -33,9 +33,9 @@ from dispy.broker import (
 from dispy.broker import core as broker_core
 from dispy.broker import line as broker_line
 from dispy.node import core as node_core
-from dispy.node import endings, fetching, files, handover, reports
+from dispy.node import endings, files, handover, reports
 from dispy.node import setups as node_setups
-from dispy.protocol import exchange, link
+from dispy.protocol import exchange, fetching, link
 
 from .scenarios import GREETED_S, play_cancelled_queue, play_given_up_node, play_seed
 from .world import World
@@ -71,7 +71,7 @@ BUGS = [
     Bug(nodes, "node_away", "node.lost_at = now +", "node.lost_at = 1e9 +"),
     Bug(nodes, "node_back", "node.online = True", "pass"),
     Bug(nodes, "node_back", 'node.lost_at = float("inf")', "pass"),
-    Bug(closing, "close_cluster", "allocation.enter(Stage.RELEASING)", "continue"),
+    Bug(closing, "_wind_up", "allocation.enter(Stage.RELEASING)", "continue"),
     Bug(turns, "grant", "cluster.credit = limit", "return"),
     Bug(jobs, "_report", "del cluster.jobs[job.spec.seq]", "pass"),
     Bug(jobs, "_report", "cluster.placed += 1", "pass"),
@@ -103,7 +103,7 @@ BUGS = [
     # Code.
     Bug(handover, "outdate", "worker.outdated = True", "pass"),
     Bug(handover, "outdate", "computation.spares.clear()", "pass"),
-    Bug(setups, "_on_define", "state.order(allocation, Define(", "str(Define("),
+    Bug(setups, "define", "state.order(allocation, Define(", "str(Define("),
     # Records.
     Bug(records, "_on_records_heard", "state.order(allocation, RecordsHeard(", "str(RecordsHeard("),
     Bug(records, "_on_records", "state.send(peer, RecordsHeard(cluster.id, deaf))", "pass"),

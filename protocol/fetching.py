@@ -1,27 +1,19 @@
 """Which pieces of which blobs to ask for, through whom; what is in the store, and what may go.
 
-Pure. A blob that several computations want is fetched once, through one of them. Its pieces are
-asked for and taken in order, so what is here is always a beginning of it. Only this file changes
-these records.
+Pure, for nodes and for brokers that keep files. A blob that several computations want is fetched
+once, through one of them. Its pieces are asked for and taken in order, so what is here is always
+a beginning of it. Only this file changes these records.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from dispy.protocol.blobs import DIGEST_BYTES
-from dispy.protocol.messages import (
-    PIECE_BYTES,
-    BlobPiece,
-    BlobRange,
-    Buffer,
-    FileSpec,
-)
-
-from .effects import DropBlob, KeepPiece
+from .blobs import DIGEST_BYTES
+from .messages import PIECE_BYTES, BlobPiece, BlobRange, Buffer, FileSpec
 
 BYTES_AHEAD = 8 * PIECE_BYTES  # asked for and not here yet
 PIECES_AHEAD = 64  # ... when they are small
@@ -29,6 +21,24 @@ TRIES = 2  # how often a blob may turn out to be another than announced
 STORE_BYTES = 4 << 30  # what is kept although nobody needs it now ends here
 PATIENCE_S = 30.0  # after so long without any piece, ask again; doubles
 PATIENCE_MAX_S = 600.0
+
+
+class KeepPiece(NamedTuple):
+    """An effect: append a piece to a blob; at offset 0, begin it anew.
+
+    Answered by `failed` when that can't be done; after the ``last`` piece by `kept` or `spoiled`.
+    """
+
+    digest: bytes
+    offset: int
+    buffers: list[Buffer]
+    last: bool
+
+
+class DropBlob(NamedTuple):
+    """An effect: remove a blob, or the part of it that is here."""
+
+    digest: bytes
 
 
 class Claim:
@@ -56,23 +66,56 @@ class Blob:
     claims: dict[Claim, None] = field(default_factory=dict)
     got: int = 0  # bytes that are here
     asked: int = 0  # bytes that have been asked for, with those
+    asked_of: Hashable = None  # whom they were asked of
     tries: int = 0
 
 
+@dataclass
+class Ahead:
+    """What one peer has been asked for and hasn't sent yet."""
+
+    size: int = 0
+    pieces: int = 0
+
+    def add(self, size: int) -> None:
+        """Count some more."""
+        self.size += size
+        self.pieces += -(-size // PIECE_BYTES)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether that is enough for now."""
+        return self.size >= BYTES_AHEAD or self.pieces >= PIECES_AHEAD
+
+
+def the_broker(computation: int) -> Hashable:
+    """Say whom a node asks."""
+    return "broker"
+
+
 class Fetching:
-    """What the node has of files, and how it gets the others.
+    """What this process, a ``taker``, has of files, and how it gets the others.
 
     ``store_bytes`` bounds what is kept; what is claimed stays beyond that. ``max_file_bytes``:
-    larger files are refused; 0: none are.
+    larger files are refused; 0: none are. ``peer_of`` says who is asked through a computation;
+    None: nobody can be now. Computations through which the same peer is asked share its time.
     """
 
-    def __init__(self, store_bytes: int = STORE_BYTES, max_file_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        store_bytes: int = STORE_BYTES,
+        max_file_bytes: int = 0,
+        taker: str = "node",
+        peer_of: Callable[[int], Hashable] = the_broker,
+    ) -> None:
         self.pieces = 0  # that have arrived, ever
         self.stirred = False  # there may be something to ask for, or to tell
         self.effects: list[KeepPiece | DropBlob] = []
         self.settled: list[tuple[Claim, str]] = []  # complete, or failed for this reason
         self._store_bytes = store_bytes
         self._max_file_bytes = max_file_bytes
+        self._taker = taker
+        self._peer_of = peer_of
         self.held: dict[bytes, int] = {}  # sizes of what is in the store
         self._idle: dict[bytes, None] = {}  # what nobody claims of it, longest unused first
         self._claimed: Counter[bytes] = Counter()
@@ -83,6 +126,21 @@ class Fetching:
         self._heard_at = 0.0
         self._patience_s = PATIENCE_S
         self._told = 0  # pieces that the broker knows to have arrived
+
+    def limit(self, store_bytes: int) -> None:
+        """Change the bound of what is kept."""
+        self._store_bytes = store_bytes
+        self._evict()
+
+    def found(self, held: Mapping[bytes, int]) -> None:
+        """Take over what is in the store at the start: sizes by digest."""
+        for digest, size in held.items():
+            if digest not in self._blobs and digest not in self.held:
+                self.held[digest] = size
+                self._bytes += size
+                if not self._claimed[digest]:
+                    self._idle[digest] = None
+        self._evict()
 
     # -- claims ---------------------------------------------------------------------------
 
@@ -111,7 +169,7 @@ class Fetching:
                 self._forget(blob)
                 self.effects.append(DropBlob(digest))
             elif not self._is_wanted_by(blob, blob.source):
-                self._ask_through_another(blob)
+                self._ask_anew(blob)
         claim.missing = set()
         for digest in claim.files:
             self._unclaim(digest)
@@ -123,7 +181,7 @@ class Fetching:
             return "its description makes no sense"
         if 0 < self._max_file_bytes < file.size:
             return (
-                f"it has {file.size} bytes, and this node takes no files of more than "
+                f"it has {file.size} bytes, and this {self._taker} takes no files of more than "
                 f"{self._max_file_bytes} (--max-file-size)"
             )
         blob = self._blobs.get(file.digest)
@@ -141,6 +199,8 @@ class Fetching:
                 self.effects.append(KeepPiece(blob.digest, 0, [], True))
         blob.claims[claim] = None
         claim.missing.add(file.digest)
+        if self._peer_of(blob.source) is None:
+            self._ask_anew(blob)
 
     def _unclaim(self, digest: bytes) -> None:
         self._claimed[digest] -= 1
@@ -151,10 +211,7 @@ class Fetching:
 
     def _evict(self) -> None:
         while self._bytes > self._store_bytes and self._idle:
-            digest = next(iter(self._idle))
-            del self._idle[digest]
-            self._bytes -= self.held.pop(digest)
-            self.effects.append(DropBlob(digest))
+            self.lost(next(iter(self._idle)))
 
     # -- asking ---------------------------------------------------------------------------
 
@@ -166,20 +223,20 @@ class Fetching:
         self.stirred = False
         if not self._asked:
             self._heard_at, self._patience_s = now, PATIENCE_S
-        ahead = Counter({blob.source: 1 for blob in self._asked.values()})
-        size, pieces = self._ahead()
+        has_some = {blob.source for blob in self._asked.values()}
+        ahead = self._ahead()
         asks: dict[int, list[BlobRange]] = {}
-        turns = list(self._unasked)
+        turns = [source for source in self._unasked if self._peer_of(source) is not None]
         while turns:
             for source in list(turns):
-                is_full = size >= BYTES_AHEAD or pieces >= PIECES_AHEAD
-                if source not in self._unasked or (is_full and ahead[source]):
+                peer = self._peer_of(source)
+                if source not in self._unasked or (ahead[peer].is_full and source in has_some):
                     turns.remove(source)
                     continue
-                wanted = self._next_of(source)
+                wanted = self._next_of(source, peer)
                 asks.setdefault(source, []).append(wanted)
-                ahead[source] += 1
-                size, pieces = size + wanted.size, pieces + 1
+                has_some.add(source)
+                ahead[peer].add(wanted.size)
         return list(asks.items())
 
     def tell(self) -> int:
@@ -191,28 +248,40 @@ class Fetching:
         told, self._told = self._told, self.pieces
         return self.pieces if self.pieces > told else 0
 
-    def _ahead(self) -> tuple[int, int]:
-        """How many bytes and pieces are on the way."""
-        sizes = [blob.asked - blob.got for blob in self._asked.values()]
-        return sum(sizes), sum([-(-size // PIECE_BYTES) for size in sizes])
+    def _ahead(self) -> defaultdict[Hashable, Ahead]:
+        """Count what is on the way, by those who were asked for it."""
+        ahead: defaultdict[Hashable, Ahead] = defaultdict(Ahead)
+        for blob in self._asked.values():
+            ahead[blob.asked_of].add(blob.asked - blob.got)
+        return ahead
 
-    def _next_of(self, source: int) -> BlobRange:
+    def _next_of(self, source: int, peer: Hashable) -> BlobRange:
         unasked = self._unasked[source]
         blob = next(iter(unasked.values()))
         wanted = BlobRange(blob.digest, blob.asked, min(PIECE_BYTES, blob.size - blob.asked))
         blob.asked += wanted.size
+        blob.asked_of = peer
         self._asked[blob.digest] = blob
         if blob.asked == blob.size:
             self._take_off(blob)
         return wanted
 
-    def ask_again(self) -> None:
-        """What has been asked for may be lost: ask for it once more."""
+    def ask_again(self, sources: Collection[int] | None = None) -> None:
+        """What has been asked for (through these) may be lost: ask for it once more."""
         for blob in reversed(list(self._asked.values())):
-            blob.asked = blob.got
-            self._take_off(blob)
-            self._unask(blob, first=True)
-        self._asked = {}
+            if sources is None or blob.source in sources:
+                del self._asked[blob.digest]
+                blob.asked = blob.got
+                self._take_off(blob)
+                self._unask(blob, first=True)
+
+    def look_around(self) -> None:
+        """Peers may have come or gone, or have changed: ask those who are there now."""
+        for blob in list(self._blobs.values()):
+            peer = self._peer_of(blob.source)
+            if peer is None or (blob.digest in self._asked and blob.asked_of != peer):
+                self._ask_anew(blob)
+        self.stirred = self.stirred or bool(self._unasked)
 
     def deadline(self) -> float:
         """When `tick` next has something to do."""
@@ -289,17 +358,32 @@ class Fetching:
             self.failed(digest, "its description makes no sense")
             return
         blob.tries += 1
-        blob.got = blob.asked = 0
+        self._start_over(blob)
         if blob.tries >= TRIES:
             self._refused(blob, "what the client sent is not the file that it announced")
-        else:
-            self._unask(blob)
 
     def failed(self, digest: bytes, reason: str) -> None:
-        """The store can't take a blob; what was there of it is removed."""
+        """The store can't take a blob; what was there of it is removed.
+
+        While there is something that nobody needs, that goes, and it is tried again.
+        """
         blob = self._blobs.get(digest)
-        for claim in list(blob.claims) if blob else ():
+        if blob is None:
+            return
+        if self._idle and blob.size:
+            for idle in list(self._idle):
+                self.lost(idle)
+            self._start_over(blob)
+            return
+        for claim in list(blob.claims):
             self._fail(claim, digest, reason)
+
+    def lost(self, digest: bytes) -> None:
+        """A blob is not to be in the store any more, or can't be read there."""
+        if digest in self.held:
+            self._idle.pop(digest, None)
+            self._bytes -= self.held.pop(digest)
+            self.effects.append(DropBlob(digest))
 
     def _refused(self, blob: Blob, reason: str) -> None:
         """The source doesn't have it; maybe another has."""
@@ -310,13 +394,24 @@ class Fetching:
         self.settled.append((claim, f"{claim.files[digest].path}: {reason}"))
         self.drop(claim)
 
-    def _ask_through_another(self, blob: Blob) -> None:
-        if blob.got == blob.size > 0:
+    def _ask_anew(self, blob: Blob) -> None:
+        """Ask for the rest of it through whoever of those that want it can be asked now."""
+        if blob.got == blob.size:
             return  # all of it is here, it is only not verified yet
         self._asked.pop(blob.digest, None)
         self._take_off(blob)
-        blob.asked, blob.tries = blob.got, 0
-        blob.source = next(iter(blob.claims)).computation
+        sources = [claim.computation for claim in blob.claims]
+        source = next((each for each in sources if self._peer_of(each) is not None), sources[0])
+        if source != blob.source:
+            blob.source, blob.tries = source, 0
+        blob.asked = blob.got
+        self._unask(blob)
+
+    def _start_over(self, blob: Blob) -> None:
+        """Nothing of a blob is here any more: ask for all of it."""
+        self._asked.pop(blob.digest, None)
+        self._take_off(blob)
+        blob.got = blob.asked = 0
         self._unask(blob)
 
     def _forget(self, blob: Blob) -> None:
@@ -343,10 +438,9 @@ class Fetching:
         assert self._idle.keys() == self.held.keys() - self._claimed.keys()
         assert not self._idle or self._bytes <= self._store_bytes
         assert all(self._unasked.values())
-        size, _ = self._ahead()
-        assert size <= BYTES_AHEAD + PIECE_BYTES * len(
-            {blob.source for blob in self._asked.values()}
-        )
+        for peer, ahead in self._ahead().items():
+            sources = {blob.source for blob in self._asked.values() if blob.asked_of == peer}
+            assert ahead.size <= BYTES_AHEAD + PIECE_BYTES * len(sources)
         for blob in self._blobs.values():
             self._check_blob(blob)
 

@@ -1,4 +1,4 @@
-"""Blobs on the node's disk: written piece by piece, verified, and only then there by their name.
+"""Blobs on a disk: written piece by piece, verified, and only then there by their name.
 
 Which blobs are fetched and which may go is decided in `fetching`. After an error nothing is left
 of a blob. One writer, and readers that open a whole blob by its name.
@@ -12,9 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dispy.protocol import blobs
-from dispy.protocol.messages import Buffer
+from . import blobs
+from .messages import BlobRange, Buffer
 
+PART = ".part"  # how the name of a blob ends that isn't whole
 SHARE = 0.5  # of the free space that blobs may take which nobody needs now
 
 
@@ -47,6 +48,10 @@ class Part:
         digest: bytes = self._hash.digest()
         return digest
 
+    def sync(self) -> None:
+        """Have it on the disk and not only in the system's memory. Raises `OSError`."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Write no more. Raises `OSError` for what the disk tells only now."""
         self._file.close()
@@ -60,10 +65,14 @@ class Part:
 
 
 class Store:
-    """A folder of blobs; it is made when it isn't there."""
+    """A folder of blobs; it is made when it isn't there.
 
-    def __init__(self, folder: Path) -> None:
+    ``synced``: what has its name is on the disk then, and a loss of power doesn't change that.
+    """
+
+    def __init__(self, folder: Path, synced: bool = False) -> None:
         self.folder = folder
+        self._synced = synced
         self._parts: dict[bytes, Part] = {}
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -75,7 +84,7 @@ class Store:
         """Append a piece; at offset 0 the blob is begun anew. Raises `OSError`."""
         if not offset:
             self.drop(digest)
-            self._parts[digest] = Part(self.path(digest).with_suffix(".part"))
+            self._parts[digest] = Part(self.path(digest).with_suffix(PART))
         part = self._parts[digest]
         assert part.size == offset
         try:
@@ -88,10 +97,14 @@ class Store:
         """Give the blob its name. Raises `SpoiledBlob` or `OSError`."""
         part = self._parts.pop(digest)
         try:
+            if self._synced:
+                part.sync()
             part.close()
             if part.digest() != digest:
                 raise SpoiledBlob
             part.path.replace(self.path(digest))
+            if self._synced:
+                _sync_names(self.folder)
         except (OSError, SpoiledBlob):
             part.discard()
             raise
@@ -104,6 +117,26 @@ class Store:
         with suppress(OSError):  # most often it isn't there
             self.path(digest).unlink()
 
+    def read(self, piece: BlobRange) -> bytes:
+        """Return a piece of a whole blob. Raises `OSError`, also when there isn't that much."""
+        with self.path(piece.digest).open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), piece.size, piece.offset)
+        if len(data) != piece.size:
+            raise OSError(f"the store has {len(data)} bytes at {piece.offset}, not {piece.size}")
+        return data
+
+    def sweep(self) -> dict[bytes, int]:
+        """Remove what is no whole blob; return the sizes of those that are. Raises `OSError`."""
+        sizes: dict[bytes, int] = {}
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                digest = blobs.digest_in(entry.name)
+                if digest is not None and entry.is_file(follow_symlinks=False):
+                    sizes[digest] = entry.stat(follow_symlinks=False).st_size
+                elif entry.name.endswith(PART):
+                    os.unlink(entry.path)
+        return sizes
+
     def has_begun(self, digest: bytes) -> bool:
         """Whether pieces can be appended."""
         return digest in self._parts
@@ -112,6 +145,14 @@ class Store:
         """Leave nothing that isn't whole."""
         for digest in list(self._parts):
             self.drop(digest)
+
+
+def _sync_names(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def idle_bytes(folder: Path, limit: int) -> int:

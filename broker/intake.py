@@ -1,0 +1,190 @@
+"""Jobs come in, and those that are many wait on disk until their turn is near.
+
+Without a journal they all are in memory, and their clients send no more than is soon needed.
+"""
+
+from __future__ import annotations
+
+from dispy.protocol.messages import ABANDONED, JobSpec
+
+from .backlog import follow, report
+from .batches import READY_MIN, accept, has_ended, keep, left_in, size_of, strike
+from .blobs import need_for_jobs
+from .effects import Load
+from .jobs import end_hopeless, pin, resume, take_turns
+from .state import Batch, Cluster, Job, State
+
+UNREADABLE = "the job can't be read from the broker's journal any more"
+
+
+def take_in(state: State, cluster: Cluster, specs: list[JobSpec]) -> None:
+    """Take jobs that a client has submitted; those that are known were sent again."""
+    was_busy = bool(cluster.jobs)
+    pinned: list[Job] = []
+    if state.settings.durable:
+        _take_and_keep(state, cluster, specs, pinned)
+    else:
+        jobs, line, seen = cluster.jobs, cluster.line, cluster.seen
+        known = len(jobs)
+        for spec in specs:
+            if not seen.add(spec.seq):
+                continue
+            spec.attempt = 0
+            job = jobs[spec.seq] = Job(spec)
+            if spec.options is None or not spec.options.node:
+                line.append(job)
+            else:
+                pinned.append(job)
+        cluster.submitted += len(jobs) - known
+    _go_on(state, cluster, was_busy, pinned)
+
+
+def _go_on(state: State, cluster: Cluster, was_busy: bool, pinned: list[Job]) -> None:
+    """Have jobs that have come into memory placed."""
+    if cluster.jobs and not was_busy:
+        state.busy += 1
+    for job in pinned:
+        pin(state, cluster, job)
+    take_turns(state, cluster)
+    end_hopeless(state, cluster)
+
+
+def _take_and_keep(state: State, cluster: Cluster, specs: list[JobSpec], pinned: list[Job]) -> None:
+    add = cluster.seen.add
+    new = [spec for spec in specs if add(spec.seq)]
+    accept(state, cluster, [spec.seq for spec in specs])
+    if not new:
+        return
+    cluster.submitted += len(new)
+    state.uncredited[cluster] = None
+    batch = keep(state, cluster, new)
+    if batch.plain and _is_full(state, batch):
+        batch.loaded = False
+        cluster.backlog.append(batch)
+        state.backlogged[cluster] = None
+    else:
+        _enter(batch, new, pinned)
+
+
+def _is_full(state: State, batch: Batch) -> bool:
+    """Whether a new batch can wait on disk, since there is enough to do before it."""
+    cluster, settings = batch.cluster, state.settings
+    if cluster.backlog.has(batch.priority):
+        return True
+    jobs = cluster.line.waiting + cluster.pinned
+    if jobs < settings.loaded_jobs and cluster.loaded_bytes < settings.loaded_bytes:
+        return False
+    return not _runs_low(state, cluster, batch.priority)
+
+
+def _enter(batch: Batch, specs: list[JobSpec], pinned: list[Job]) -> list[Job]:
+    """Have a batch's jobs in memory; return those that have been at a node."""
+    cluster = batch.cluster
+    jobs, line, marks = cluster.jobs, cluster.line, batch.marks
+    some_ended = batch.left < batch.count
+    marked: list[Job] = []
+    for index, spec in enumerate(specs):
+        if some_ended and has_ended(batch, index):
+            continue
+        spec.attempt = 0
+        job = jobs[spec.seq] = Job(spec)
+        job.batch, job.index = batch, index
+        if marks and index in marks:
+            marked.append(job)
+        elif spec.options is None or not spec.options.node:
+            line.append(job)
+        else:
+            pinned.append(job)
+    for index in batch.followed:
+        follow(specs[index])
+    batch.loaded = True
+    cluster.loaded_bytes += batch.left * batch.mean_bytes
+    if not batch.plain:
+        cluster.fixed_jobs += batch.left
+        cluster.fixed_bytes += batch.left * batch.mean_bytes
+    return marked
+
+
+# -- their turn is near ---------------------------------------------------------------------
+
+
+def load_ahead(state: State) -> None:
+    """Have batches read that will soon be needed."""
+    clusters, state.backlogged = state.backlogged, {}
+    for cluster in clusters:
+        backlog = cluster.backlog
+        if not backlog.waiting or cluster.closing:
+            continue
+        if any(batch.loading for batch in backlog):
+            continue  # seen again when they are there
+        first = next(iter(backlog))
+        if _runs_low(state, cluster, first.priority):
+            _load_some(state, cluster, first.priority)
+
+
+def _runs_low(state: State, cluster: Cluster, priority: int) -> bool:
+    """Whether few jobs are left in memory that go before further ones of this priority."""
+    ready = cluster.line.count_from(priority)
+    if ready < READY_MIN + 2 * cluster.capacity:
+        return True
+    settings = state.settings
+    return ready < settings.loaded_jobs // 4 and cluster.loaded_bytes < settings.loaded_bytes // 4
+
+
+def _load_some(state: State, cluster: Cluster, priority: int) -> None:
+    """Have batches of a priority read, up to half of what may be in memory.
+
+    When it isn't known how large a batch is, it is the last one for now.
+    """
+    settings = state.settings
+    jobs = cluster.line.count_from(priority)
+    size = cluster.loaded_bytes
+    for batch in cluster.backlog:
+        if batch.priority != priority:
+            return
+        load(state, batch)
+        jobs += batch.left
+        size += batch.left * batch.mean_bytes
+        is_enough = jobs >= settings.loaded_jobs // 2 or size >= settings.loaded_bytes // 2
+        if is_enough or not batch.mean_bytes:
+            return
+
+
+def load(state: State, batch: Batch) -> None:
+    """Have a batch read."""
+    batch.loading = True
+    state.effects.append(Load(batch.id))
+
+
+def loaded(state: State, batch_id: int, specs: list[JobSpec] | None) -> None:
+    """A batch has been read; None: it is not there."""
+    batch = state.batches.get(batch_id)
+    if batch is None or batch.loaded:
+        return  # all its jobs have ended meanwhile
+    cluster = batch.cluster
+    batch.loading = False
+    state.backlogged[cluster] = None
+    if batch in cluster.backlog:
+        cluster.backlog.remove(batch)
+    if specs is None or len(specs) != batch.count:
+        _lose(state, batch)
+        return
+    was_busy = bool(cluster.jobs)
+    batch.mean_bytes = size_of(specs) // batch.count
+    pinned: list[Job] = []
+    if not batch.plain:
+        for spec in specs:
+            cluster.seen.add(spec.seq)  # those of plain ones are known
+    need_for_jobs(state, cluster, specs)
+    for job in reversed(_enter(batch, specs, pinned)):
+        resume(state, cluster, job)
+    _go_on(state, cluster, was_busy, pinned)
+
+
+def _lose(state: State, batch: Batch) -> None:
+    """End the jobs of a batch that can't be read; of others than plain ones nothing is known."""
+    batch.marks.clear()
+    for index in left_in(batch):
+        strike(state, batch, index)
+        if batch.plain:
+            report(state, batch, index, ABANDONED, UNREADABLE)

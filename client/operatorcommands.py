@@ -1,0 +1,231 @@
+"""Commands for people who look after a broker: ``dispy status``, ``nodes``, ``drain`` and others.
+
+Each asks one question and prints the answer: a table or a sentence, or JSON with ``--json``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from dispy.protocol.commandline import SETTINGS
+
+if TYPE_CHECKING:
+    from .operator import Operator
+
+PORT = 9702  # of a broker's door for clients
+REFUSED = 1
+UNREACHABLE = 3
+INTERRUPTED = 130
+WATCH_S = 2.0
+CODES = """\b
+Exit codes: 0 done; 1 refused, or there is no such node, cluster or job;
+2 wrong options; 3 no broker answers; 130 interrupted.
+"""
+STATUS_EPILOG = f"""\b
+Examples:
+  dispy status
+  dispy status --broker head.example.org --watch
+  dispy status --json | jq '.clusters[] | select(.waiting > 0) | .label'
+
+{CODES}
+"""
+NODES_EPILOG = f"""\b
+States: up; away: can't be reached, it is given up after its lease; drained: by
+"dispy drain"; set aside: it failed too often; out of service: by its own hours;
+stopping. CPU, MEMORY and DISK are what the node has free.
+
+{CODES}
+"""
+CANCEL_EPILOG = f"""\b
+Examples:
+  dispy cancel 17               all jobs of cluster 17
+  dispy cancel ann:simulation   ... of ann's cluster of that name
+  dispy cancel simulation 4 5   two jobs: the fourth and the fifth that were submitted
+
+{CODES}
+"""
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class NotDone(click.ClickException):
+    """The broker has refused."""
+
+    exit_code = REFUSED
+
+
+class NoAnswer(click.ClickException):
+    """There is no broker, or it says nothing."""
+
+    exit_code = UNREACHABLE
+
+
+def _broker(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    from dispy.protocol.errors import DispyError
+
+    from .remote import read_address
+
+    try:
+        return read_address("--broker", value, PORT)
+    except (ValueError, DispyError) as error:
+        raise click.BadParameter(str(error)) from None
+    except OSError as error:
+        raise NoAnswer(str(error)) from None
+
+
+def _asks(function: Function) -> Function:
+    """Give a command the options that all of these have."""
+    function = click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=10.0,
+        show_default=True,
+        metavar="S",
+        help="Seconds to wait for an answer.",
+    )(function)
+    function = click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")(
+        function
+    )
+    return click.option(
+        "-b",
+        "--broker",
+        default="localhost",
+        envvar="DISPY_BROKER",
+        show_envvar=True,
+        show_default=True,
+        callback=_broker,
+        metavar="HOST[:PORT]",
+        help="Where the broker is; its port is 9702 unless given.",
+    )(function)
+
+
+@contextmanager
+def _asking(broker: str, timeout: float) -> Iterator[Operator]:
+    """Connect to a broker; what goes wrong becomes one line and an exit code."""
+    from .operator import Operator, Refused, Unreachable
+
+    try:
+        with Operator(broker, timeout) as operator:
+            yield operator
+    except Refused as error:
+        raise NotDone(str(error)) from None
+    except Unreachable as error:
+        raise NoAnswer(str(error)) from None
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def _do(broker: str, timeout: float, as_json: bool, *question: Any) -> None:
+    """Ask, and print the sentence that is the answer."""
+    with _asking(broker, timeout) as operator:
+        text = operator.ask(*question).text
+    if as_json:
+        _print_json({"text": text})
+    else:
+        click.echo(text)
+
+
+@click.command(
+    epilog=STATUS_EPILOG,
+    context_settings=SETTINGS,
+    short_help="Show a broker: what waits and runs.",
+)
+@_asks
+@click.option(
+    "-w", "--watch", is_flag=True, help="Show it anew every two seconds, until interrupted."
+)
+def status(broker: str, as_json: bool, timeout: float, watch: bool) -> None:
+    """Show a broker: its clusters, its nodes, and what waits and runs there."""
+    from .tables import as_json as objects
+    from .tables import show_status
+
+    with _asking(broker, timeout) as operator:
+        while True:
+            report = operator.status()
+            if watch and not as_json:
+                click.clear()
+            if as_json:
+                _print_json(objects(report))
+            else:
+                click.echo(show_status(report, broker, time.time()))
+            if not watch:
+                return
+            operator.rest(WATCH_S)
+
+
+@click.command(epilog=NODES_EPILOG, context_settings=SETTINGS)
+@_asks
+def nodes(broker: str, as_json: bool, timeout: float) -> None:
+    """List a broker's nodes, and why some of them get no jobs."""
+    from .tables import as_json as objects
+    from .tables import show_nodes
+
+    with _asking(broker, timeout) as operator:
+        report = operator.status()
+    if as_json:
+        _print_json(objects(report.nodes))
+    else:
+        click.echo(show_nodes(report.nodes))
+
+
+@click.command(epilog=CODES, context_settings=SETTINGS)
+@_asks
+@click.option("--reason", default="", metavar="TEXT", help="Shown to everyone who asks.")
+@click.argument("node")
+def drain(broker: str, as_json: bool, timeout: float, reason: str, node: str) -> None:
+    """Give NODE no more jobs; those that run there go on.
+
+    NODE is a name, an address or a number as "dispy nodes" lists them. It stays drained when it
+    or the broker is started anew, until "dispy resume".
+    """
+    _do(broker, timeout, as_json, "drain", node, (), reason)
+
+
+@click.command(epilog=CODES, context_settings=SETTINGS, short_help="Use NODE again after drain.")
+@_asks
+@click.argument("node")
+def resume(broker: str, as_json: bool, timeout: float, node: str) -> None:
+    """Use NODE again that was drained, or that the broker has set aside."""
+    _do(broker, timeout, as_json, "resume", node)
+
+
+@click.command(epilog=CANCEL_EPILOG, context_settings=SETTINGS)
+@_asks
+@click.argument("cluster")
+@click.argument("jobs", nargs=-1, type=click.IntRange(0), metavar="[JOB...]")
+def cancel(broker: str, as_json: bool, timeout: float, cluster: str, jobs: tuple[int, ...]) -> None:
+    """Cancel jobs of CLUSTER: these, or all of them.
+
+    CLUSTER is a label, USER:LABEL, or the number that "dispy status" shows. Jobs are numbered in
+    the order in which they were submitted, from 1.
+    """
+    _do(broker, timeout, as_json, "cancel", cluster, jobs)
+
+
+@click.command(
+    epilog=CODES, context_settings=SETTINGS, short_help="Say why jobs of CLUSTER haven't ended."
+)
+@_asks
+@click.argument("cluster")
+@click.argument("jobs", nargs=-1, type=click.IntRange(0), metavar="[JOB...]")
+def explain(
+    broker: str, as_json: bool, timeout: float, cluster: str, jobs: tuple[int, ...]
+) -> None:
+    """Say why jobs of CLUSTER haven't ended: what they wait for, or where they run.
+
+    Without JOB, say how the cluster stands.
+    """
+    _do(broker, timeout, as_json, "why", cluster, jobs)
+
+
+COMMANDS = (status, nodes, drain, resume, cancel, explain)
