@@ -198,6 +198,8 @@ def _on_open(state: State, peer: str, message: OpenCluster, now: float) -> None:
 def _open(state: State, client: Client, message: OpenCluster) -> None:
     state.cluster_ids += 1
     specs = list(message.nodes)
+    if state.settings.pulse_s:
+        message.computation.pulse_interval = state.settings.pulse_s
     cluster = Cluster(state.cluster_ids, client, message, message.computation, specs, set())
     opened_at = state.now + state.wall_offset_s
     cluster.meta = ClusterMeta(client.peer, message.cluster, client.user, opened_at)

@@ -40,6 +40,7 @@ from .effects import (
     Goodbye,
     JournalEffect,
     Load,
+    LoadResults,
     Send,
     Undial,
 )
@@ -52,6 +53,7 @@ if TYPE_CHECKING:  # both are only loaded where they are used
 
 JOURNAL_EFFECTS = frozenset(get_args(JournalEffect))
 BLOB_ERRANDS = frozenset(get_args(BlobErrand))
+LOADS = (Load, LoadResults)
 SERIAL_BITS = 16  # of a computation's number, which count those of one start of a broker
 LOOK_S = 1.0  # how often the room on the disk is looked at
 log = logging.getLogger("dispy.broker")
@@ -155,7 +157,7 @@ class BrokerDaemon:
                 self._keep(self.journal, kept)  # type: ignore[arg-type]
         for effect in effects:
             self._carry_out(effect)
-        return any(type(effect) is Load for effect in effects)
+        return any(type(effect) in LOADS for effect in effects)
 
     def _keep(self, journal: Journal, effects: list[JournalEffect]) -> None:
         from .journalerrors import JournalFull
@@ -242,6 +244,10 @@ class BrokerDaemon:
         elif isinstance(effect, Load):
             assert self.journal is not None
             self.scheduler.loaded(effect.batch, self.journal.read_batch(effect.batch))
+        elif isinstance(effect, LoadResults):
+            assert self.journal is not None
+            results = self.journal.read_results(effect.record)
+            self.scheduler.results_loaded(effect.cluster, effect.record, results)
 
     @staticmethod
     def _admit(identity: Identity) -> str:

@@ -100,7 +100,7 @@ def bring_back(state: State, now: float) -> None:
         del state.aside[place]
         past.set_aside = ""
         past.until = float("inf")
-        half_forgive(past)
+        half_forgive(past, now)
         _use_again(state, place, past)
 
 

@@ -11,7 +11,8 @@ from .exclusive import why
 from .matching import entry_for
 from .naming import label_of
 from .placement import may_take
-from .standing import standing
+from .settings import FIFO
+from .standing import Standing, standing
 from .state import Allocation, Cluster, Job, Node, Stage, State
 
 NODES_MAX = 10  # that are named in one text
@@ -144,14 +145,33 @@ def _unused(cluster: Cluster, node: Node) -> str:
 
 def _rivals(state: State, cluster: Cluster) -> list[str]:
     """Say how the CPUs are shared, when others want them as well."""
-    others = sum(bool(each.jobs) for each in state.clusters.values() if each is not cluster)
-    if not others:
+    others = [
+        each
+        for each in state.clusters.values()
+        if each is not cluster and (each.jobs or each.backlog.waiting)
+    ]
+    if not others or cluster.waits:
         return []
     stand = standing(state, cluster)
+    cpus = sum(node.identity.cpus for node in state.nodes.values() if not node.barred)
+    said = [
+        f"{_count(len(others), 'other cluster')} {_has(len(others))} jobs as well.",
+        f"This one is entitled to {100 * stand.share:.0f} % of {_count(cpus, 'CPU')} at present; "
+        f"it has {stand.cpus:.0f}, and has had {stand.used_s:.1f} s of CPU time.",
+    ]
+    if stand.place:
+        said.append(f"It is number {stand.place} of {stand.waiting} that wait for CPUs.")
+    return [*said, *_tags(state, stand)]
+
+
+def _tags(state: State, stand: Standing) -> list[str]:
+    """Say what decides who is next."""
+    if state.settings.policy == FIFO:
+        return ["The cluster that was opened first goes first."]
     return [
-        f"{_count(others, 'other cluster')} {_has(others)} jobs as well. This one is entitled to "
-        f"{100 * stand.share:.0f} % of the CPUs at present, and has {stand.cpus}; "
-        f"its jobs have had {cluster.meta.used_s:.0f} s of CPU time so far."
+        f"The lowest goes first: by weight, its user has had {stand.user_tag:.1f} s (a newcomer "
+        f"begins at {stand.user_clock:.1f} s), and it has had {stand.tag:.1f} s of that (a new "
+        f"cluster of its user begins at {stand.clock:.1f} s)."
     ]
 
 

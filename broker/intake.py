@@ -19,7 +19,6 @@ UNREADABLE = "the job can't be read from the broker's journal any more"
 
 def take_in(state: State, cluster: Cluster, specs: list[JobSpec]) -> None:
     """Take jobs that a client has submitted; those that are known were sent again."""
-    was_busy = bool(cluster.jobs)
     pinned: list[Job] = []
     if state.settings.durable:
         _take_and_keep(state, cluster, specs, pinned)
@@ -36,13 +35,11 @@ def take_in(state: State, cluster: Cluster, specs: list[JobSpec]) -> None:
             else:
                 pinned.append(job)
         cluster.submitted += len(jobs) - known
-    _go_on(state, cluster, was_busy, pinned)
+    _go_on(state, cluster, pinned)
 
 
-def _go_on(state: State, cluster: Cluster, was_busy: bool, pinned: list[Job]) -> None:
+def _go_on(state: State, cluster: Cluster, pinned: list[Job]) -> None:
     """Have jobs that have come into memory placed."""
-    if cluster.jobs and not was_busy:
-        state.busy += 1
     for job in pinned:
         pin(state, cluster, job)
     take_turns(state, cluster)
@@ -169,7 +166,6 @@ def loaded(state: State, batch_id: int, specs: list[JobSpec] | None) -> None:
     if specs is None or len(specs) != batch.count:
         _lose(state, batch)
         return
-    was_busy = bool(cluster.jobs)
     batch.mean_bytes = size_of(specs) // batch.count
     pinned: list[Job] = []
     if not batch.plain:
@@ -178,7 +174,7 @@ def loaded(state: State, batch_id: int, specs: list[JobSpec] | None) -> None:
     need_for_jobs(state, cluster, specs)
     for job in reversed(_enter(batch, specs, pinned)):
         resume(state, cluster, job)
-    _go_on(state, cluster, was_busy, pinned)
+    _go_on(state, cluster, pinned)
 
 
 def _lose(state: State, batch: Batch) -> None:

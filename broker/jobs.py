@@ -194,7 +194,7 @@ def lose(state: State, job: Job, reason: str) -> None:
     elif not may_repeat or pinned:
         _note_abandoned(state, cluster, job)
         end(state, cluster, job, ABANDONED, reason)
-    elif job.started is not None or job.failures:
+    elif job.started is not None or job.heard or job.failures:
         try_again(state, job)
     else:
         put_back(state, job)  # as far as the client knows it hasn't begun
@@ -238,8 +238,6 @@ def _report(
         cluster.placed += 1
         state.uncredited[cluster] = None
     del cluster.jobs[job.spec.seq]
-    if not cluster.jobs:
-        state.busy -= 1
     cluster.meta.ended += 1
     note_ended(state, job)
     body = payload.pack_result(b"", b"", b"", reason)

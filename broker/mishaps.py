@@ -180,10 +180,10 @@ def verdict(past: Past, now: float) -> str:
     return ""
 
 
-def half_forgive(past: Past) -> None:
+def half_forgive(past: Past, now: float) -> None:
     """Use a node again after a time, for once: it takes less to set it aside now."""
     past.returned = True
-    past.mishaps = past.mishaps[-(MISHAPS_ENOUGH // 2) :]
+    past.mishaps = [(now, cluster) for _, cluster in past.mishaps[-(MISHAPS_ENOUGH // 2) :]]
     past.unfit = dict(list(past.unfit.items())[-(UNFIT_ENOUGH // 2) :])
 
 

@@ -29,8 +29,8 @@ from .overview import overview, running_at, why_barred
 from .state import Cluster, Node, Past, State
 from .submissions import cancel_jobs
 
-REASON_CHARS = 1000
-TEXT_CHARS = 1 << 18
+ACTION_CHARS = 100  # of one that isn't known
+TEXT_CHARS = 1 << 18  # of an answer, so that it fits into a message
 NAMED_MAX = 20  # that a refusal names
 JOBS_MAX = 100  # that one question may be about
 BY_OPERATOR = "cancelled by an operator"
@@ -49,10 +49,10 @@ def _on_operate(state: State, peer: str, message: Operate, now: float) -> None:
     act = ACTIONS.get(message.action)
     try:
         if act is None:
-            raise Refusal(f"this broker doesn't know how to {message.action[:REASON_CHARS]!r}")
+            raise Refusal(f"this broker doesn't know how to {message.action[:ACTION_CHARS]!r}")
         report.text = act(state, message)[:TEXT_CHARS]
     except Refusal as refusal:
-        report.error = str(refusal)
+        report.error = str(refusal)[:TEXT_CHARS]
     state.send(peer, report)
 
 

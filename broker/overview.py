@@ -9,7 +9,7 @@ from dispy.protocol.messages import BrokerReport, ClusterReport, NodeReport
 
 from .backlog import waiting
 from .naming import label_of
-from .standing import standing
+from .standing import shares
 from .state import Allocation, Cluster, Node, Past, State
 from .unheard import count
 
@@ -24,7 +24,7 @@ def overview(state: State) -> list[BrokerReport]:
     about = state.about
     nodes = [_node(node) for node in sorted(state.nodes.values(), key=lambda node: node.id)]
     nodes += _absent(state)
-    clusters = [_cluster(state, cluster) for cluster in state.clusters.values()]
+    clusters = [_cluster(state, cluster, share) for cluster, share in shares(state).items()]
     clients = sum(bool(client.clusters) for client in state.clients.values())
     return [
         BrokerReport(
@@ -104,8 +104,8 @@ def why_barred(past: Past) -> str:
     return f"not registered; set aside: {past.set_aside}" if past.set_aside else ""
 
 
-def _cluster(state: State, cluster: Cluster) -> ClusterReport:
-    stand, meta = standing(state, cluster), cluster.meta
+def _cluster(state: State, cluster: Cluster, share: float) -> ClusterReport:
+    meta = cluster.meta
     return ClusterReport(
         cluster.id,
         label_of(cluster),
@@ -119,7 +119,7 @@ def _cluster(state: State, cluster: Cluster) -> ClusterReport:
         count(cluster),
         cluster.capacity,
         meta.used_s,
-        stand.share,
+        share,
         cluster.rate.per_second(state.now),
         meta.opened_at,
     )

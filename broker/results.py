@@ -90,8 +90,6 @@ def _accept(state: State, cluster: Cluster, result: JobResult, spent: list[Spent
     if job.batch is not None:
         note_ended(state, job)
     del cluster.jobs[result.seq]
-    if not cluster.jobs:
-        state.busy -= 1
     return True
 
 

@@ -139,7 +139,14 @@ def prepare(state: State, allocation: Allocation) -> None:
     allocation.kept = False
     state.order(
         allocation,
-        Prepare(cluster.id, cluster.computation, share.cpus, share.files, share.setup_args),
+        Prepare(
+            cluster.id,
+            cluster.computation,
+            share.cpus,
+            share.files,
+            share.setup_args,
+            state.sharing.weight_at_nodes(cluster),
+        ),
     )
 
 
@@ -162,6 +169,8 @@ def _on_prepared(state: State, peer: str, message: Prepared, now: float) -> None
         note_breakdown(state, allocation)
         prepare(state, allocation)
     else:
+        if not message.declined:
+            note_unfit(state, allocation)
         _fail(state, allocation)
 
 
@@ -173,7 +182,6 @@ def _expects(allocation: Allocation, error: str) -> bool:
 
 
 def _fail(state: State, allocation: Allocation) -> None:
-    note_unfit(state, allocation)
     allocation.enter(Stage.FAILED)
     forget_blobs(state, allocation)
     reason = f"node {allocation.node.title} could not set the computation up: {allocation.error}"

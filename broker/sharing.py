@@ -309,6 +309,10 @@ class Sharing:
         """Return a cluster's weight beside its user's others."""
         return _sane(cluster.opened.weight)
 
+    def weight_at_nodes(self, cluster: Cluster) -> float:
+        """Return a cluster's weight beside those of all users, for the work that nodes hold."""
+        return self.weight_of(cluster.client.user) * self.weight_of_cluster(cluster)
+
     def leave(self, account: Account) -> None:
         """Have a cluster wait no longer."""
         assert account.line is not None

@@ -32,7 +32,7 @@ def standing(state: State, cluster: Cluster) -> Standing:
     user = account.user
     place, waiting = _place(state, cluster)
     return Standing(
-        share=_share(state, cluster),
+        share=shares(state)[cluster],
         cpus=_cpus(cluster),
         used_s=account.used_s + account.running_s(state.now),
         place=place,
@@ -45,20 +45,31 @@ def standing(state: State, cluster: Cluster) -> Standing:
     )
 
 
-def _share(state: State, cluster: Cluster) -> float:
-    """Return its part by weight, among users with jobs and among its user's clusters with jobs."""
-    sharing, name = state.sharing, cluster.client.user
-    weights: dict[str, float] = {name: sharing.weight_of(name)}
-    mates = 0.0
+def shares(state: State) -> dict[Cluster, float]:
+    """Return the part of the CPUs that each cluster is entitled to while it has jobs.
+
+    It goes by weight, among users with jobs, and among clusters with jobs of one user. Those that
+    wait for an exclusive one, or to be alone, get nothing.
+    """
+    weight_of, weight_of_cluster = state.sharing.weight_of, state.sharing.weight_of_cluster
+    busy: dict[str, float] = {}  # weights of clusters with jobs, by user
     for each in state.clusters.values():
-        if each is not cluster and not (each.jobs or each.backlog.waiting):
-            continue
-        other = each.client.user
-        if other == name:
-            mates += sharing.weight_of_cluster(each)
-        elif other not in weights:
-            weights[other] = sharing.weight_of(other)
-    return weights[name] / sum(weights.values()) * sharing.weight_of_cluster(cluster) / mates
+        if _wants(each):
+            name = each.client.user
+            busy[name] = busy.get(name, 0.0) + weight_of_cluster(each)
+    users = sum(weight_of(name) for name in busy)
+    parts: dict[Cluster, float] = {}
+    for each in state.clusters.values():
+        name, weight = each.client.user, weight_of_cluster(each)
+        mates = busy.get(name, 0.0) + (0.0 if _wants(each) else weight)
+        others = users if name in busy else users + weight_of(name)
+        parts[each] = 0.0 if each.waits else weight_of(name) / others * weight / mates
+    return parts
+
+
+def _wants(cluster: Cluster) -> bool:
+    """Whether it asks for CPUs: it has jobs, and needn't wait until others are closed."""
+    return bool(cluster.jobs or cluster.backlog.waiting) and not cluster.waits
 
 
 def _cpus(cluster: Cluster) -> float:
@@ -74,9 +85,7 @@ def _cpus(cluster: Cluster) -> float:
 
 def _place(state: State, cluster: Cluster) -> tuple[int, int]:
     """Return its place among those that wait, and how many these are."""
-    waiting = [
-        each for each in state.clusters.values() if each.in_turns and each.line.waiting
-    ]
+    waiting = [each for each in state.clusters.values() if each.in_turns and each.line.waiting]
     if not (cluster.in_turns and (cluster.line.waiting or cluster.pinned)):
         return 0, len(waiting)
     mine = _rank(cluster)

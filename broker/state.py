@@ -393,7 +393,6 @@ class State:
     freed_before: int = 0
     placed: int = 0
     hoarders: dict[Cluster, None] = field(default_factory=dict)  # may have jobs to take back
-    busy: int = 0  # clusters with jobs
     underway: int = 0  # pieces of blobs that clients were asked for and nodes haven't had
     fetchers: deque[Node] = field(default_factory=deque)  # nodes with requests that are held
     warehouse: Warehouse | None = None  # files of which the broker has a copy, when it is shared

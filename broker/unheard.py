@@ -23,16 +23,19 @@ RESULT_BYTES = 200  # what a result needs beside its payload
 
 def say_results(state: State) -> None:
     """Tell clients how their jobs have ended."""
+    durable = state.settings.durable
     for (cluster, node), ended in state.results.items():
-        keeps = state.settings.durable and (not cluster.closing or cluster.meta.expired)
-        for start in range(0, len(ended), RESULTS_MAX):
-            part = ended if len(ended) <= RESULTS_MAX else ended[start : start + RESULTS_MAX]
+        for part in [ended] if len(ended) <= RESULTS_MAX else _parts(ended):
             message = Results(cluster.number, node, part)
-            if keeps:
+            if durable and (not cluster.closing or cluster.meta.expired):
                 _keep(state, cluster, message)
             else:
                 state.tell(cluster, message)
     state.results = {}
+
+
+def _parts(ended: list[JobResult]) -> list[list[JobResult]]:
+    return [ended[start : start + RESULTS_MAX] for start in range(0, len(ended), RESULTS_MAX)]
 
 
 def _keep(state: State, cluster: Cluster, message: Results) -> None:

@@ -42,6 +42,7 @@ Examples:
   dispy run -n node1 -n node2:9711 -f data.csv -a 1 -a 2 ./program.py
   dispy run --broker localhost -a 1 -a 2 ./program      where others run theirs, too
   dispy recover                               results of a program that was killed
+  dispy status                                what a broker does that others use, too
 \b
 `dispy COMMAND --help` says more about a command; `dispy-node` runs a node.
 """

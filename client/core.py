@@ -127,6 +127,8 @@ class Core:
         unsent = [seq for seq in cluster.unfinished if seq not in cluster.away]
         end_here(self.state, number, cluster, unsent)
         self.state.effects.append(Send(CloseCluster(number)))
+        if self.state.unreachable:  # it may be for hours: nobody waits for that
+            forget(self.state, number, cluster)
 
     def define(self, number: int, layers: list[Code]) -> None:
         """Make code known to nodes that the jobs to come need."""

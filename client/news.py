@@ -42,6 +42,7 @@ from .reports import Report
 from .state import Cluster, State
 
 TROUBLES_MAX = 100  # of one cluster that are remembered, so that they are told only once
+BROKER = "broker"  # instead of an address: no node is the reason, but the broker
 KINDS = {PROVISIONAL, FILE, OUTPUT}
 
 
@@ -126,10 +127,9 @@ def _on_node_trouble(state: State, number: int, cluster: Cluster, message: NodeT
     if message.address not in troubles and len(troubles) >= TROUBLES_MAX:
         return
     troubles[message.address] = message.reason
-    text = (
-        f"cluster {cluster.name!r} can't use node {message.address}: {message.reason}; still trying"
-    )
-    state.effects.append(Warned(text))
+    where = "" if message.address == BROKER else f" can't use node {message.address}"
+    text = f"cluster {cluster.name!r}{where}: {message.reason}"
+    state.effects.append(Warned(f"{text}; still trying" if where else text))
 
 
 def _arrives(state: State, number: int, cluster: Cluster, record: JobRecord) -> bool:

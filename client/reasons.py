@@ -44,10 +44,7 @@ def _why_no_node(cluster: Cluster) -> str:
     """Say which nodes a cluster waits for, and why."""
     if cluster.troubles:
         return "; ".join(f"{address}: {why}" for address, why in cluster.troubles.items())
-    nodes = "no answer from " + ", ".join(_describe(spec) for spec in cluster.opening.nodes)
-    if cluster.opening.exclusive:
-        return f"it is exclusive and waits until all others are closed, or there is {nodes}"
-    return nodes
+    return "no answer from " + ", ".join(_describe(spec) for spec in cluster.opening.nodes)
 
 
 def _describe(spec: NodeSpec) -> str:

@@ -321,7 +321,11 @@ class Session:
         self._core.unreachable(failure.reason)
         if failure.reason != self._refusal:
             self._refusal = failure.reason
-            advice = " (is dispy-broker running there?)" if "refused" in failure.reason else ""
+            advice = (
+                " (is dispy-broker running there?)"
+                if "connection refused" in failure.reason
+                else ""
+            )
             logger.warning(
                 "can't get to the broker at %s: %s%s; still trying",
                 failure.address,

@@ -1,10 +1,16 @@
 """Which job goes to which job process, and when processes are forked.
 
-Computations take turns, a free CPU gets a job at once, and short jobs go in batches to
-processes that are reused. Pure.
+A free CPU gets a job at once, and short jobs go in batches to processes that are reused. When
+several computations have jobs, they share the CPUs by time and weight: the one with the lowest
+*tag* is next, which is the CPU time that it has had while there were others, over its weight
+(start-time fair queueing; see the broker's `sharing` for the source). Who comes anew begins where
+the others are. A job that runs is never interrupted for another computation's sake. Pure.
 """
 
 from __future__ import annotations
+
+import heapq
+import math
 
 from dispy.protocol.messages import CANCELLED
 
@@ -18,31 +24,92 @@ BLOCKED_S = 0.03  # a job that runs so long loses what was handed over behind it
 SPARES_PER_CPU = 3  # fresh processes ahead of need while many jobs wait
 SPAWN_PAUSE_S = 0.1  # after a job process could not be started; doubles
 SPAWN_PAUSE_MAX_S = 2.0
+SLICE_S = 0.02  # a process that is reused stays at work for so long while others wait
+WEIGHT_MIN, WEIGHT_MAX = 1e-6, 1e6
 
 # -- jobs to processes -----------------------------------------------------------------------
 
 
 def take_turns(node: Node, computation: Computation) -> None:
     """The computation has jobs to give."""
-    if computation.queue and computation not in node.turns:
+    if computation.queue and not computation.in_turns:
+        computation.in_turns = True
+        computation.tag = max(computation.tag, node.clock)
         node.turns.append(computation)
 
 
 def assign(node: Node, now: float) -> None:
     """Give free CPUs jobs, computations taking turns; then fill up what runs short."""
-    stuck = 0
-    while stuck < len(node.turns) and node.busy < node.cpus:
-        computation = node.turns[0]
-        node.turns.rotate(-1)
-        if not computation.queue:
-            node.turns.remove(computation)
-        elif _start_one(node, computation, now):
-            stuck = 0
-        else:
-            stuck += 1
-    for computation in list(node.turns):
-        if computation.queue and computation.max_tasks != 1:
-            _top_up(node, computation, now)
+    _leave_out(node)
+    if len(node.turns) < 2:
+        node.charged_at = None
+        if node.turns:
+            while node.busy < node.cpus and node.turns[0].queue:
+                if not _start_one(node, node.turns[0], now):
+                    break
+            _top_up(node, node.turns[0], now)
+        return
+    _charge(node, now)
+    _start_in_turn(node, now)
+    for computation in _going_on(node):
+        _top_up(node, computation, now)
+
+
+def _leave_out(node: Node) -> None:
+    """Computations without a queue have no turns."""
+    for computation in [each for each in node.turns if not each.queue]:
+        computation.in_turns = False
+        node.turns.remove(computation)
+
+
+def _per(computation: Computation) -> float:
+    """Return what a second of CPU time costs it: one over its weight."""
+    weight = computation.prepare.weight
+    return 1.0 / (min(max(weight, WEIGHT_MIN), WEIGHT_MAX) if math.isfinite(weight) else 1.0)
+
+
+def _charge(node: Node, now: float) -> None:
+    """Count the CPU time that computations have had since several want it."""
+    spent_s = 0.0 if node.charged_at is None else now - node.charged_at
+    node.charged_at = now
+    if spent_s > 0:
+        for worker in node.workers.values():
+            if worker.tasks:
+                worker.computation.tag += spent_s * _per(worker.computation)
+
+
+def _start_in_turn(node: Node, now: float) -> None:
+    """Put free CPUs to work for those who have had least; at first, for each in turn."""
+    if node.busy >= node.cpus:
+        return
+    running: dict[Computation, int] = {}
+    for worker in node.workers.values():
+        if worker.tasks:
+            running[worker.computation] = running.get(worker.computation, 0) + 1
+    order = []
+    for number, computation in enumerate(node.turns):
+        ahead = SLICE_S * running.get(computation, 0) * _per(computation)
+        order.append((computation.tag + ahead, number, computation))
+    heapq.heapify(order)
+    while order and node.busy < node.cpus:
+        key, number, computation = order[0]
+        if not computation.queue or not _start_one(node, computation, now):
+            heapq.heappop(order)
+            continue
+        node.clock = max(node.clock, computation.tag)
+        heapq.heapreplace(order, (key + SLICE_S * _per(computation), number, computation))
+
+
+def _going_on(node: Node) -> list[Computation]:
+    """Return those whose processes get more at once; others' run dry and leave their CPUs."""
+    waiting = [each for each in node.turns if each.queue]
+    lowest = heapq.nsmallest(2, [each.tag for each in waiting])
+    going: list[Computation] = []
+    for computation in waiting if len(lowest) == 2 else ():
+        other = lowest[1] if computation.tag == lowest[0] else lowest[0]
+        if computation.tag <= other + SLICE_S * _per(computation):
+            going.append(computation)
+    return going if len(lowest) == 2 else waiting
 
 
 def take_back(node: Node, worker: Worker, count: int) -> None:

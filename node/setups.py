@@ -16,7 +16,7 @@ LEAVING = "the node is being stopped, since a computation asked for it"
 def begin(node: Node, message: Prepare, now: float) -> None:
     """Make a computation ready: first its files, then its template."""
     if reason := LEAVING if node.leaving else duty.refusal(node, message.computation):
-        send(node, Prepared(message.computation, reason))
+        send(node, Prepared(message.computation, reason, declined=True))
         return
     spec = message.spec
     computation = Computation(

@@ -115,6 +115,8 @@ class Computation:
     workers: dict[int, Worker] = field(default_factory=dict)
     has_special: bool = False  # some of its tasks are or were special
     run_s: float = -1.0  # how long a job takes, smoothed; below 0: not known
+    in_turns: bool = False  # it is among those that have jobs to give
+    tag: float = 0.0  # CPU time that it has had beside others, over its weight
     spawn_at: float = 0.0  # not before; grows after failures
     spawn_pause_s: float = 0.0
     claim: Claim | None = None  # its files
@@ -149,7 +151,9 @@ class Node:
     busy: int = 0  # workers that have tasks
     youngest: float = 0.0  # when the last job began to run
     last_worker: int = 0
-    turns: deque[Computation] = field(default_factory=deque)  # computations with a queue
+    turns: list[Computation] = field(default_factory=list)  # computations with a queue
+    clock: float = 0.0  # the highest tag that any of them had when it got a CPU
+    charged_at: float | None = None  # since then several want the CPUs; None: they don't
     results: dict[Computation, list[JobResult]] = field(default_factory=dict)
     held_since: float | None = None  # the oldest of these results
     again: list[Prepare] = field(default_factory=list)  # those before them are gone now

@@ -727,6 +727,7 @@ class Prepared(Message, tag=60):
 
     computation: int
     error: str = ""
+    declined: bool = False  # nothing went wrong: the node takes no more computations
 
 
 class Done(Message, tag=61):

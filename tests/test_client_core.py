@@ -291,6 +291,15 @@ def test_each_trouble_is_told_once() -> None:
     assert all("127.0.0.1:9701" in text and "still trying" in text for text in texts)
 
 
+def test_a_trouble_may_be_the_brokers_own() -> None:
+    core = opened()
+    core.receive(NodeTrouble(1, "broker", "the cluster waits until others are closed"), 0.0)
+    core.tick(PATIENCE_S)
+    first, second = [effect.text for effect in core.take() if isinstance(effect, Warned)]
+    assert first == "cluster 'compute': the cluster waits until others are closed"
+    assert "no node to run jobs on (broker: the cluster waits until others are" in second
+
+
 def test_a_node_ends_the_patience() -> None:
     core = opened()
     core.receive(NodeReady(1, NODE), 0.0)

@@ -226,6 +226,17 @@ def test_a_cluster_that_closes_is_closed_at_a_broker_that_comes_back() -> None:
     core.check()
 
 
+def test_a_broker_that_is_away_is_not_waited_for_in_order_to_close() -> None:
+    core = with_jobs(1)
+    core.unreachable("connection refused")
+    core.close(1)
+    effects = core.take()
+    assert [type(effect) for effect in effects] == [Send, Ended, Closed]
+    core.unreachable("")
+    core.receive(ClusterClosed(1), 0.0)
+    assert not core.state.unclosed
+
+
 def test_a_lost_cluster_ends_with_the_reason() -> None:
     core = with_jobs(2)
     core.submit(1, job(3))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from dispy import recorded, recording, recoverfile
 from dispy.job import DispyJob
 from dispy.protocol.messages import JobSpec, Large, NodeInfo
-from dispy.recorded import EndedRecord, Recorded, RecoverError, id_of
+from dispy.recorded import BrokerRecord, EndedRecord, Recorded, RecoverError, id_of
 from dispy.recording import Recordings
 from dispy.recover import clusters_of, newest
 from dispy.recoverfile import RecoverFile
@@ -334,6 +334,34 @@ def test_a_long_file_is_rewritten_without_what_has_ended(
     assert cluster.has_ended(500)
     assert found.siblings == [str(tmp_path / "other")]
     recordings.closed(1)
+    assert files(tmp_path) == []
+
+
+def test_what_is_at_a_shared_broker_is_recorded_without_any_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(recoverfile, "REWRITE_BYTES", 1_000)
+    shared = Recordings(shared_at="127.0.0.1:9702")
+    shared.owner = "me"
+    jobs: dict[int, DispyJob] = {}
+    shared.open(3, True, None, jobs, set())
+    assert files(tmp_path) == []  # the broker may never get to know it
+    shared.opened(3, 77, "broker")
+    jobs[1] = new_job(1, "one")
+    for seq in range(2, 100):  # also when it is rewritten
+        jobs[seq] = new_job(seq)
+        shared.flush(0.0)
+        del jobs[seq]
+        shared.ended(3, [seq])
+        shared.flush(0.0)
+    (path,) = files(tmp_path)
+    found = read(path)
+    assert found.shared == BrokerRecord("127.0.0.1:9702", "me")
+    cluster = found.clusters[3]
+    assert (cluster.computation, cluster.program) == (77, True)
+    assert [id_of(job) for job in cluster.jobs.values()] == ["one"]
+    shared.closed(3)
     assert files(tmp_path) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from dispy.nodes import DispyNodeAvailInfo
 from dispy.offers import Offers
 from dispy.orders import Ask, AskWhy, Cancel, Close, Define, Follow, Open
 from dispy.protocol import messages
-from dispy.protocol.exchange import Arrival, Event, Joined, Left, Received
+from dispy.protocol.exchange import Arrival, DialFailed, Event, Joined, Left, Received
 from dispy.protocol.messages import (
     DEALLOCATE,
     FILE,
@@ -47,6 +48,7 @@ from dispy.protocol.messages import (
     Records,
     RecordsHeard,
     Results,
+    ResultsHeard,
     Submit,
     Vitals,
 )
@@ -99,7 +101,9 @@ class Wire:
             self.say(Results(message.cluster, 0, results))
         elif isinstance(message, NodeRequest):
             self.say(Answer(message.cluster, message.request, 2, "done"))
-        elif isinstance(message, BlobPieces | RecordsHeard | messages.Define | Allocate):
+        elif isinstance(
+            message, BlobPieces | RecordsHeard | ResultsHeard | messages.Define | Allocate
+        ):
             self.sent.append(message)
             self.came.set()
         elif isinstance(message, CloseCluster):
@@ -221,6 +225,50 @@ def test_a_broker_that_leaves_and_comes_back_gets_the_jobs_again(
     wire.said += [Left("broker", "restarted"), Joined("broker", BROKER, [], "")]
     wire.wake()
     assert job.finish.wait(PATIENCE_S) and job.status == DispyJob.Finished
+
+
+def test_a_shared_broker_that_goes_is_waited_for_and_users_are_told(
+    wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    exchange: Any = wire
+    wire.said = [DialFailed("here:1", "connection refused: nothing listens there")] * 2
+    shared = Session("here:1", wire, exchange, shared=True)
+    shared.start()
+    mine = Ledger(None, None, number=1)
+    shared.open(Open(OpenCluster(1, ComputationSpec("compute", []), []), mine))
+    wire.lazy = True
+    job = submit(shared, mine)
+    wire.said += [Joined("broker", BROKER, [], ""), Left("broker", "it is being stopped")]
+    wire.wake()
+    until_said(caplog, "wait for it to come back")
+    assert caplog.text.count("is dispy-broker running there?") == 1
+    assert not mine.closed
+    wire.lazy = False
+    wire.said += [Joined("broker", BROKER, [], "")]
+    wire.wake()
+    assert job.finish.wait(PATIENCE_S) and job.status == DispyJob.Finished
+    shared.stop(PATIENCE_S)
+
+
+def until_said(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while text not in caplog.text:
+        assert time.monotonic() < deadline, f"never said: {text}"
+        time.sleep(0.01)
+
+
+def test_results_are_heard_after_the_jobs_have_ended(
+    session: Session, ledger: Ledger, wire: Wire
+) -> None:
+    wire.lazy = True
+    job = submit(session, ledger)
+    session.hand_over(Define(1, [Code("3", JobSpec(0, 0, b""))]))
+    assert wire.came.wait(PATIENCE_S)  # so the job has been submitted
+    wire.came.clear()
+    wire.tell(Results(1, 0, [JobResult(job._seq, 1, 11, 1.0, 2.0, b"")], 5))
+    assert wire.came.wait(PATIENCE_S)
+    assert wire.sent[-1] == ResultsHeard(1, [5])
+    assert job.finish.is_set()
 
 
 def test_a_forked_child_can_submit_nothing(session: Session, ledger: Ledger) -> None:

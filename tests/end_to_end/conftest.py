@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ import pytest
 
 import dispy
 
-from .processes import BrokerProcess, NodeProcess, Program
+from .processes import NOTHING_MORE, BrokerProcess, NodeProcess, Program
 
 # Whoever runs the tests in the background has them ignore Ctrl-C, and so all that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -22,7 +22,12 @@ class StartNode(Protocol):
     """Start a node that ends with the test and has to leave nothing."""
 
     def __call__(
-        self, *options: str, cpus: int = 2, port: int = 0, through: Sequence[str] = ()
+        self,
+        *options: str,
+        cpus: int = 2,
+        port: int = 0,
+        through: Sequence[str] = (),
+        environment: Mapping[str, str] = NOTHING_MORE,
     ) -> NodeProcess:
         """Return it when it's ready."""
 
@@ -30,7 +35,14 @@ class StartNode(Protocol):
 class StartBroker(Protocol):
     """Start a broker that several programs may use, and that ends with the test."""
 
-    def __call__(self, *options: str, instead_of: BrokerProcess | None = None) -> BrokerProcess:
+    def __call__(
+        self,
+        *options: str,
+        instead_of: BrokerProcess | None = None,
+        crash_at: str = "",
+        through: Sequence[str] = (),
+        state: Path | None = None,
+    ) -> BrokerProcess:
         """Return it when it's ready; ``instead_of``: at the place of that one, with its state."""
 
 
@@ -52,9 +64,17 @@ def start_node(tmp_path: Path) -> Iterator[StartNode]:
     nodes: list[NodeProcess] = []
 
     def start(
-        *options: str, cpus: int = 2, port: int = 0, through: Sequence[str] = ()
+        *options: str,
+        cpus: int = 2,
+        port: int = 0,
+        through: Sequence[str] = (),
+        environment: Mapping[str, str] = NOTHING_MORE,
     ) -> NodeProcess:
-        nodes.append(NodeProcess(tmp_path, *options, cpus=cpus, port=port, through=through))
+        nodes.append(
+            NodeProcess(
+                tmp_path, *options, cpus=cpus, port=port, through=through, environment=environment
+            )
+        )
         return nodes[-1]
 
     yield start
@@ -99,12 +119,19 @@ def start_broker(tmp_path: Path) -> Iterator[StartBroker]:
     """Start brokers; also those that take their places end with the test."""
     brokers: list[BrokerProcess] = []
 
-    def start(*options: str, instead_of: BrokerProcess | None = None) -> BrokerProcess:
+    def start(
+        *options: str,
+        instead_of: BrokerProcess | None = None,
+        crash_at: str = "",
+        through: Sequence[str] = (),
+        state: Path | None = None,
+    ) -> BrokerProcess:
         if instead_of is None:
-            brokers.append(BrokerProcess(tmp_path, *options))
+            new = BrokerProcess(tmp_path, *options, crash_at=crash_at, through=through, state=state)
         else:
-            brokers.append(instead_of.again(*options))
-        return brokers[-1]
+            new = instead_of.again(*options, crash_at=crash_at)
+        brokers.append(new)
+        return new
 
     yield start
     try:

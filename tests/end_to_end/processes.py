@@ -13,16 +13,21 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
+
+from dispy.operator import Operator
+from dispy.protocol.messages import BrokerReport
 
 from .waiting import until
 
 MARK = "DISPY_TEST_MARK"
 STOP_S = 5.0  # a node may take so long to end
+NOTHING_MORE: Mapping[str, str] = MappingProxyType({})
 _ADDRESS = re.compile(r"CPUs at (\S+), pid")
 _DOORS = re.compile(r"nodes dial (\S+), clients (\S+), ")
 
@@ -30,7 +35,13 @@ _DOORS = re.compile(r"nodes dial (\S+), clients (\S+), ")
 class Marked:
     """A process with a mark and a folder for its temporary files."""
 
-    def __init__(self, command: Sequence[str], folder: Path, stdin: int | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        stdin: int | None = None,
+        environment: Mapping[str, str] = NOTHING_MORE,
+    ) -> None:
         self.mark = uuid.uuid4().hex
         self.folder = folder / self.mark[:8]
         self.temporary = self.folder / "tmp"
@@ -41,7 +52,7 @@ class Marked:
             self.process = subprocess.Popen(
                 [*command],
                 cwd=self.folder,
-                env={**os.environ, MARK: self.mark, "TMPDIR": str(self.temporary)},
+                env={**os.environ, MARK: self.mark, "TMPDIR": str(self.temporary), **environment},
                 stdin=subprocess.DEVNULL if stdin is None else stdin,
                 stdout=out,
                 stderr=err,
@@ -95,12 +106,14 @@ class NodeProcess(Marked):
         cpus: int = 2,
         port: int = 0,
         through: Sequence[str] = (),  # a command that runs the node's command
+        environment: Mapping[str, str] = NOTHING_MORE,
     ) -> None:
         self.options = options
         self.cpus = cpus
         command = [*through, sys.executable, "-m", "dispy.node.cli", "-c", str(cpus), *options]
         # It listens at the port after the one that is given, unless it may choose.
-        super().__init__([*command, "-p", str(port and port - 1)], folder)
+        command += ["-p", str(port and port - 1)]
+        super().__init__(command, folder, environment=environment)
         self.address = ""
         until(self._find_address, "the node's address")
         self.port = int(self.address.rpartition(":")[2])
@@ -135,16 +148,25 @@ class NodeProcess(Marked):
 
 
 class BrokerProcess(Marked):
-    """A ``dispy-broker``; ready when its constructor returns."""
+    """A ``dispy-broker``; ready when its constructor returns.
+
+    It has its state in a folder beside its own, which the one that is started in its place uses.
+    """
 
     def __init__(
-        self, folder: Path, *options: str, port: int = 0, state: Path | None = None
+        self,
+        folder: Path,
+        *options: str,
+        port: int = 0,
+        state: Path | None = None,
+        through: Sequence[str] = (),  # a command that runs the broker's command
+        crash_at: str = "",  # DISPY_CRASH_AT
     ) -> None:
         self.options = options
         self.port = port or free_port()  # for nodes; clients at the next but one
         self.state = state or folder / f"state-{uuid.uuid4().hex[:8]}"
-        command = [sys.executable, "-m", "dispy.broker.cli", "-p", str(self.port)]
-        super().__init__([*command, "--state-dir", str(self.state), *options], folder)
+        command = [*through, *broker_command(self.port, self.state, *options)]
+        super().__init__(command, folder, environment={"DISPY_CRASH_AT": crash_at})
         self.for_nodes = self.address = ""  # where nodes and clients dial in
         until(self._find_doors, "the broker's addresses")
 
@@ -156,16 +178,32 @@ class BrokerProcess(Marked):
             self.for_nodes, self.address = found[1], found[2]
         return bool(found)
 
-    def again(self, *options: str) -> BrokerProcess:
+    def again(self, *options: str, crash_at: str = "") -> BrokerProcess:
         """Start another broker at the same ports, with the same journal."""
         more = [*self.options, *options]
-        return BrokerProcess(self.folder.parent, *more, port=self.port, state=self.state)
+        folder, port, state = self.folder.parent, self.port, self.state
+        return BrokerProcess(folder, *more, port=port, state=state, crash_at=crash_at)
 
     def stop(self, signum: int = signal.SIGTERM) -> None:
         """Stop it as a user does: it must end well and soon, and leave nothing but its state."""
         self.process.send_signal(signum)
         assert self.wait(STOP_S) == 0, self.log()[-2000:]
         self.assert_nothing_left()
+
+    def status(self) -> BrokerReport:
+        """Ask it how it is, as ``dispy status`` does."""
+        with Operator(self.address) as operator:
+            return operator.status()
+
+    def node_state(self, name: str) -> str:
+        """Return the state of a node of this name, as operators see it."""
+        return next((node.state for node in self.status().nodes if node.name == name), "unknown")
+
+
+def broker_command(port: int, state: Path, *options: str) -> list[str]:
+    """Return what starts a broker."""
+    command = [sys.executable, "-m", "dispy.broker.cli", "-p", str(port)]
+    return [*command, "--state-dir", str(state), *options]
 
 
 class Program(Marked):

@@ -193,7 +193,8 @@ def test_a_killed_program_is_recovered_from_the_broker_in_two_steps(
     program.kill()
     Path(f"{gate}-1").touch()
     is_over: list[DispyJob] = []
-    until(lambda: is_over.extend(dispy.recover_jobs(path, timeout=0.2)) or is_over, "an end")
+    while not is_over:
+        is_over = dispy.recover_jobs(path, timeout=0.2)
     assert [(job.id, job.result, job.args) for job in is_over] == [("id-1", 1, (1,))]
     assert path.exists()
     gate.touch()

@@ -30,6 +30,7 @@ from dispy.broker.effects import (
     KeepProgress,
     KeepResults,
 )
+from dispy.broker.journal import Journal
 from dispy.broker.packing import Packer
 from dispy.protocol.messages import Body, JobSpec, OpenCluster, Results, Submit
 
@@ -123,6 +124,11 @@ class KeptStore:
         kept = self.results.get(number)
         return None if kept is None else self._unpack(kept[1], Results)
 
+    def counts(self) -> tuple[int, ...]:
+        """Return how many batches and results there are; nothing if there are none."""
+        counts = len(self.batches), len(self.results)
+        return counts if any(counts) else ()
+
     def load(self) -> Kept:
         """Return all that is kept."""
         nodes = {
@@ -165,6 +171,26 @@ class KeptStore:
         message = self.packer.unpack(*packed)
         assert isinstance(message, kind)
         return message
+
+
+class JournalStore:
+    """The journal that the broker uses, in memory, in the place of such a store."""
+
+    def __init__(self) -> None:
+        self.journal = Journal(None)
+        self.load = self.journal.load
+        self.read_batch = self.journal.read_batch
+        self.read_results = self.journal.read_results
+
+    def apply(self, effects: Iterable[Effect]) -> None:
+        """Keep what is to be kept."""
+        self.journal.apply([effect for effect in effects if type(effect) in KEEPING])  # type: ignore[misc]
+
+    def counts(self) -> tuple[int, ...]:
+        """Return how many batches and results there are; nothing if there are none."""
+        [kept] = self.load().clusters
+        counts = len(kept.batches), len(kept.results)
+        return counts if any(counts) else ()
 
 
 KEEPING: dict[type[Effect], Callable[..., None]] = {

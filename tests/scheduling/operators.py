@@ -22,6 +22,7 @@ from dispy.protocol.messages import (
     Prepare,
     Prepared,
     Report,
+    Run,
     Submit,
 )
 
@@ -46,11 +47,13 @@ class SharedStage(Stage):
         scheduler.joined(PEOPLE, identity("client", PEOPLE), [], "", 0.0)
 
     def flush(self) -> None:
-        """Let the scheduler act, and remember all that it wants."""
+        """Let the scheduler act, and remember all that it wants; no job goes to barred nodes."""
         self.scheduler.check()
         for effect in self.scheduler.flush(self.now):
             self.all_effects.append(effect)
             if isinstance(effect, Send):
+                if isinstance(effect.message, Run):
+                    assert not self.scheduler.nodes[effect.peer].barred
                 self.sent.append((effect.peer, effect.message))
         self.scheduler.check()
 

@@ -239,7 +239,7 @@ def test_no_order_of_messages_breaks_the_scheduler(seed: int) -> None:
     chaos.close()
     assert len(chaos.take(ClusterClosed)) == 1
     state = chaos.scheduler.state
-    assert not state.clusters and not state.busy and not state.fetchers
+    assert not state.clusters and not state.fetchers
     assert all(not node.allocations and node.load == 0 for node in state.nodes.values())
     assert state.underway == sum(node.underway for node in state.nodes.values())
     chaos.tell(CLIENT, OpenCluster(1, chaos.opening.computation, [NodeSpec("*")]))

@@ -29,9 +29,9 @@ SIZE = 50  # jobs in a batch
 LOADED = 200
 
 
-def crowded(batches: int = 20, **settings: object) -> DurableStage:
+def crowded(batches: int = 20) -> DurableStage:
     """Return a stage with many jobs and no node."""
-    stage = DurableStage(loaded_jobs=LOADED, **settings)
+    stage = DurableStage(loaded_jobs=LOADED)
     for number in range(batches):
         stage.submit(*range(number * SIZE + 1, (number + 1) * SIZE + 1))
     return stage

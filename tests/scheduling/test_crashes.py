@@ -48,7 +48,7 @@ from dispy.protocol.messages import (
 )
 from dispy.protocol.payload import pack_result
 
-from .keptstore import KeptStore
+from .keptstore import JournalStore, KeptStore
 from .stage import identity
 
 BODY = pack_result(b"", b"", b"", "")
@@ -167,11 +167,11 @@ class Client:
 class World:
     """A broker with a journal, a client and three nodes; all that happens is by chance."""
 
-    def __init__(self, chance: random.Random) -> None:
+    def __init__(self, chance: random.Random, store: KeptStore | JournalStore) -> None:
         self.chance = chance
         self.reentrant = chance.random() < 0.5
         self.settings = Settings(durable=True, client_lease_s=1e9, loaded_jobs=20, loaded_bytes=200)
-        self.store = KeptStore()
+        self.store = store
         spec = ComputationSpec("c", [Code("3.11", JobSpec(0, 0, b"f"))], pulse_interval=1.0)
         self.client = Client(OpenCluster(1, spec, [NodeSpec("*")], self.reentrant))
         self.nodes = [Node(f"n{number}", number) for number in (1, 2, 3)]
@@ -346,15 +346,14 @@ class World:
                 assert len(attempts) <= 1 + retries, (seq, attempts)
         assert len(self.begun) == len(set(self.begun))
         state = self.scheduler.state
-        assert not state.batches and not state.busy and not self.store.batches
-        assert not self.store.results
         [cluster] = state.clusters.values()
+        assert not state.batches and not cluster.jobs and not self.store.counts()
         assert not cluster.unheard and not cluster.backlog.waiting and not cluster.loaded_bytes
 
 
-def play(chance: random.Random, steps: int) -> World:
+def play(chance: random.Random, steps: int, store: KeptStore | JournalStore | None = None) -> World:
     """Let things happen by chance, and then all end well."""
-    world = World(chance)
+    world = World(chance, store or KeptStore())
     for _ in range(steps):
         world.step()
     world.settle()
@@ -369,6 +368,14 @@ def test_each_job_ends_once_however_often_the_broker_is_killed(
     monkeypatch.setattr(unheard, "MEMORY_MAX", 2000)
     world = play(random.Random(seed), 150)
     assert world.restarts > 10 and len(world.client.ends) > 100
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_with_the_journal_itself(seed: int) -> None:
+    store = JournalStore()
+    world = play(random.Random(seed), 100, store)
+    assert world.restarts > 10 and not store.journal.strays()
+    store.journal.close()
 
 
 @settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))

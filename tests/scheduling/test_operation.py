@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dispy.broker.operation import JOBS_MAX
 from dispy.broker.overview import PART
+from dispy.broker.settings import FIFO
 from dispy.broker.state import About
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import (
@@ -216,7 +219,13 @@ def test_rivals_are_named() -> None:
     stage.submit(1, 2)
     stage.submit_to(2, 1, 2)
     text = stage.operate(WHY, str(number), (2,)).text
-    assert "1 other cluster has jobs as well" in text and "% of the CPUs" in text
+    assert "1 other cluster has jobs as well." in text
+    assert "entitled to 50 % of 1 CPU at present" in text
+    assert "number 1 of 2 that wait for CPUs. The lowest goes first: by weight" in text
+    state = stage.scheduler.state
+    state.settings = replace(state.settings, policy=FIFO)
+    text = stage.operate(WHY, str(number), (2,)).text
+    assert "The cluster that was opened first goes first." in text
 
 
 def test_an_exclusive_cluster_waits() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from dispy.broker.mishaps import ASIDE_S, MISHAPS_ENOUGH, MISHAPS_S, UNFIT_ENOUGH
 from dispy.broker.settings import Settings
 from dispy.broker.setups import BREAKDOWNS_MAX
@@ -46,6 +49,17 @@ def lose_with_a_job(stage: SharedStage, seq: int) -> None:
 
 
 # -- setting up -----------------------------------------------------------------------------
+
+
+def test_a_node_that_has_served_enough_has_not_failed() -> None:
+    stage = two_nodes()
+    stage.prepare()
+    for number in range(2, 3 + UNFIT_ENOUGH):
+        stage.open(number)
+        for peer, prepare in stage.take(Prepare):
+            error = "it has had enough" if peer == "bad" else ""
+            stage.tell(peer, Prepared(prepare.computation, error, declined=bool(error)))
+    assert stage.state_of("bad") == ("up", "")
 
 
 def test_a_node_that_can_not_set_up_what_others_can() -> None:
@@ -190,4 +204,56 @@ def test_it_takes_less_the_second_time() -> None:
     stage.tick(ASIDE_S)  # nothing is there that could be used again
     assert not stage.scheduler.state.aside
     past = next(iter(stage.scheduler.state.pasts.values()))
-    assert past.returned and len(past.mishaps) == MISHAPS_ENOUGH // 2
+    assert past.returned and past.mishaps == [(ASIDE_S, 0)] * (MISHAPS_ENOUGH // 2)
+    for seq in range(10, 13):
+        lose_with_a_job(stage, seq)
+    assert past.set_aside and past.until == float("inf")
+
+
+# -- in any order ---------------------------------------------------------------------------
+
+ACTS = st.lists(
+    st.tuples(
+        st.sampled_from(["open", "fail", "break", "crash", "join", "wait", "resume", "drain"]),
+        st.sampled_from(["a", "b", "c"]),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(ACTS)
+def test_no_job_goes_to_a_node_that_is_set_aside(acts: list[tuple[str, str]]) -> None:
+    stage = SharedStage(durable=True)
+    failing: set[str] = set()  # nodes that can't set anything up now
+    last = 1
+    for act, name in acts:
+        nodes = stage.scheduler.nodes
+        if act == "open":
+            last += 1
+            stage.open(last)
+            stage.submit_to(last, 1, 2, 3)
+        elif act == "fail":
+            failing ^= {name}
+        elif act == "wait":
+            stage.tick(stage.now + ASIDE_S / 4)
+        elif act == "join" and name not in nodes:
+            stage.join(name, place=f"place of {name}")
+            stage.tell(name, Holding([], []))
+        elif name in nodes:
+            _do(stage, act, name)
+        stage.prepare(**dict.fromkeys(failing, BROKEN))
+        assert {node.id for node in nodes.values()} <= stage.kept_nodes().keys()
+    for name in stage.scheduler.nodes:
+        stage.operate(RESUME, name)
+        assert stage.state_of(name) == ("up", "")
+
+
+def _do(stage: SharedStage, act: str, name: str) -> None:
+    if act == "crash":
+        stage.lose(name)
+    elif act == "break":
+        for number in list(stage.scheduler.nodes[name].allocations):
+            stage.tell(name, Prepared(number, BROKEN))
+    else:
+        stage.operate(act, name)

@@ -194,7 +194,7 @@ def test_nothing_is_left_over_whatever_clients_do(
     crowd.finish_all()
     state = crowd.scheduler.state
     assert not state.clusters and not state.exclusives and not state.unopened
-    assert set(state.clients) == set(CLIENTS) and not state.busy and not state.batches
+    assert set(state.clients) == set(CLIENTS) and not state.batches
     assert all(not node.allocations and node.load == 0 for node in state.nodes.values())
     if durable:
         assert not crowd.store.clusters and not crowd.store.batches and not crowd.store.results
