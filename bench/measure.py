@@ -178,8 +178,7 @@ def restarts(_: Scale) -> Figures:
 
 def fairness(_: Scale) -> Figures:
     """Clusters of equal weight, and a newcomer."""
-    figures = shared.shares(5)
-    return {"fair.jain": figures.jain, "fair.newcomer": figures.newcomer}
+    return {"fair.jain": shared.jain(5), "fair.newcomer": shared.newcomer(1_000_000)}
 
 
 def start_up(_: Scale) -> Figures:

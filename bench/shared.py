@@ -8,15 +8,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
 from . import brokers, throughput
 from .work import Runner, check, no_op, pause
 
+if TYPE_CHECKING:
+    import dispy
+
 JOB_S = 0.05  # of those that show how CPUs are shared
 LOAD_S = 8.0  # for so long
+LONG_S = 0.2  # of those that a newcomer's jobs wait behind
+NODES = 10
 
 
 @contextmanager
@@ -82,57 +87,66 @@ def _queued(broker: brokers.Broker) -> int:
     return sum(cluster.waiting + cluster.running for cluster in status.clusters)
 
 
-class Shares(NamedTuple):
-    """How several clusters fare side by side."""
-
-    jain: float  # index of their CPU time: 1 when all have the same
-    newcomer: float  # job lengths until ten jobs have begun that come last
-
-
-def shares(clusters: int) -> Shares:
-    """Load a broker with clusters of equal weight that have more than enough to do."""
+@contextmanager
+def loaded(clusters: int, count: int, job_s: float) -> Iterator[Load]:
+    """Have a broker with nodes, and clusters of equal weight that have more than enough to do."""
     import dispy
 
     with ExitStack() as stack:
-        broker = stack.enter_context(brokers.started(None))
-        for _ in range(10):
-            stack.enter_context(brokers.node_of(broker))
-        loads = []
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        broker = stack.enter_context(brokers.started(folder))
+        for _ in range(NODES):
+            stack.enter_context(brokers.node_of(broker, 1))
+        load = Load(broker, [])
         for number in range(clusters):
             cluster = dispy.SharedJobCluster(
-                pause, scheduler_node=broker.clients, name=f"load{number}", reentrant=True,
-                max_tasks_per_child=None,
-            )  # fmt: skip
-            loads.append((cluster, [cluster.submit(JOB_S) for _ in range(20_000)]))
-        for _, jobs in loads:
+                pause, scheduler_node=broker.clients, name=f"load{number}", max_tasks_per_child=None
+            )
+            stack.callback(cluster.close, timeout=0, terminate=True)
+            load.jobs.append([cluster.submit(job_s) for _ in range(count)])
+        for jobs in load.jobs:
             jobs[0]()
-        before = [_done(jobs) for _, jobs in loads]
+        yield load
+
+
+class Load(NamedTuple):
+    """What a broker has to do."""
+
+    broker: brokers.Broker
+    jobs: list[list[dispy.DispyJob]]  # of each cluster
+
+
+def jain(clusters: int) -> float:
+    """Jain's index of the CPU time that clusters get side by side: 1 when all have the same."""
+    with loaded(clusters, 20_000, JOB_S) as load:
+        before = [_done(jobs) for jobs in load.jobs]
         time.sleep(LOAD_S)
-        done = [_done(jobs) - first for (_, jobs), first in zip(loads, before, strict=True)]
-        newcomer = _newcomer(broker)
-        for cluster, _ in loads:
-            cluster.close(timeout=0, terminate=True)
-    return Shares(sum(done) ** 2 / (len(done) * sum(each**2 for each in done)), newcomer)
+        done = [_done(jobs) - first for jobs, first in zip(load.jobs, before, strict=True)]
+    return sum(done) ** 2 / (len(done) * sum(each**2 for each in done))
 
 
-def _done(jobs: list[object]) -> int:
+def _done(jobs: list[dispy.DispyJob]) -> int:
     from dispy import DispyJob
 
-    return sum(job.status == DispyJob.Finished for job in jobs)  # type: ignore[attr-defined]
+    return sum(job.status == DispyJob.Finished for job in jobs)
 
 
-def _newcomer(broker: brokers.Broker) -> float:
+def newcomer(count: int) -> float:
+    """After how many job lengths ten jobs of a newcomer have begun, while many are queued."""
     import dispy
 
-    with dispy.SharedJobCluster(
-        pause, scheduler_node=broker.clients, max_tasks_per_child=None
-    ) as cluster:
-        cluster.submit(0.0)()  # its set-up isn't the subject
-        asked = time.time()
-        jobs = [cluster.submit(JOB_S) for _ in range(10)]
-        for job in jobs:
-            job()
-        return float(max(job.start_time for job in jobs) - asked) / JOB_S
+    with loaded(1, count, LONG_S) as load:
+        if count > 1000:
+            _until_accepted(load.broker, count - 1000)
+        with dispy.SharedJobCluster(
+            pause, scheduler_node=load.broker.clients, max_tasks_per_child=None
+        ) as cluster:
+            cluster.submit(0.0)()  # its set-up isn't the subject
+            asked = time.time()
+            jobs = [cluster.submit(LONG_S) for _ in range(10)]
+            for job in jobs:
+                job()
+            return float(max(job.start_time for job in jobs) - asked) / LONG_S
 
 
 def rates(journal: bool, jobs: int, fresh_jobs: int) -> tuple[float, float]:

@@ -155,11 +155,12 @@ SECTIONS = (
         ),
     ),
     Section(
-        "Five clusters of equal weight on ten nodes with one CPU each",
+        "Sharing ten nodes with one CPU each",
         (
-            Row("Jain index of the CPU time that they get", "fair.jain", "",
+            Row("Jain index of the CPU time of five equal clusters", "fair.jain", "",
                 (above(0.95, "fair.jain"),)),
-            Row("ten jobs of a newcomer have begun after", "fair.newcomer", "job lengths",
+            Row("a million jobs queued: ten of a newcomer have begun after", "fair.newcomer",
+                "job lengths",
                 (below(2, "fair.newcomer"),)),
         ),
     ),

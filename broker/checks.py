@@ -109,6 +109,7 @@ def _check_batches(state: State, cluster: Cluster) -> None:
         return
     assert set(held) <= set(cluster.batches.values())
     backlog = cluster.backlog
+    assert set(cluster.unheard).isdisjoint(cluster.stored)
     assert set(backlog) == {each for each in cluster.batches.values() if each in backlog}
     assert backlog.waiting == sum(batch.left for batch in backlog)
     assert cluster.loaded_bytes == sum(each.mean_bytes * held[each] for each in set(held) if each)

@@ -17,6 +17,7 @@ import msgspec
 
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.exchange import (
+    Arrival,
     Away,
     Back,
     DialFailed,
@@ -115,11 +116,14 @@ class BrokerDaemon:
         """Wait for something to do, at most so many seconds, and do it."""
         deadline = min(self.exchange.deadline(), self.scheduler.deadline())
         arrivals = self.bus.poll(min(timeout_s, deadline - time.monotonic()))
-        now = time.monotonic()
-        self._handle(self.exchange.tick(now))  # it beats: not to acknowledge what isn't kept
+        self.turn(arrivals, time.monotonic())
+
+    def turn(self, arrivals: list[Arrival], now: float) -> None:
+        """Take in all that has arrived; then keep what comes of it, and only then speak."""
+        self._handle(self.exchange.tick(now), now)  # it beats: not to acknowledge what isn't kept
         for arrival in arrivals:
-            self._handle(self.exchange.receive(arrival, time.monotonic()))
-        self._round(time.monotonic())
+            self._handle(self.exchange.receive(arrival, now), now)
+        self._round(now)
 
     def close(self, goodbye: bool = True) -> None:
         """Close the sockets and the journal.
@@ -191,15 +195,14 @@ class BrokerDaemon:
                 log.warning("jobs are taken again: there is room in the journal")
             self.scheduler.set_trouble(journal.trouble)
 
-    def _handle(self, events: list[Event]) -> None:
+    def _handle(self, events: list[Event], now: float) -> None:
         for event in events:
             try:
-                self._on_event(event)
+                self._on_event(event, now)
             except ProtocolError as error:
                 self._offended(event, error)
 
-    def _on_event(self, event: Event) -> None:
-        now = time.monotonic()
+    def _on_event(self, event: Event, now: float) -> None:
         scheduler = self.scheduler
         if isinstance(event, Received):
             scheduler.receive(event.peer, event.message, now)

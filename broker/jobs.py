@@ -79,6 +79,7 @@ def recall(cluster: Cluster, node: Node) -> Allocation:
         share = Share(node.identity.cpus) if entry is None else share_of(entry, node)
         allocation = Allocation(cluster, node, share)
         node.allocations[cluster.id] = cluster.allocations[node.id] = allocation
+        allocation.pinned = Line()
         allocation.enter(Stage.READY)
     return allocation
 

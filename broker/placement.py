@@ -137,10 +137,7 @@ def newly_free(state: State) -> list[tuple[float, int, Node]]:
 
 
 def _is_wanted(node: Node) -> bool:
-    for allocation in node.allocations.values():
-        if allocation.cluster.account.blocked:
-            return True
-    return False
+    return any(each.cluster.account.blocked for each in node.allocations.values())
 
 
 def look(state: State) -> None:

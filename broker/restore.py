@@ -19,7 +19,7 @@ from .jobs import recall as recall_part
 from .matching import addresses
 from .nodes import recall as recall_nodes
 from .state import Cluster, Node, State
-from .unheard import recall as recall_results
+from .unheard import hold
 
 
 def restore(state: State, kept: Kept, now: float) -> None:
@@ -68,7 +68,7 @@ def _recall_cluster(state: State, kept: KeptCluster, now: float) -> Cluster:
     for results in kept.results:
         message = results.message
         message.record = results.id
-        recall_results(cluster, message)
+        hold(cluster, message)
         for result in message.results:
             seen.add(result.seq)
     for seq, attempt in kept.abandoned:

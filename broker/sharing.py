@@ -27,7 +27,8 @@ from .settings import FIFO
 if TYPE_CHECKING:
     from .state import Cluster
 
-START_S = 0.05  # a job is thought to take so long while none of its cluster has ended
+START_S = 0.05  # a job is thought to take so long at least while none of its cluster has ended
+REPORTED_S = 0.05  # a job has run for so long when nodes say that it runs
 OVERHEAD_S = 5e-5  # a CPU is busy that long with each job beside its own time
 MEMORY = 32  # results, or twice the jobs at nodes: the estimate of their length goes so far back
 SLACK_S = 1e-3  # a tag that has fallen by less isn't worth a new place
@@ -90,7 +91,7 @@ class Account:
         self.cursor = 0  # how many of the places that became free it knows of
 
     def begun(self, since: float) -> None:
-        """A job is known to run."""
+        """A job is known to run, as was heard then."""
         self.started += 1
         self.started_sum += since
 
@@ -101,13 +102,13 @@ class Account:
 
     def running_s(self, now: float) -> float:
         """Return how long the jobs that are known to run have been doing so, in all."""
-        return max(0.0, self.started * now - self.started_sum)
+        return max(0.0, self.started * (now + REPORTED_S) - self.started_sum)
 
     def settle(self, held: int, now: float) -> None:
         """Put the tag right, for so many jobs at nodes: those that ran, run and will run."""
         total = self.used_s + held * self.est_s
         if self.started:
-            longer_s = self.started * (now - self.est_s) - self.started_sum
+            longer_s = self.started * (now + REPORTED_S - self.est_s) - self.started_sum
             if longer_s > 0:  # than was thought
                 total += longer_s
         delta = total - self.charged_s
@@ -278,6 +279,7 @@ class Sharing:
         self.users: dict[str, User] = {}
         self.look_at = 0.0  # when `look` is due
         self.cpus = 1  # of all nodes
+        self._guess_s = START_S  # how long jobs take of which nothing is known: as others
         self._weights = weights
 
     def join(self, account: Account, cluster: Cluster) -> None:
@@ -291,6 +293,8 @@ class Sharing:
             account.weight = self.weight_of_cluster(cluster)
             account.per = 1.0 / account.weight
         account.blocked = account.narrow = False
+        if not account.measured:
+            account.est_s = self._guess_s
         if self.is_fifo:
             account.per = user.per = 0.0
             account.tag = float(cluster.id)
@@ -368,6 +372,9 @@ class Sharing:
         self.look_at = now + LOOK_S
         self.cpus = max(1, cpus)
         lowest: dict[User, float] = {}
+        known = [account.est_s for account, _ in active if account.measured]
+        if known:
+            self._guess_s = max(START_S, sum(known) / len(known))
         for account, held in active:
             user = account.user
             if user is None:

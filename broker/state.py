@@ -319,7 +319,8 @@ class Cluster:
     unheard_bytes: int = 0  # of these
     stored: dict[int, int] = field(default_factory=dict)  # only on disk; of how many jobs
     untold: list[int] = field(default_factory=list)  # not sent, since the client is away
-    unread: deque[int] = field(default_factory=deque)  # to be read, and sent
+    unread: deque[int] = field(default_factory=deque)  # to be sent, once those before are read
+    reading: int = 0  # how many of them are being read
     closing: bool = False
     waits: bool = False  # for others to close, since it or one of them is exclusive
     # What jobs have said while the client was absent, by seq; with the node's id.

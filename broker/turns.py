@@ -129,11 +129,12 @@ def _next_for(cluster: Cluster, allocation: Allocation) -> Job | None:
     if not allocation.is_open or not may_have_more(allocation):
         return None
     line, pinned = cluster.line, allocation.pinned
-    if pinned is not None and pinned.waiting:
-        if not line.waiting or pinned.top() >= line.top():
-            cluster.pinned -= 1
-            return pinned.take()
-    return line.take() if line.waiting else None
+    if pinned is None or not pinned.waiting:
+        return line.take() if line.waiting else None
+    if line.waiting and line.top() > pinned.top():
+        return line.take()
+    cluster.pinned -= 1
+    return pinned.take()
 
 
 def _place_anywhere(state: State, cluster: Cluster, turn: int) -> int:

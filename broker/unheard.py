@@ -1,7 +1,7 @@
 """Results on their way to their client. With a journal, they are kept until it has heard them.
 
-Those of a client that is there are in memory, and so are those of one that is away, up to a
-bound; what comes beyond that is only on disk, and read when the client is back.
+They are in memory as well, up to a bound; what comes beyond that is only on disk, and read when
+the client is to be told again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .effects import DropResults, KeepResults, LoadResults
 from .state import Cluster, State
 
 RESULTS_MAX = 10_000  # in one message
-MEMORY_MAX = 64 << 20  # bytes of a cluster's results in memory while its client is away
+MEMORY_MAX = 64 << 20  # bytes of a cluster's results in memory
 READS_MAX = 32  # messages of one cluster that are read for one flush
 RESULT_BYTES = 200  # what a result needs beside its payload
 
@@ -41,27 +41,18 @@ def _parts(ended: list[JobResult]) -> list[list[JobResult]]:
 def _keep(state: State, cluster: Cluster, message: Results) -> None:
     record = message.record = new_record(state)
     state.effects.append(KeepResults(record, cluster.id, message))
+    hold(cluster, message)
     if cluster.client.away_since is None:
-        hold(cluster, message)
-        state.tell(cluster, message)
-        return
-    cluster.untold.append(record)
-    if cluster.unheard_bytes < MEMORY_MAX:
-        hold(cluster, message)
+        _tell(state, cluster, [record])
     else:
-        cluster.stored[record] = len(message.results)
+        cluster.untold.append(record)
 
 
 def hold(cluster: Cluster, message: Results) -> None:
-    """Have results in memory."""
-    cluster.unheard[message.record] = message
-    cluster.unheard_bytes += _size_of(message.results)
-
-
-def recall(cluster: Cluster, message: Results) -> None:
-    """Take results that were kept by the broker before."""
+    """Have results at hand, in memory if there is room."""
     if cluster.unheard_bytes < MEMORY_MAX:
-        hold(cluster, message)
+        cluster.unheard[message.record] = message
+        cluster.unheard_bytes += _size_of(message.results)
     else:
         cluster.stored[message.record] = len(message.results)
 
@@ -98,13 +89,14 @@ def send_again(state: State, cluster: Cluster) -> None:
 
 
 def _tell(state: State, cluster: Cluster, records: list[int]) -> None:
+    """Tell a client of results, behind all that is to be read for it: an end may be put right."""
     for record in records:
         message = cluster.unheard.get(record)
-        if message is not None:
+        if message is None or cluster.unread or cluster.reading:
+            cluster.unread.append(record)
+        else:
             message.cluster = cluster.number
             state.tell(cluster, message)
-        elif record in cluster.stored:
-            cluster.unread.append(record)
     if cluster.unread:
         state.unread[cluster] = None
 
@@ -113,23 +105,34 @@ def read_some(state: State) -> None:
     """Have results read that clients are to be told; more at the next flush."""
     clusters, state.unread = state.unread, {}
     for cluster in clusters:
-        if cluster.client.away_since is not None:
-            continue  # told when it is back
-        for _ in range(min(READS_MAX, len(cluster.unread))):
-            state.effects.append(LoadResults(cluster.unread.popleft(), cluster.id))
+        if cluster.client.away_since is None and not cluster.reading:
+            _read_next(state, cluster)
+
+
+def _read_next(state: State, cluster: Cluster) -> None:
+    unread = cluster.unread
+    while unread and cluster.reading < READS_MAX:
+        record = unread[0]
+        if record in cluster.stored:
+            cluster.reading += 1
+            state.effects.append(LoadResults(record, cluster.id))
+        elif record in cluster.unheard:
+            if cluster.reading:
+                return  # it is told when the ones before have been
+            message = cluster.unheard[record]
+            message.cluster = cluster.number
+            state.tell(cluster, message)
+        unread.popleft()
 
 
 def results_loaded(state: State, cluster: Cluster, record: int, message: Results | None) -> None:
     """Tell a client what was read for it."""
+    cluster.reading -= 1
     if cluster.unread:
         state.unread[cluster] = None
-    if record not in cluster.stored or message is None:
-        return  # the client has heard it meanwhile
-    if cluster.client.away_since is not None:
-        cluster.untold.append(record)
-        return
-    message.record, message.cluster = record, cluster.number
-    state.tell(cluster, message)
+    if record in cluster.stored and message is not None:
+        message.record, message.cluster = record, cluster.number
+        state.tell(cluster, message)
 
 
 def _on_results_heard(state: State, peer: str, message: ResultsHeard, now: float) -> None:

@@ -176,6 +176,7 @@ class Takeover:
         ranges = (range(first, last + 1) for first, last in message.pending)
         cluster.pending = {seq for each in ranges for seq in each if seq not in cluster.ends}
         cluster.unheard = message.unheard
+        cluster.records.clear()  # all of them come again
 
     def _on_lost(self, cluster: Cluster, message: ClusterLost, now: float) -> None:
         if cluster.said is None and now < self._retry_until:
@@ -184,6 +185,8 @@ class Takeover:
             cluster.lost = message.reason
 
     def _on_results(self, cluster: Cluster, message: Results, now: float) -> None:
+        if message.record in cluster.records:
+            return  # said twice
         if message.record:
             cluster.records[message.record] = [result.seq for result in message.results]
         for result in message.results:

@@ -94,22 +94,21 @@ def recover_jobs(
         raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
     if timeout is not None and not timeout >= 0:
         raise ValueError(f"timeout must not be negative: {timeout}")
+    address = remote.read_address("scheduler_node", scheduler_node, config.SharedSchedulerPort)
     if cluster is not None:
         if recover_file is not None:
             raise TypeError("recover_jobs takes a recover_file or a cluster, not both")
         if not isinstance(cluster, str | int) or isinstance(cluster, bool) or cluster == "":
             raise TypeError(f"cluster must be a label or the broker's number, not {cluster!r}")
-        address = remote.read_address("scheduler_node", scheduler_node, config.SharedSchedulerPort)
         return attaching.recover_named(str(cluster), address, timeout, terminate_pending)
     path = newest(Path()) if recover_file is None else Path(recover_file)
     file, recorded = recoverfile.open_again(path)
     if recorded.shared is not None:
-        address = recorded.shared.address
-        if scheduler_node is not None:
-            address = remote.read_address(
-                "scheduler_node", scheduler_node, config.SharedSchedulerPort
-            )
-        return attaching.recover_recorded(file, recorded, address, timeout, terminate_pending)
+        where = address if scheduler_node is not None else recorded.shared.address
+        return attaching.recover_recorded(file, recorded, where, timeout, terminate_pending)
+    if scheduler_node is not None:
+        file.close()
+        raise ValueError(f"scheduler_node: the jobs of {path.name} are not at any broker")
     return Rescue(file, recorded, timeout).run(timeout, terminate_pending)
 
 

@@ -24,6 +24,7 @@ from dispy.protocol.messages import (
 
 from .effects import Known, NodeDown, Send, Silent, Warned
 from .endings import answer_all, end_here, forget
+from .job import DispyJob
 from .ranges import Ranges
 from .sending import take_back
 from .state import Cluster, State
@@ -34,6 +35,7 @@ FORGOTTEN = (
     "the broker has forgotten the cluster (it was started without its journal, or had given this "
     "program up), so this job may have run or not"
 )
+NODE_FORGOTTEN = "the broker has forgotten the node that this job was for"
 
 
 def join(state: State) -> None:
@@ -110,6 +112,20 @@ def _resume(state: State, number: int, cluster: Cluster) -> None:
     cluster.heard += [Heard(seq, report.attempt, report.heard) for seq, report in reports]
 
 
+def _end_pinned(state: State, number: int, cluster: Cluster) -> None:
+    """End jobs that wait for one node: to another broker its id may mean any node."""
+    pinned = [seq for seq, job in cluster.unfinished.items() if _is_pinned(job)]
+    begun = [seq for seq in pinned if seq in cluster.away]
+    unsent = [seq for seq in pinned if seq not in cluster.away]
+    end_here(state, number, cluster, begun, ABANDONED, FORGOTTEN)
+    end_here(state, number, cluster, unsent, CANCELLED, NODE_FORGOTTEN)
+
+
+def _is_pinned(job: DispyJob) -> bool:
+    spec = job._spec
+    return spec is not None and spec.options is not None and spec.options.node != 0
+
+
 def _is_followed(cluster: Cluster, seq: int) -> bool:
     spec = cluster.unfinished[seq]._spec
     return spec is not None and spec.options is not None and spec.options.follow
@@ -125,6 +141,8 @@ def _start_over(state: State, number: int, cluster: Cluster) -> None:
         state.effects.append(Silent(number, list(cluster.reports)))
         cluster.reports.clear()
     end_here(state, number, cluster, list(cluster.cancelled), CANCELLED)
+    if cluster.met:
+        _end_pinned(state, number, cluster)
     if not cluster.away:
         return
     away = sorted(cluster.away)

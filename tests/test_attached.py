@@ -55,10 +55,14 @@ def test_results_of_before_and_of_now_are_gathered() -> None:
     takeover = attached((3, 4), unheard=2)
     assert not takeover.gathered
     takeover.receive(NodeReady(1, NodeInfo(7, "127.0.0.1:9701", "here", 2, "Linux")), 0.0)
-    takeover.receive(Results(1, 7, [result(1), result(2, TERMINATED)], 11), 0.0)
+    takeover.receive(Results(1, 7, [result(1)], 10), 0.0)
+    takeover.receive(Results(1, 7, [result(1)], 10), 0.0)
+    assert not takeover.gathered
+    takeover.receive(Results(1, 7, [result(2, TERMINATED)], 11), 0.0)
     assert takeover.gathered and not takeover.settled
     takeover.receive(Results(1, 7, [result(3)], 12), 0.0)
-    takeover.receive(Results(1, 0, [result(4, CANCELLED)], 13), 0.0)
+    for _ in range(2):
+        takeover.receive(Results(1, 0, [result(4, CANCELLED)], 13), 0.0)
     takeover.receive(Credit(1, 5), 0.0)  # nobody wants to know
     takeover.receive(Results(5, 0, [result(4)], 13), 0.0)
     assert takeover.settled
@@ -67,7 +71,7 @@ def test_results_of_before_and_of_now_are_gathered() -> None:
     assert takeover.take() == []  # nothing is heard before it has been handed over
     takeover.hear(1, {4})
     takeover.hear(1, {4})
-    assert takeover.take() == [ResultsHeard(1, [11, 12])]
+    assert takeover.take() == [ResultsHeard(1, [10, 11, 12])]
     takeover.close()
     assert takeover.take() == [CloseCluster(1)] and not takeover.closed
     takeover.receive(ClusterClosed(1), 0.0)

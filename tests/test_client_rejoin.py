@@ -211,6 +211,29 @@ def test_reentrant_jobs_are_sent_again_in_their_order() -> None:
     assert submitted(sent(core)) == [1, 3]
 
 
+def test_jobs_for_one_node_go_to_no_other_at_a_forgetful_broker() -> None:
+    core = with_jobs(0, REENTRANT, credit=1)
+    core.receive(NodeReady(1, NODE), 0.0)
+    for seq in (1, 2):
+        pinned = job(seq)
+        assert pinned._spec is not None
+        pinned._spec.options = JobOptions(node=7)
+        core.submit(1, pinned)
+        core.take()
+    core.submit(1, job(3))
+    core.join(0.0)
+    core.receive(ClusterOpened(1, 100, known=True), 0.0)
+    assert submitted(sent(core)) == [1, 2, 3]
+    core.join(0.0)
+    core.submit(1, job(4))
+    core.receive(ClusterOpened(1, 100), 0.0)
+    effects = core.take()
+    statuses = [r.status for each in effects if isinstance(each, Ended) for _, r in each.jobs]
+    assert statuses == [ABANDONED, ABANDONED]
+    assert submitted([each.message for each in effects if isinstance(each, Send)]) == [3, 4]
+    core.check()
+
+
 def test_a_cluster_that_closes_is_closed_at_a_broker_that_comes_back() -> None:
     core = with_jobs(1)
     core.close(1)

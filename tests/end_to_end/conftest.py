@@ -11,6 +11,8 @@ import pytest
 
 import dispy
 
+from . import at_broker
+from .fault_proxy import FaultProxy
 from .processes import NOTHING_MORE, BrokerProcess, NodeProcess, Program
 
 # Whoever runs the tests in the background has them ignore Ctrl-C, and so all that they start.
@@ -48,7 +50,14 @@ class StartBroker(Protocol):
 
 NewCluster = Callable[..., dispy.JobCluster]
 NewSharedCluster = Callable[..., dispy.SharedJobCluster]
+NewProxy = Callable[[str], FaultProxy]
 RunProgram = Callable[..., Program]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say which marks there are."""
+    mark = "embedded_only(reason): can't be played with a SharedJobCluster"
+    config.addinivalue_line("markers", mark)
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +65,30 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder of the test, its own: clusters write into it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def session_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    """The broker of the tests that are played with shared clusters."""
+    broker = BrokerProcess(tmp_path_factory.mktemp("broker"), *at_broker.OPTIONS)
+    yield broker
+    try:
+        broker.stop()
+    finally:
+        broker.clear_away()
+
+
+@pytest.fixture(autouse=True)
+def _at_a_broker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Play the test with shared clusters, if that's wanted; see `at_broker`."""
+    if not at_broker.is_wanted(request):
+        yield
+        return
+    broker: BrokerProcess = request.getfixturevalue("session_broker")
+    monkeypatch.setattr(dispy, "JobCluster", at_broker.clusters_at(broker.address))
+    at_broker.have_programs_use(broker.address)
+    yield
+    at_broker.have_programs_use("")
 
 
 @pytest.fixture
@@ -144,12 +177,26 @@ def start_broker(tmp_path: Path) -> Iterator[StartBroker]:
 
 
 @pytest.fixture
+def new_proxy() -> Iterator[NewProxy]:
+    """Make connections that misbehave on demand; to be asked for before what uses them."""
+    proxies: list[FaultProxy] = []
+
+    def new(target: str) -> FaultProxy:
+        proxies.append(FaultProxy(target))
+        return proxies[-1]
+
+    yield new
+    for proxy in proxies:
+        proxy.close()
+
+
+@pytest.fixture
 def new_shared_cluster() -> Iterator[NewSharedCluster]:
     """Make clusters at a broker, closed at the end of the test."""
     clusters: list[dispy.SharedJobCluster] = []
 
     def new(
-        computation: Callable[..., Any] | str, broker: BrokerProcess, **more: Any
+        computation: Callable[..., Any] | str, broker: BrokerProcess | FaultProxy, **more: Any
     ) -> dispy.SharedJobCluster:
         clusters.append(dispy.SharedJobCluster(computation, scheduler_node=broker.address, **more))
         return clusters[-1]

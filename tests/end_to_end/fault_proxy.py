@@ -1,4 +1,4 @@
-"""A TCP connection that misbehaves on demand: between a client and a node.
+"""A TCP connection that misbehaves on demand: between client, broker and node.
 
 One thread accepts, two more carry the bytes of each connection. The tests turn the faults on
 and off from outside; what was accepted before is under the same faults as what comes later.
@@ -27,8 +27,9 @@ class FaultProxy:
         self.delay_s = 0.0  # of every piece, in each direction
         self.resets = 0  # connections that were reset so far
         self.carried = 0  # bytes so far, in both directions
-        self._flowing = threading.Event()
-        self._flowing.set()
+        self._flowing = (threading.Event(), threading.Event())  # to the target, and back
+        for way in self._flowing:
+            way.set()
         self._cut_after = 0  # bytes of a connection; 0: never
         self._lock = threading.Lock()
         self._connections: list[tuple[socket.socket, socket.socket]] = []
@@ -45,19 +46,22 @@ class FaultProxy:
         """Break each connection once it has carried so many bytes in one direction."""
         self._cut_after = count
 
-    def blackhole(self) -> None:
-        """Carry nothing any more; no connection breaks, and none is refused."""
-        self._flowing.clear()
+    def blackhole(self, there: bool = True, back: bool = True) -> None:
+        """Carry nothing any more, to the target or back; nothing breaks, and nobody is refused."""
+        for way, stops in zip(self._flowing, (there, back), strict=True):
+            if stops:
+                way.clear()
 
     def heal(self) -> None:
         """Work as a network should. What was held back arrives, as TCP sees to it."""
         self._cut_after = 0
         self.delay_s = 0.0
-        self._flowing.set()
+        for way in self._flowing:
+            way.set()
 
     def close(self) -> None:
         """Refuse new connections and break those that there are."""
-        self._flowing.set()
+        self.heal()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -69,7 +73,7 @@ class FaultProxy:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            self._flowing.wait()
+            self._flowing[0].wait()
             try:
                 far = socket.create_connection(self._target)
             except OSError:
@@ -80,19 +84,22 @@ class FaultProxy:
             connection = (near, far)
             with self._lock:
                 self._connections.append(connection)
-            for source, sink in (connection, connection[::-1]):
-                carry = threading.Thread(
-                    target=self._carry, args=(source, sink, connection), daemon=True
-                )
-                carry.start()
+            for way, ends in zip(self._flowing, (connection, connection[::-1]), strict=True):
+                threading.Thread(
+                    target=self._carry, args=(*ends, way, connection), daemon=True
+                ).start()
 
     def _carry(
-        self, source: socket.socket, sink: socket.socket, connection: tuple[socket.socket, ...]
+        self,
+        source: socket.socket,
+        sink: socket.socket,
+        way: threading.Event,
+        connection: tuple[socket.socket, ...],
     ) -> None:
         carried = 0
         try:
             while data := source.recv(PIECE_BYTES):
-                self._flowing.wait()
+                way.wait()
                 if self.delay_s:
                     time.sleep(self.delay_s)
                 left = self._cut_after - carried if self._cut_after else len(data)

@@ -23,6 +23,7 @@ import psutil
 from dispy.operator import Operator
 from dispy.protocol.messages import BrokerReport
 
+from .at_broker import played
 from .waiting import until
 
 MARK = "DISPY_TEST_MARK"
@@ -211,7 +212,7 @@ class Program(Marked):
 
     def __init__(self, folder: Path, source: str, *arguments: str) -> None:
         path = folder / "program.py"
-        path.write_text(source)
+        path.write_text(played(source))
         super().__init__([sys.executable, str(path), *arguments], folder)
 
 

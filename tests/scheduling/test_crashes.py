@@ -240,6 +240,10 @@ class World:
         if self.chance.random() < 0.3:
             priority = self.chance.randint(-1, 1)
             options = JobOptions(priority, retries=self.chance.randint(0, 2))
+        elif self.chance.random() < 0.15 and self.scheduler.nodes:
+            count = min(count, 4)
+            nodes = sorted(node.id for node in self.scheduler.nodes.values())
+            options = JobOptions(node=self.chance.choice(nodes))
         self.client.submit(list(range(first, first + count)), options)
 
     def trouble(self, node: Node) -> None:
@@ -335,10 +339,12 @@ class World:
         """Each job has ended once; attempts that weren't allowed to be repeated weren't."""
         for seq, statuses in self.client.ends.items():
             assert statuses == statuses[:1] or statuses == [ABANDONED, FINISHED], (seq, statuses)
+            options = self.client.specs[seq].options
+            is_pinned = options is not None and options.node > 0
             if statuses[0] == ABANDONED:
                 assert self.lost
             if statuses[0] == CANCELLED:
-                assert seq in self.client.cancelled
+                assert seq in self.client.cancelled or is_pinned
         if not self.reentrant:
             for seq, spec in self.client.specs.items():
                 retries = spec.options.retries if spec.options else 0

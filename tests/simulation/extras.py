@@ -169,7 +169,7 @@ def ask(world: World, chance: random.Random, number: int) -> None:
 def _explain_one(world: World, chance: random.Random, number: int) -> None:
     seqs = list(world.wishes[number].courses)
     if seqs:
-        world.client.explain(number, chance.choice(seqs))
+        world.wishes[number].client.explain(number, chance.choice(seqs))
 
 
 def _send_one(world: World, chance: random.Random, number: int) -> None:
@@ -178,7 +178,7 @@ def _send_one(world: World, chance: random.Random, number: int) -> None:
 
 def a_node(world: World, chance: random.Random, number: int) -> int:
     """Draw one that the user has heard of, rarely another."""
-    met = list(world.client.records[number].met)
+    met = list(world.wishes[number].record.met)
     return chance.choice(met) if met and chance.random() < 0.95 else NOWHERE
 
 
@@ -235,7 +235,7 @@ class Extras:
             wish.offers_wanted = False
             world.clock.at(UNTIL_S, partial(setattr, wish, "offers_wanted", True))
         if self.chance.random() < 0.1:  # matters when files are asked for
-            world.client.unreadable.add((number, self.chance.choice(FILES).digest))
+            wish.client.unreadable.add((number, self.chance.choice(FILES).digest))
         for name, act in ACTS.items():
             if name in self.features:
                 act(world, self.chance, number)

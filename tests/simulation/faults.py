@@ -10,9 +10,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
-from dispy.protocol.messages import Buffer
+from dispy.protocol.messages import DRAIN, RESUME, Buffer
 
+from .broker import POINTS
 from .network import End, Fate
+from .processes import ClientProcess
 from .world import Machine, World
 
 TAMPERED = 0.2  # of all messages, while single messages go astray
@@ -35,7 +37,7 @@ def cut(world: World) -> float:
 
 def partition(world: World) -> float:
     """Nothing gets from one machine to another for a while, and nobody is told."""
-    others = ["client", *world.machines]
+    others = [*names(world), *world.machines]
     pair = ["broker", world.chance.choice(others)]
     world.chance.shuffle(pair)
     lasts = world.chance.choice([0.3, 3.0, 5.0, 12.0, 40.0])
@@ -115,8 +117,11 @@ def pause_broker(world: World) -> float:
 def pause_client(world: World) -> float:
     """The client does nothing for a while, but less than would end its session."""
     lasts = world.chance.choice([0.1, 4.0, 20.0])
-    world.note(f"pause client for {lasts}")
-    world.client.pause(world.now + lasts)
+    live = world.live_clients()
+    if live:
+        client = live[0] if len(live) == 1 else world.chance.choice(live)
+        world.note(f"pause {client.identity.instance} for {lasts}")
+        client.pause(world.now + lasts)
     return lasts
 
 
@@ -166,13 +171,118 @@ FAULTS: list[Fault] = [
 ]
 
 
+# -- of a broker with a journal, and of its clients ---------------------------------------------
+
+
+def kill_broker(world: World) -> float:
+    """The broker is killed at any moment, and started again some time later; maybe once more."""
+    chance, life = world.chance, world.broker_lives
+    point = chance.choice(["", *POINTS])
+    within_s = chance.choice([0.01, 0.3, 2.0])
+    down_s = chance.choice([0.0, 0.1, 1.0, 5.0, 20.0, 40.0])
+    if point:
+        world.broker.die_at(point, chance.choice([1, 1, 1, 2, 5, 20]))
+        world.broker.wake()
+    else:
+        within_s = 0.0
+    world.clock.after(within_s, partial(_kill_life, world, life, chance.random() < 0.2))
+    world.clock.after(within_s + down_s, world.start_broker)
+    again_s = 0.0
+    if chance.random() < 0.3:
+        again_s = chance.choice([0.0, 0.05, 1.0])
+        back_s = within_s + down_s + again_s
+        world.clock.after(back_s, partial(_kill_life, world, life + 1, False))
+        world.clock.after(back_s, world.start_broker)
+    return within_s + down_s + again_s
+
+
+def _kill_life(world: World, life: int, is_machine_lost: bool) -> None:
+    if world.broker_lives == life:
+        world.kill_broker(is_machine_lost)
+
+
+def kill_client(world: World) -> float:
+    """A program is killed; later others take its clusters over, or nobody ever does."""
+    chance, live = world.chance, world.live_clients()
+    if not live:
+        return 0.0
+    client = chance.choice(live)
+    world.kill_client(client)
+    if chance.random() < 0.15:
+        for wish in world.wishes.values():
+            wish.is_orphan |= wish.is_taken and wish.client is client
+        return 0.0
+    return _take_over(world, client, chance.random() < 0.2)
+
+
+def take_over(world: World) -> float:
+    """Clusters are taken from a program that is there."""
+    live = world.live_clients()
+    if not live:
+        return 0.0
+    client = world.chance.choice(live)
+    world.leave(client)
+    return _take_over(world, client, True)
+
+
+def _take_over(world: World, client: ClientProcess, force: bool) -> float:
+    after_s = world.chance.choice([0.01, 0.5, 3.0, 12.0])
+    patience_s = world.chance.choice([0.5, 3.0, 1000.0])
+    world.clock.after(after_s, partial(world.rescue, client, force, patience_s))
+    return after_s
+
+
+def kill_rescuer(world: World) -> float:
+    """Whoever takes something over is killed, too."""
+    if world.rescuers:
+        rescuer = world.chance.choice(world.rescuers)
+        world.kill_rescuer(rescuer)
+    return 0.0
+
+
+def drain(world: World) -> float:
+    """An operator drains a node, and maybe has it used again soon."""
+    machine = world.chance.choice(list(world.machines.values()))
+    world.operate(DRAIN, machine)
+    if world.chance.random() < 0.5:
+        after_s = world.chance.choice([0.0, 0.1, 3.0])
+        world.clock.after(after_s, partial(world.operate, RESUME, machine))
+    return 0.0
+
+
+def fill_disk(world: World) -> float:
+    """The disk of the broker is full for a while."""
+    assert world.disk is not None
+    lasts = world.chance.choice([0.5, 3.0, 10.0])
+    world.note(f"the disk is full for {lasts}")
+    world.disk.is_full = True
+    world.clock.after(lasts, partial(setattr, world.disk, "is_full", False))
+    return lasts
+
+
+OF_BROKERS: list[Fault] = [
+    *[kill_broker] * 10,
+    *[kill_client] * 3,
+    take_over,
+    kill_rescuer,
+    drain,
+    fill_disk,
+    pause_broker,
+]
+
+
 def strike(world: World) -> None:
     """Let one thing go wrong now."""
-    fault = world.chance.choice(FAULTS)
+    fault = world.chance.choice(FAULTS if world.disk is None else FAULTS + OF_BROKERS)
     lasts = fault(world)
     if fault not in (pause_client, kill_job_process, fail_forks):
         world.lost_nodes = True  # leases are short, so any trouble in the network may end them
     world.healed_at = max(world.healed_at, world.now + lasts)
+
+
+def names(world: World) -> list[str]:
+    """Return the machines of all programs that use the broker."""
+    return [each.identity.instance for each in (*world.live_clients(), *world.rescuers)]
 
 
 def _victim(world: World) -> Machine | None:

@@ -40,6 +40,7 @@ class Socket:
         self.inbox: list[Arrival] = []
         self.alive = True
         self.on_arrival: Callable[[], None] = lambda: None
+        self.on_send: Callable[[], None] = lambda: None
         self.ends: dict[Route, End] = {}
         self._network = network
         if address:
@@ -62,6 +63,7 @@ class Socket:
 
     def send(self, route: Route, frames: list[Buffer]) -> bool:
         """Send without waiting."""
+        self.on_send()
         end = self.ends.get(route)
         if end is not None:
             end.send(frames)

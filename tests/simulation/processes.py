@@ -1,4 +1,4 @@
-"""Broker, node and client as processes of the simulation: the real cores behind real exchanges.
+"""Node and client as processes of the simulation: the real cores behind real exchanges.
 
 Each drives its core like the daemon or session does, in the same order; that is all that is
 written a second time here. After every step all invariants are checked.
@@ -16,8 +16,6 @@ from typing import ClassVar, TypeAlias
 
 from dispy import core as client_core
 from dispy import effects as client_effects
-from dispy.broker import effects as broker_effects
-from dispy.broker.core import Scheduler
 from dispy.job import DispyJob
 from dispy.line import priority_of
 from dispy.node import effects as node_effects
@@ -38,7 +36,7 @@ from dispy.protocol.messages import (
     NodeInfo,
     NodeRequest,
     OpenCluster,
-    Run,
+    Report,
     SendFile,
     Submit,
     Vitals,
@@ -101,13 +99,17 @@ class Process(ABC):
             self._wake_at(self.paused_until)
             return
         self.steps += 1
-        for arrival in self.socket.take():
-            self.handle(self.exchange.receive(arrival, now), now)
-        self.round(now)
+        self.turn(now)
         self.check()
         for link in self.exchange.links.values():
             link.check()
         self._wake_at(min(self.exchange.deadline(), self.deadline()))
+
+    def turn(self, now: float) -> None:
+        """Take in what has arrived, and do what comes of it."""
+        for arrival in self.socket.take():
+            self.handle(self.exchange.receive(arrival, now), now)
+        self.round(now)
 
     def handle(self, events: list[exchanges.Event], now: float) -> None:
         """Tell the core what has happened."""
@@ -139,72 +141,6 @@ class Process(ABC):
     def _name_session(self) -> str:
         self._sessions += 1
         return f"{self.identity.instance}/{self._sessions}"
-
-
-class BrokerProcess(Process):
-    """Does what `broker.daemon.BrokerDaemon` does."""
-
-    def __init__(self, clock: Clock, socket: Socket, identity: Identity) -> None:
-        super().__init__(clock, socket, identity)
-        self.scheduler = Scheduler(first_id=1000)
-
-    def on_event(self, event: exchanges.Event, now: float) -> None:
-        """As the daemon's."""
-        scheduler = self.scheduler
-        if isinstance(event, Received):
-            scheduler.receive(event.peer, event.message, now)
-        elif isinstance(event, Joined):
-            scheduler.joined(event.peer, event.identity, event.undelivered, event.address, now)
-        elif isinstance(event, Back):
-            scheduler.back(event.peer)
-        elif isinstance(event, Away):
-            scheduler.away(event.peer, event.reason, event.gone, now)
-            if event.gone:
-                self.exchange.forget(event.peer)
-        elif isinstance(event, Left):
-            scheduler.left(event.peer, event.reason)
-        else:
-            scheduler.unreachable(event.address, event.reason)
-
-    def round(self, now: float) -> None:
-        """As the daemon's."""
-        self.handle(self.exchange.tick(now), now)
-        self.scheduler.tick(now)
-        for effect in self.scheduler.flush(now):
-            if isinstance(effect, broker_effects.Send):
-                if isinstance(effect.message, Run):
-                    self._check_run(effect.peer, effect.message)
-                self.exchange.send(effect.peer, effect.message)
-            elif isinstance(effect, broker_effects.Dial):
-                self.exchange.dial(effect.address)
-            elif isinstance(effect, broker_effects.Forget):
-                self.exchange.forget(effect.peer)
-            elif isinstance(effect, broker_effects.Goodbye):
-                self.exchange.goodbye(effect.peer, effect.reason)
-            else:
-                self.exchange.undial(effect.address)
-        self.exchange.flush(now)
-
-    def deadline(self) -> float:
-        """When the scheduler wants to be ticked."""
-        return self.scheduler.deadline()
-
-    def _check_run(self, peer: str, run: Run) -> None:
-        """Jobs go to the only node that may run them, and none before a more urgent one."""
-        specs = [spec for spec in run.jobs if spec.options is not None]
-        for spec in specs:
-            if spec.options is not None and spec.options.node:
-                assert self.scheduler.nodes[peer].id == spec.options.node, "a pinned job moves"
-        cluster = self.scheduler.clusters.get(run.computation)
-        first = None if cluster is None else next(iter(cluster.line), None)
-        if first is not None:
-            free = [urgency(spec) for spec in run.jobs if not is_pinned(spec)]
-            least = min(free, default=urgency(first.spec))
-            assert urgency(first.spec) <= least, "a less urgent job goes first"
-
-    def check(self) -> None:
-        """Check the scheduler."""
-        self.scheduler.check()
 
 
 class NodeProcess(Process):
@@ -348,11 +284,6 @@ def _set_up(agent: Agent, jobs: Jobs, effect: node_effects.Effect) -> None:
             agent.blob_spoiled(effect.digest)
 
 
-def is_pinned(spec: JobSpec) -> bool:
-    """Whether only one node may run a job."""
-    return spec.options is not None and spec.options.node > 0
-
-
 def urgency(spec: JobSpec) -> int:
     """Return the priority of a job."""
     return 0 if spec.options is None else spec.options.priority
@@ -390,6 +321,7 @@ class ClientProcess(Process):
         self.cpus_of_offer: Callable[[int, NodeInfo], int] = lambda number, node: node.cpus
         self.on_answer: Callable[[int, int, int], None] = lambda number, request, code: None
         self.on_node: Callable[[int, int], None] = lambda number, node: None
+        self.on_report: Callable[[Report], None] = lambda report: None
         self._chance = chance
         self._orders: list[Order] = []
         self._requests = 0
@@ -451,7 +383,9 @@ class ClientProcess(Process):
 
     def on_event(self, event: exchanges.Event, now: float) -> None:
         """As the session's."""
-        if isinstance(event, Received):
+        if isinstance(event, Received) and isinstance(event.message, Report):
+            self.on_report(event.message)
+        elif isinstance(event, Received):
             self.core.receive(event.message, now)
         elif isinstance(event, Joined):
             self.broker = event.peer

@@ -30,7 +30,7 @@ LATE_S = 0.5  # until a node looks again at what has run for too long
 def check_ends(world: World) -> None:
     """Each job has ended once, as it may end; none was run twice that must not be."""
     for number, wish in world.wishes.items():
-        record = world.client.records[number]
+        record = wish.record
         missing = wish.courses.keys() - record.ends.keys()
         assert not missing, f"jobs {sorted(missing)} of {number} have not ended"
         assert record.ends.keys() == wish.courses.keys()

@@ -190,7 +190,7 @@ def play_given_up_node(silent_s: float = GIVEN_UP_S, is_cut: bool = False) -> Wo
     world.start_node(world.add_machine(2, dials=True))
     number = world.open_cluster(pulse_s=0.2, grace_s=0.1)
     world.run(1.0)
-    nodes = world.client.records[number].met.values()
+    nodes = world.wishes[number].record.met.values()
     (node,) = [each.id for each in nodes if each.name == first.name]
     only = JobOptions(node=node)
     world.submit(number, [Course(1.0, records=20, options=only)] * 2)

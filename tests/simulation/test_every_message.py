@@ -27,10 +27,11 @@ from dispy.protocol.messages import (
 )
 from dispy.protocol.wire import Codec
 
+from .broker import BrokerProcess
 from .files import FILES
 from .jobs import HANG_S, Course
 from .network import End, Fate
-from .processes import BrokerProcess, ClientProcess, NodeProcess, Process
+from .processes import ClientProcess, NodeProcess, Process
 from .scenarios import from_seed, play
 from .world import World
 

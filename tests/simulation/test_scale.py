@@ -24,8 +24,9 @@ from dispy.broker.placement import ENTRIES_MAX
 from dispy.protocol.link import Link
 
 from . import promises
+from .broker import BrokerProcess
 from .jobs import Course
-from .processes import BrokerProcess, ClientProcess, NodeProcess
+from .processes import ClientProcess, NodeProcess
 from .scenarios import settle
 from .world import Machine, World
 

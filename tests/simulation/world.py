@@ -1,4 +1,4 @@
-"""One client, one broker and some nodes in virtual time: the stage for every scenario.
+"""A broker, its clients and some nodes in virtual time: the stage for every scenario.
 
 A world does nothing by itself; a scenario starts processes, has the user do things and lets
 faults happen. One seed is one run, to the byte.
@@ -15,13 +15,17 @@ from typing import Any
 
 import msgspec
 
+from dispy.broker.settings import Settings
 from dispy.job import DispyJob
 from dispy.protocol.messages import (
     ABANDONED,
     ALLOCATE,
     CLOSE,
     DEALLOCATE,
+    DRAIN,
     RESETUP,
+    RESUME,
+    Attach,
     Buffer,
     Code,
     ComputationSpec,
@@ -33,13 +37,18 @@ from dispy.protocol.messages import (
     NodeRequest,
     NodeSpec,
     OpenCluster,
+    Operate,
+    Report,
     SendFile,
 )
 
+from .broker import BrokerProcess
 from .clock import Clock
+from .disk import Disk
 from .jobs import HANG_S, Course, Diary, Jobs
 from .network import End, Network, Socket
-from .processes import BrokerProcess, ClientProcess, NodeProcess, Process
+from .processes import ClientProcess, NodeProcess, Process, Record
+from .rescuer import Rescuer
 
 BROKER_DOOR = "10.0.0.1:9702"
 SOFTWARE = "0"
@@ -70,6 +79,7 @@ class Wish:
     """What the user has asked for in a cluster, to be compared with what was done."""
 
     opening: OpenCluster
+    client: ClientProcess  # that has opened it
     courses: dict[int, Course] = field(default_factory=dict)  # by seq
     cancelled: set[int] = field(default_factory=set)
     layers: int = 1  # of code that have been defined
@@ -78,17 +88,29 @@ class Wish:
     ended_some: bool = False  # with a node that was closed
     offers_wanted: bool = True  # nodes that are offered are used
     is_closing: bool = False
+    closes: bool = False  # its user closes it as soon as all jobs have ended
+    is_taken: bool = False  # from its client, which is dead or is to lose it
+    is_orphan: bool = False  # and nobody will ever take it over
+    accepted: set[int] = field(default_factory=set)  # jobs, when it was taken
+    heirs: list[Rescuer] = field(default_factory=list)  # that have taken it over
 
     @property
     def name(self) -> str:
         """What the nodes call it."""
         return self.opening.computation.name
 
+    @property
+    def record(self) -> Record:
+        """What its client has been told."""
+        return self.client.records[self.opening.cluster]
+
 
 class World:
     """All processes, and what the user wants of them."""
 
-    def __init__(self, seed: int | str) -> None:
+    def __init__(self, seed: int | str, settings: Settings | None = None) -> None:
+        self.seed = seed
+        self.settings = settings or Settings()
         self.chance = random.Random(seed)
         self.clock = Clock()
         self.network = Network(self.clock, random.Random(self.chance.random()))
@@ -104,21 +126,16 @@ class World:
         self.failing_forks = False
         self.has_tampered = False
         self.network.watch = self._on_message
-        self.broker = BrokerProcess(
-            self.clock, Socket(self.network, "broker", BROKER_DOOR), identity("broker", "broker")
-        )
-        self.broker.wake()
-        self.client = ClientProcess(
-            self.clock,
-            Socket(self.network, "client"),
-            identity("client", "client"),
-            random.Random(f"client of {seed}"),
-        )
-        self.client.cpus_of_offer = self._cpus_of_offer
-        self.client.on_answer = self._on_answer
-        self.client.on_node = self._on_node
-        self.client.exchange.dial(BROKER_DOOR)
-        self.client.wake()
+        self.disk = Disk() if self.settings.durable else None
+        self.broker_lives = 0
+        self.drained: set[str] = set()  # nodes, by name
+        self.rescuers: list[Rescuer] = []  # at work
+        self._requests = 0
+        self.rescues = 0  # so far
+        self.operations: dict[int, tuple[str, str]] = {}  # action and node, by request
+        self.clients: list[ClientProcess] = []
+        self.start_broker()
+        self.client = self.add_client()
 
     @property
     def now(self) -> float:
@@ -132,6 +149,133 @@ class World:
     def _on_message(self, end: End, frames: list[Buffer]) -> None:
         self.digest = zlib.crc32(frames[0], self.digest)
         self.digest = zlib.crc32(b"%.9f" % self.now, self.digest)
+
+    # -- the broker and its clients ----------------------------------------------------------
+
+    def start_broker(self) -> None:
+        """Start the broker, with what is on its disk; one that lives goes on."""
+        if self.broker_lives and self.broker.socket.alive:
+            return
+        self.broker_lives += 1
+        life = self.broker_lives
+        self.note(f"start broker, for the time number {life}")
+        self.network.silent.discard(BROKER_DOOR)
+        instance = "broker" if self.disk is not None or life == 1 else f"broker.{life}"
+        self.broker = BrokerProcess(
+            self.clock,
+            Socket(self.network, "broker", BROKER_DOOR),
+            identity("broker", instance),
+            self.settings,
+            self.disk,
+            life,
+        )
+        self.broker.drained = self.drained
+        self.broker.on_killed = self.kill_broker
+        self.broker.restore()
+        self.broker.wake()
+
+    def kill_broker(self, is_machine_lost: bool = False) -> None:
+        """Kill the broker -9, or have its machine lose power."""
+        if not self.broker.socket.alive:
+            return
+        where = self.broker.dies_at or "between two turns"
+        self.note(f"kill broker at {where}, machine lost: {is_machine_lost}")
+        if is_machine_lost:
+            self.network.silent.add(BROKER_DOOR)
+        self.broker.kill(is_machine_lost)
+        for wish in self.wishes.values():
+            wish.sent_away.clear()  # which isn't kept
+
+    def add_client(self) -> ClientProcess:
+        """Start one more program."""
+        count = len(self.clients)
+        name = f"client{count + 1}" if count else "client"
+        chance = random.Random(f"{name} of {self.seed}")
+        who = identity("client", name)
+        who.user = f"user{count % 2}"
+        client = ClientProcess(self.clock, Socket(self.network, name), who, chance)
+        client.cpus_of_offer = self._cpus_of_offer
+        client.on_answer = self._on_answer
+        client.on_node = self._on_node
+        client.on_report = self._on_report
+        self.clients.append(client)
+        client.exchange.dial(BROKER_DOOR)
+        client.wake()
+        return client
+
+    def kill_client(self, client: ClientProcess) -> None:
+        """Kill a program -9; its clusters are left to others."""
+        self.note(f"kill {client.identity.instance}")
+        client.kill()
+        self.leave(client)
+
+    def leave(self, client: ClientProcess) -> None:
+        """The clusters of a program are for others from now on."""
+        for number, wish in self.wishes.items():
+            if wish.client is client and not wish.record.is_closed and not wish.is_taken:
+                wish.is_taken = True
+                accepted = client.core.clusters[number].accepted if number in client.core.clusters else ()
+                wish.accepted = {seq for seq in wish.courses if seq in accepted}
+
+    def rescue(self, client: ClientProcess, force: bool, patience_s: float) -> None:
+        """Have another program take over what a client has left."""
+        numbers = [
+            number
+            for number, wish in self.wishes.items()
+            if wish.client is client and wish.is_taken and not is_settled(wish)
+        ]
+        if not numbers:
+            return
+        owner = client.identity.instance
+        wanted = [Attach(each, owner=owner, number=each, force=force) for each in numbers]
+        self.rescues += 1  # so far
+        name = f"rescuer{self.rescues}"
+        self.note(f"{name} takes over {numbers}, for {patience_s} s, by force: {force}")
+        socket, until = Socket(self.network, name), self.now + patience_s
+        done = partial(self._on_rescued, client, force)
+        rescuer = Rescuer(self.clock, socket, identity("client", name), wanted, until, done)
+        self.rescuers.append(rescuer)
+        for number in numbers:
+            self.wishes[number].heirs.append(rescuer)
+        rescuer.exchange.dial(BROKER_DOOR)
+        rescuer.wake()
+
+    def _on_rescued(self, client: ClientProcess, force: bool, rescuer: Rescuer) -> None:
+        """Whoever got something waits for the rest another time."""
+        self.note(f"{rescuer.identity.instance} is done, with all of {rescuer.completed}")
+        self.rescuers.remove(rescuer)
+        after = self.chance.choice([0.1, 1.0, 5.0])
+        patience_s = self.chance.choice([1.0, 10.0, 1000.0])
+        self.clock.after(after, partial(self.rescue, client, force, patience_s))
+
+    def kill_rescuer(self, rescuer: Rescuer) -> None:
+        """Kill whoever takes something over; what it has not handed over is for the next one."""
+        self.note(f"kill {rescuer.identity.instance}")
+        rescuer.kill()
+        rescuer.finish()
+
+    def operate(self, action: str, machine: Machine) -> None:
+        """Have an operator drain a node, or resume it."""
+        live = [client for client in self.live_clients() if client.broker]
+        if not live:
+            return
+        if action == RESUME:
+            self.drained.discard(machine.name)
+            for request, (_, name) in list(self.operations.items()):
+                if name == machine.name:
+                    del self.operations[request]
+        request = self._requests = self._requests + 1
+        self.operations[request] = action, machine.name
+        self.note(f"{action} {machine.name}")
+        client = self.chance.choice(live)
+        client.exchange.send(client.broker, Operate(request, action, machine.name))
+        client.wake()
+
+    def _on_report(self, report: Report) -> None:
+        action, name = self.operations.pop(report.request, ("", ""))
+        self.note(f"{action} {name}: {report.error or report.text}")
+        if action == DRAIN and not report.error:
+            self.drained.add(name)
 
     # -- nodes -----------------------------------------------------------------------------
 
@@ -199,6 +343,10 @@ class World:
         files: list[FileSpec] | None = None,
         asks: bool = False,
         setup_timeout_s: float = 0.0,
+        client: ClientProcess | None = None,
+        exclusive: bool = False,
+        label: str = "",
+        weight: float = 1.0,
     ) -> int:
         """Open a cluster on the given nodes, or on all machines there are."""
         number = len(self.wishes) + 1
@@ -213,15 +361,17 @@ class World:
             setup_timeout=setup_timeout_s,
         )
         opening = OpenCluster(number, computation, specs, reentrant, asks)
-        self.wishes[number] = Wish(opening)
+        opening.exclusive, opening.label, opening.weight = exclusive, label, weight
+        client = client or self.client
+        self.wishes[number] = Wish(opening, client)
         self.note(f"open {number}, reentrant: {reentrant}, max_tasks: {max_tasks}, asks: {asks}")
-        self.client.open(opening)
+        client.open(opening)
         return number
 
     def submit(self, number: int, courses: list[Course], large: Large | None = None) -> None:
         """Submit jobs that will go this way; the first of them with a large payload."""
         wish, jobs = self.wishes[number], []
-        if wish.is_closing or not courses:
+        if wish.is_closing or wish.is_taken or not courses:
             return
         self.note(f"submit {len(courses)} to {number}")
         for course in courses:
@@ -235,25 +385,25 @@ class World:
             if large is not None:
                 spec.parts, large = [large], None
             jobs.append(DispyJob(number, spec, seq, (), {}))
-        self.client.submit(jobs)
+        wish.client.submit(jobs)
 
     def define(self, number: int) -> None:
         """Define something that all later jobs need."""
         wish = self.wishes[number]
-        if not wish.is_closing:
+        if not wish.is_closing and not wish.is_taken:
             wish.layers += 1
             self.note(f"define layer {wish.layers} of {number}")
-            self.client.define(number, [layer(wish.layers)])
+            wish.client.define(number, [layer(wish.layers)])
 
     def follow(self, number: int, seq: int) -> None:
         """Follow what a job prints."""
         self.note(f"follow {number}/{seq}")
-        self.client.follow(number, seq)
+        self.wishes[number].client.follow(number, seq)
 
     def request(self, number: int, action: str, node: int = 0, **more: Any) -> None:
         """Do something about nodes."""
         wish = self.wishes[number]
-        if wish.is_closing:
+        if wish.is_closing or wish.is_taken:
             return
         self.note(f"{action} node {node} of {number}: {more}")
         wish.closed_some |= action in (CLOSE, DEALLOCATE, RESETUP)
@@ -261,12 +411,13 @@ class World:
         if action in (ALLOCATE, RESETUP):
             wish.sent_away.clear()
         request = partial(NodeRequest, number, action=action, node=node, **more)
-        self.client.ask(number, lambda asked: request(request=asked))
+        wish.client.ask(number, lambda asked: request(request=asked))
 
     def send_file(self, number: int, node: int, file: FileSpec) -> None:
         """Put a file into the folder of a computation."""
         self.note(f"send {file.path} to node {node} of {number}")
-        self.client.ask(number, lambda asked: SendFile(number, asked, node, file))
+        client = self.wishes[number].client
+        client.ask(number, lambda asked: SendFile(number, asked, node, file))
 
     def allocate_all(self) -> None:
         """Have all nodes used again that users have sent away."""
@@ -280,7 +431,7 @@ class World:
         Its node goes on with it as long as it may return, and others wait behind it.
         """
         for number, wish in self.wishes.items():
-            for seq, ends in self.client.records[number].ends.items():
+            for seq, ends in wish.record.ends.items():
                 course = wish.courses[seq]
                 limited = course.options is not None and course.options.timeout
                 if ends[-1].status == ABANDONED and course.run_s >= HANG_S and not limited:
@@ -299,11 +450,12 @@ class World:
 
     def _on_answer(self, number: int, request: int, code: int) -> None:
         """A node that was closed isn't used again before somebody asks for it."""
-        asked = self.client.records[number].asked[request]
+        record = self.wishes[number].record
+        asked = record.asked[request]
         if isinstance(asked, NodeRequest) and asked.action == CLOSE and code == 0:
             last = max(
                 other
-                for other, each in self.client.records[number].asked.items()
+                for other, each in record.asked.items()
                 if isinstance(each, NodeRequest) and each.action in (CLOSE, ALLOCATE, RESETUP)
             )
             if last == request:
@@ -316,15 +468,18 @@ class World:
     def cancel(self, number: int, seq: int) -> None:
         """Cancel a job."""
         self.note(f"cancel {number}/{seq}")
-        self.wishes[number].cancelled.add(seq)
-        self.client.cancel(number, seq)
+        wish = self.wishes[number]
+        if not wish.is_taken:
+            wish.cancelled.add(seq)
+            wish.client.cancel(number, seq)
 
     def close_cluster(self, number: int) -> None:
         """Close a cluster, with all jobs that are left."""
-        if not self.wishes[number].is_closing:
+        wish = self.wishes[number]
+        if not wish.is_closing and not wish.is_taken:
             self.note(f"close {number}")
-            self.wishes[number].is_closing = True
-            self.client.close(number)
+            wish.is_closing = True
+            wish.client.close(number)
 
     def close_all(self) -> None:
         """Close every cluster."""
@@ -339,11 +494,20 @@ class World:
 
     def is_idle(self) -> bool:
         """Whether every job has ended for the client."""
-        return all(len(record.ends) == record.submitted for record in self.client.records.values())
+        if self.rescuers:
+            return False
+        return all(is_settled(wish) for wish in self.wishes.values())
+
+    def close_done(self) -> None:
+        """Close the clusters whose users were waiting for their jobs only."""
+        for number, wish in self.wishes.items():
+            if wish.closes and not wish.is_taken and is_settled(wish):
+                self.close_cluster(number)
 
     def is_closed(self) -> bool:
-        """Whether every cluster is closed for the client, and no node has any of it left."""
-        closed = all(record.is_closed for record in self.client.records.values())
+        """Whether every cluster is closed for its client, and no node has any of it left."""
+        wishes = self.wishes.values()
+        closed = all(wish.record.is_closed for wish in wishes if not wish.is_taken)
         return closed and not any(node.agent.computations for node in self.told_nodes())
 
     def told_nodes(self) -> list[NodeProcess]:
@@ -361,7 +525,20 @@ class World:
 
     def processes(self) -> list[Process]:
         """Return all that live."""
-        return [self.broker, self.client, *self.live_nodes()]
+        return [self.broker, *self.live_clients(), *self.live_nodes()]
+
+    def live_clients(self) -> list[ClientProcess]:
+        """Return the clients that run."""
+        return [client for client in self.clients if client.socket.alive]
+
+
+def is_settled(wish: Wish) -> bool:
+    """Whether all jobs of a cluster have ended for whoever has it."""
+    if not wish.is_taken:
+        return len(wish.record.ends) == wish.record.submitted
+    number = wish.opening.cluster
+    over = [number in heir.completed | heir.unknown for heir in wish.heirs]
+    return wish.is_orphan or any(over)
 
 
 def identity(role: str, instance: str, name: str = "", cpus: int = 0, door: str = "") -> Identity:

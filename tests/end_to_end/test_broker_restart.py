@@ -1,0 +1,410 @@
+"""A broker that is killed or stopped while jobs run, and started anew in its place.
+
+Nothing is lost and nothing runs twice, whatever the moment. The sizes are those of a quick run;
+DISPY_TEST_SCALE=10 makes them ten times as large.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import dispy
+from dispy import DispyJob
+from dispy.protocol import exitcodes
+
+from .conftest import NewSharedCluster, RunProgram, StartBroker, StartNode
+from .processes import BrokerProcess, Marked, Program, broker_command, free_port
+from .records import note, noted
+from .test_faults import SCALE, assert_all_ran_once, square, statuses, submit_all
+from .waiting import all_ended, finished, until
+
+RECONNECT_S = 5.0  # from the start of a broker until jobs end again
+STOP_S = 5.0
+POINTS = (
+    "before-write",
+    "after-write",
+    "before-commit",
+    "after-commit",
+    "before-send",
+    "after-send",
+)
+FULL = 20  # times as much is the full measure of what is done again and again
+
+
+def wait_for(record: str, gate: str, number: int) -> int:
+    """Note that it runs, run until there is a file."""
+    note(record, number)
+    while not os.path.exists(gate):
+        time.sleep(0.01)
+    return number * number
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Path:
+    """Where jobs note that they run."""
+    return tmp_path / "record"
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """The file that jobs wait for."""
+    return tmp_path / "gate"
+
+
+def ended_count(jobs: list[DispyJob]) -> int:
+    return sum(job.finish.is_set() for job in jobs)
+
+
+def end_more(jobs: list[DispyJob], count: int) -> None:
+    """Wait until so many more have ended, or all."""
+    goal = min(ended_count(jobs) + count, len(jobs))
+    until(lambda: ended_count(jobs) >= goal, f"{goal} ends")
+
+
+def refusal(port: int, state: Path, *options: str) -> tuple[int, str]:
+    """Start a broker that can't work; return its exit code and what it says."""
+    command = broker_command(port, state, *options)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stderr.startswith("Error: ") and "Traceback" not in done.stderr
+    return done.returncode, done.stderr
+
+
+# -- kill -9 ---------------------------------------------------------------------------------------
+
+
+def test_a_broker_killed_at_random_moments_loses_and_repeats_nothing(
+    start_broker: StartBroker,
+    start_node: StartNode,
+    new_shared_cluster: NewSharedCluster,
+    record: Path,
+) -> None:
+    broker = start_broker()
+    start_node("--broker", broker.for_nodes)
+    cluster = new_shared_cluster(square, broker, max_tasks_per_child=None)
+    dice = random.Random(11)
+    jobs = submit_all(cluster, record, int(2000 * SCALE), lambda: dice.uniform(0, 0.004))
+    recoveries = []
+    for _ in range(min(int(5 * SCALE), FULL)):
+        end_more(jobs, 1)
+        time.sleep(dice.uniform(0, 0.3))  # the moment
+        broker.kill()
+        broker = start_broker(instead_of=broker)
+        begin = time.monotonic()
+        end_more(jobs, 1)
+        recoveries.append(time.monotonic() - begin)
+    all_ended(jobs, 60 * SCALE)
+    print("jobs end again after", [round(each, 2) for each in sorted(recoveries)])
+    assert_all_ran_once(jobs, record)
+    assert max(recoveries) < RECONNECT_S
+    until(lambda: broker.status().clusters[0].unheard == 0, "all results heard")
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_broker_killed_at_a_point_of_its_round_loses_and_repeats_nothing(
+    start_broker: StartBroker,
+    start_node: StartNode,
+    new_shared_cluster: NewSharedCluster,
+    record: Path,
+    point: str,
+) -> None:
+    """Also the moments between writing and committing, and between that and saying so."""
+    dice = random.Random(point)
+    broker = start_broker(crash_at=f"{point}:{dice.randint(2, 8)}")
+    start_node("--broker", broker.for_nodes)
+    cluster = new_shared_cluster(square, broker, max_tasks_per_child=None)
+    jobs: list[DispyJob] = []
+    for _ in range(min(int(3 * SCALE), FULL)):
+        _see_it_die(broker, cluster, jobs, record)
+        broker = start_broker(instead_of=broker, crash_at=f"{point}:{dice.randint(20, 60)}")
+    _see_it_die(broker, cluster, jobs, record)
+    start_broker(instead_of=broker)
+    all_ended(jobs)
+    assert_all_ran_once(jobs, record)
+
+
+def _see_it_die(
+    broker: BrokerProcess, cluster: dispy.SharedJobCluster, jobs: list[DispyJob], record: Path
+) -> None:
+    """Give a broker something to do until it is dead."""
+
+    def is_dead() -> bool:
+        if len(jobs) - ended_count(jobs) < 50:
+            more = range(len(jobs), len(jobs) + 30)
+            jobs.extend(cluster.submit(str(record), number, 0.002) for number in more)
+        return broker.process.poll() is not None
+
+    until(is_dead, "its death")
+    assert broker.wait(1) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("point", ["before-commit:1", "after-commit:1", "before-send:1"])
+def test_a_broker_killed_as_it_starts_loses_nothing(
+    start_broker: StartBroker,
+    start_node: StartNode,
+    new_shared_cluster: NewSharedCluster,
+    record: Path,
+    gate: Path,
+    point: str,
+) -> None:
+    broker = start_broker()
+    start_node("--broker", broker.for_nodes)
+    cluster = new_shared_cluster(wait_for, broker)
+    jobs = [cluster.submit(str(record), str(gate), number) for number in range(6)]
+    until(lambda: len(noted(record)) == 2, "jobs that run")
+    broker.kill()
+    command = broker_command(broker.port, broker.state)
+    dying = Marked(command, broker.folder.parent, environment={"DISPY_CRASH_AT": point})
+    assert dying.wait(20) == -signal.SIGKILL
+    gate.touch()
+    start_broker(instead_of=broker)
+    all_ended(jobs)
+    assert_all_ran_once(jobs, record)
+
+
+def test_jobs_run_on_while_the_broker_is_away(
+    start_broker: StartBroker,
+    start_node: StartNode,
+    new_shared_cluster: NewSharedCluster,
+    record: Path,
+    gate: Path,
+) -> None:
+    """Those that run are adopted; those that have ended meanwhile aren't lost."""
+    broker = start_broker()
+    start_node("--broker", broker.for_nodes)
+    cluster = new_shared_cluster(wait_for, broker)
+    other = gate.with_name("other")
+    jobs = [cluster.submit(str(record), str(path), n) for n, path in enumerate([gate, other])]
+    until(lambda: len(noted(record)) == 2, "jobs that run")
+    broker.kill()
+    gate.touch()  # the first one ends while there is nobody to tell
+    broker = start_broker(instead_of=broker)
+    finished(jobs[0])
+    until(lambda: broker.status().clusters[0].running == 1, "the job that runs on")
+    other.touch()
+    all_ended(jobs)
+    assert_all_ran_once(jobs, record)
+
+
+# -- SIGTERM ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_broker_stopped_under_load_ends_soon_and_goes_on_later(
+    start_broker: StartBroker,
+    start_node: StartNode,
+    new_shared_cluster: NewSharedCluster,
+    record: Path,
+    signum: int,
+) -> None:
+    broker = start_broker()
+    start_node("--broker", broker.for_nodes)
+    cluster = new_shared_cluster(square, broker, max_tasks_per_child=None)
+    jobs = submit_all(cluster, record, int(1500 * SCALE), lambda: 0.002)
+    end_more(jobs, 50)
+    broker.stop(signum)  # asserts that it ends well within 5 s
+    assert "jobs that run go on" in broker.log()
+    jobs.append(cluster.submit(str(record), len(jobs), 0.0))
+    start_broker(instead_of=broker)
+    all_ended(jobs, 60 * SCALE)
+    assert_all_ran_once(jobs, record)
+
+
+# -- without a journal -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "once"])
+def test_a_broker_without_a_journal_starts_from_nothing(
+    start_broker: StartBroker,
+    start_node: StartNode,
+    new_shared_cluster: NewSharedCluster,
+    record: Path,
+    reentrant: bool,
+) -> None:
+    """Jobs that may run again do, the others are given up, and say why."""
+    broker = start_broker("--no-journal")
+    start_node("--broker", broker.for_nodes)
+    cluster = new_shared_cluster(square, broker, max_tasks_per_child=None, reentrant=reentrant)
+    jobs = submit_all(cluster, record, int(600 * SCALE), lambda: 0.002)
+    end_more(jobs, 50)
+    broker.kill()
+    start_broker(instead_of=broker)
+    all_ended(jobs)
+    counts, begun = statuses(jobs), noted(record)
+    if reentrant:
+        assert counts == {DispyJob.Finished: len(jobs)}
+        return
+    assert set(counts) == {DispyJob.Finished, DispyJob.Abandoned}
+    assert max(begun.values()) == 1
+    lost = [job for job in jobs if job.status == DispyJob.Abandoned]
+    assert all("without its journal" in str(job.exception) for job in lost)
+    assert finished(cluster.submit(str(record), 7, 0.0)).result == 49
+
+
+# -- programs are killed ---------------------------------------------------------------------------
+
+SOURCE = """
+import sys, time
+import dispy
+
+
+def work(record, number):
+    import os, time
+    fd = os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, number.to_bytes(8, "little"))
+    os.close(fd)
+    time.sleep(0.002)
+    return number * number
+
+
+def ended(job):
+    print(job.id, job.result, flush=True)
+
+
+broker, record, count = sys.argv[1:4]
+cluster = dispy.SharedJobCluster(
+    work, scheduler_node=broker, name="mine", job_status=ended, max_tasks_per_child=None
+)
+for n in range(int(count)):
+    cluster.submit_job_id(n, record, n)
+print("submitted", flush=True)
+cluster.close()
+"""
+
+
+def submitted(program: Program) -> bool:
+    return "submitted" in program.output()
+
+
+def got(program: Program) -> dict[int, int]:
+    """Return the results that a program had before it was killed."""
+    lines = [line.split() for line in program.output().splitlines(keepends=True) if "\n" in line]
+    return {int(words[0]): int(words[1]) for words in lines if len(words) == 2}
+
+
+@pytest.mark.parametrize("by_file", [True, False], ids=["by file", "by name"])
+def test_results_of_a_killed_program_are_got_once(
+    start_broker: StartBroker,
+    start_node: StartNode,
+    start_program: RunProgram,
+    record: Path,
+    by_file: bool,
+) -> None:
+    """What it had got itself isn't given again; all else is there."""
+    count = int(800 * SCALE)
+    broker = start_broker()
+    start_node("--broker", broker.for_nodes)
+    program = start_program(SOURCE, broker.address, str(record), str(count))
+    until(lambda: submitted(program), "its last job")
+    until(lambda: len(got(program)) > 20, "some results")
+    program.kill()
+    if by_file:
+        (path,) = program.folder.glob("_dispy_*")
+        jobs = dispy.recover_jobs(path)
+        again = {job.id: job.result for job in jobs}
+    else:
+        jobs = dispy.recover_jobs(cluster="mine", scheduler_node=broker.address)
+        again = {job.id - 1: job.result for job in jobs}
+    before = got(program)
+    assert len(again) == len(jobs)
+    assert {**before, **again} == {number: number * number for number in range(count)}
+    # The last ones may have been printed without the broker's having heard so.
+    assert len(before.keys() & again.keys()) < 200
+    assert noted(record) == Counter(range(count))
+    print(len(before), "results before,", len(again), "recovered")
+    until(lambda: not broker.status().clusters, "the end of the cluster")
+
+
+def test_a_killed_program_is_recovered_from_a_broker_that_was_killed_too(
+    start_broker: StartBroker,
+    start_node: StartNode,
+    start_program: RunProgram,
+    record: Path,
+) -> None:
+    count = int(400 * SCALE)
+    broker = start_broker()
+    start_node("--broker", broker.for_nodes)
+    program = start_program(SOURCE, broker.address, str(record), str(count))
+    until(lambda: submitted(program), "its last job")
+    until(lambda: len(got(program)) > 20, "some results")
+    program.kill()
+    broker.kill()
+    broker = start_broker(instead_of=broker)
+    (path,) = program.folder.glob("_dispy_*")
+    again = {job.id: job.result for job in dispy.recover_jobs(path)}
+    assert {**got(program), **again} == {number: number * number for number in range(count)}
+    assert noted(record) == Counter(range(count))
+
+
+# -- brokers that refuse to start ------------------------------------------------------------------
+
+
+def test_a_second_broker_with_the_same_state_is_refused(start_broker: StartBroker) -> None:
+    broker = start_broker()
+    code, text = refusal(free_port(), broker.state)
+    assert code == exitcodes.LOCKED and str(broker.pid) in text
+    broker.kill()
+    start_broker(instead_of=broker)  # a lock doesn't outlive its process
+
+
+def test_a_port_that_is_taken_is_refused(start_broker: StartBroker, tmp_path: Path) -> None:
+    broker = start_broker()
+    code, text = refusal(broker.port, tmp_path / "other")
+    assert code == exitcodes.UNAVAILABLE and str(broker.port) in text
+
+
+def test_a_damaged_journal_is_refused_and_left_alone(
+    start_broker: StartBroker,
+    start_node: StartNode,
+    new_shared_cluster: NewSharedCluster,
+    record: Path,
+) -> None:
+    broker = start_broker()
+    start_node("--broker", broker.for_nodes)
+    cluster = new_shared_cluster(square, broker)
+    all_ended(submit_all(cluster, record, 20, lambda: 0.0))
+    broker.stop()
+    path = broker.state / "journal.sqlite"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + os.urandom(len(whole) - 4096))
+    damaged = path.read_bytes()
+    code, text = refusal(broker.port, broker.state)
+    assert code == exitcodes.CORRUPT and str(broker.state) in text and "dispy journal" in text
+    assert path.read_bytes()[4096:] == damaged[4096:]  # its first page counts who opens it
+    path.write_bytes(whole)  # from the back-up
+    start_broker(instead_of=broker)
+    assert finished(cluster.submit(str(record), 3, 0.0)).result == 9
+
+
+def test_a_journal_of_a_newer_version_is_refused(start_broker: StartBroker) -> None:
+    broker = start_broker()
+    broker.stop()
+    with sqlite3.connect(broker.state / "journal.sqlite") as database:
+        database.execute("PRAGMA user_version = 1000")
+    database.close()
+    code, text = refusal(broker.port, broker.state)
+    assert code == exitcodes.CORRUPT and "newer" in text
+
+
+def test_clean_forgets_what_an_earlier_broker_has_kept(
+    start_broker: StartBroker, new_shared_cluster: NewSharedCluster, record: Path
+) -> None:
+    broker = start_broker()
+    cluster = new_shared_cluster(square, broker)
+    jobs = submit_all(cluster, record, 5, lambda: 0.0)
+    until(lambda: any(each.waiting == 5 for each in broker.status().clusters), "five jobs")
+    broker.kill()
+    code, text = refusal(broker.port, Path(os.devnull) / "state", "--clean")
+    assert code == exitcodes.CANNOT_CREATE and "--state-dir" in text
+    again = start_broker("--clean", instead_of=broker)
+    all_ended(jobs)
+    assert statuses(jobs) == {DispyJob.Abandoned: 5}
+    assert "go on" not in again.log()
