@@ -142,6 +142,7 @@ def _is_wanted(node: Node) -> bool:
 
 def look(state: State) -> None:
     """Have everything counted that goes on by itself as time passes."""
+    charge(state)
     for account in list(state.sharing.blocked):
         cluster = account.cluster
         if cluster is not None and not (cluster.line.waiting or cluster.pinned):  # cancelled
@@ -152,13 +153,11 @@ def look(state: State) -> None:
     state.sharing.look(active, cpus, state.now)
 
 
-def charge(cluster: Cluster, total_s: float, count: int, now: float) -> None:
-    """Note how long so many attempts of a cluster's jobs took in all."""
-    if cluster.run_s < AHEAD_S:
-        cluster.unit_s = AHEAD_S / (1 + cluster.ahead)
-    else:
-        cluster.unit_s = AHEAD_S
-    cluster.account.ended(total_s, count, held(cluster), now)
+def charge(state: State) -> None:
+    """Charge clusters for what has ended since the last time."""
+    for cluster in state.charged:
+        cluster.account.ended(held(cluster), state.now)
+    state.charged.clear()
 
 
 def held(cluster: Cluster) -> int:

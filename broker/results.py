@@ -22,9 +22,9 @@ from .batches import note_ended
 from .effects import KeepAbandoned
 from .jobs import leave_line, put_back, try_again
 from .nodes import node_away
-from .placement import charge, take_off
+from .placement import take_off
 from .setups import release_if_free, vacate
-from .state import Cluster, Job, Stage, State
+from .state import AHEAD_S, Cluster, Job, Stage, State
 
 SMOOTHING = 0.3  # weight of the newest batch in the measured job time
 LONG_S = 1e9  # what a job process says of its times may be no number at all
@@ -150,7 +150,12 @@ def _measure(state: State, cluster: Cluster, results: list[JobResult], ended: in
     else:
         cluster.run_s += SMOOTHING * (mean - cluster.run_s)
     cluster.measured += count
-    charge(cluster, total_s, count, state.now)
+    account = cluster.account
+    account.new += count
+    account.new_s += total_s
+    state.charged[cluster] = None
+    if mean < AHEAD_S or cluster.unit_s < AHEAD_S:
+        cluster.unit_s = AHEAD_S / (1 + cluster.ahead)
 
 
 def _on_started(state: State, peer: str, message: Started, now: float) -> None:

@@ -64,6 +64,8 @@ class Account:
         "listed",
         "measured",
         "narrow",
+        "new",
+        "new_s",
         "per",
         "started",
         "started_sum",
@@ -82,6 +84,8 @@ class Account:
         self.charged_s = 0.0  # what the tag contains
         self.est_s = START_S  # how long a job takes, as far as is known
         self.measured = 0  # results in that figure
+        self.new = 0  # attempts that have ended and aren't charged yet
+        self.new_s = 0.0  # ... and how long they took in all
         self.started = 0  # jobs that are known to run
         self.started_sum = 0.0  # ... and the sum of the times when they began
         self.line: _Line | None = None  # where it waits
@@ -129,9 +133,11 @@ class Account:
             if user.tag < line.listed - SLACK_S * user.per:
                 line.queue.put(line)
 
-    def ended(self, total_s: float, count: int, held: int, now: float) -> None:
-        """So many attempts have ended, after so much time in all."""
-        total_s += count * OVERHEAD_S
+    def ended(self, held: int, now: float) -> None:
+        """Charge what ``new`` says, while so many jobs are at nodes."""
+        count = self.new
+        total_s = self.new_s + count * OVERHEAD_S
+        self.new, self.new_s = 0, 0.0
         self.used_s += total_s
         measured = self.measured + count
         if measured > MEMORY:

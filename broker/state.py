@@ -393,6 +393,7 @@ class State:
     freed: list[Node] = field(default_factory=list)
     freed_before: int = 0
     placed: int = 0
+    charged: dict[Cluster, None] = field(default_factory=dict)  # will be: attempts have ended
     hoarders: dict[Cluster, None] = field(default_factory=dict)  # may have jobs to take back
     underway: int = 0  # pieces of blobs that clients were asked for and nodes haven't had
     fetchers: deque[Node] = field(default_factory=deque)  # nodes with requests that are held

@@ -14,6 +14,7 @@ from dispy.protocol.messages import Credit, Withdraw
 from . import batches
 from .placement import (
     catch_up,
+    charge,
     extra,
     has_room,
     held,
@@ -42,6 +43,8 @@ Free = list[tuple[float, int, Node]]  # a heap of nodes by load
 def place(state: State) -> None:
     """Give waiting jobs to nodes, clusters taking turns, until nodes or jobs run out."""
     sharing = state.sharing
+    if state.charged:
+        charge(state)
     free = newly_free(state)
     if not free and not sharing.ready.count:
         return

@@ -19,6 +19,7 @@ import psutil
 
 from dispy import DispyJob
 from dispy.operator import Operator
+from dispy.protocol.messages import RESUME
 
 from .fault_proxy import FaultProxy
 from .processes import BrokerProcess, NodeProcess, Program
@@ -129,15 +130,15 @@ class Lineage:
         runs = noted(self.record)
         counts: Counter[int] = Counter()
         for number, ends in told.items():
-            self._check_job(number, ends, runs[number])
-            counts[ends[-1].status] += 1
+            counts[self._check_job(number, ends, runs[number])] += 1
         allowed = {DispyJob.Finished, KNOWN} if self.kills else {DispyJob.Finished}
         allowed |= {DispyJob.Terminated} if may_be_killed else set()
         allowed |= {DispyJob.Abandoned} if may_be_lost and not self.reentrant else set()
         assert set(counts) <= allowed, f"{self.name}: {counts}"
         return counts
 
-    def _check_job(self, number: int, ends: list[End], runs: int) -> None:
+    def _check_job(self, number: int, ends: list[End], runs: int) -> int:
+        """Check the ends of a job; return how it has ended."""
         where = f"job {number}, run {runs} times: {ends}"
         statuses = [end.status for end in ends if end.status != KNOWN]
         if statuses == [DispyJob.Abandoned, DispyJob.Finished]:  # its node was not dead after all
@@ -154,6 +155,7 @@ class Lineage:
             assert any("SIGKILL" in end.reason for end in ends), where
         if not self.reentrant:
             assert runs <= 1, where
+        return statuses[-1] if statuses else KNOWN
 
     def assert_nothing_left(self) -> None:
         """Neither processes nor recover files."""
@@ -251,7 +253,7 @@ class Chaos:
         with Operator(self.broker.address) as operator:
             for node in operator.status().nodes:
                 if node.state == SET_ASIDE:
-                    operator.resume(node.name)
+                    operator.ask(RESUME, node.name)
                     self.done["resumed"] += 1
 
     def progress(self) -> str:

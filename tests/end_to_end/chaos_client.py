@@ -71,7 +71,7 @@ def run(plan, broker):
     )
     for number in plan["numbers"]:
         room.acquire()
-        cluster.submit_job_id(number, plan["record"], number, (number * 7919 % 13) / 1000)
+        cluster.submit_job_id(number, plan["record"], number, (number * 7919 % 13) / 200)
     cluster.wait()
     cluster.close()
 

@@ -101,8 +101,7 @@ class Crowd:
         if isinstance(message, Results):
             tenant.ended += len(message.results)
         elif isinstance(message, (ClusterOpened, Credit)):
-            is_credit = isinstance(message, Credit)
-            tenant.credit = message.limit if is_credit else message.credit
+            tenant.credit = message.limit if isinstance(message, Credit) else message.credit
             while tenant.sent < min(tenant.credit, len(tenant.lengths)):
                 end = min(tenant.credit, len(tenant.lengths), tenant.sent + 500)
                 seqs = range(tenant.sent + 1, end + 1)

@@ -15,6 +15,7 @@ from dispy.protocol.wire import Codec
 
 from .network import End
 from .scenarios import FAULTS_MAX, from_seed, play
+from .sharedworlds import from_shared_seed
 from .world import World
 
 SHOWN = 160  # characters of a message
@@ -26,17 +27,24 @@ def main() -> int:
     parser.add_argument("seed", type=int)
     parser.add_argument("end", type=int, nargs="?", help="play all seeds up to this one")
     parser.add_argument("--faults", type=int, default=FAULTS_MAX, help="at most in one run")
+    parser.add_argument("--durable", action="store_true", help="a shared broker with a journal")
     parser.add_argument("--messages", action="store_true", help="show all messages, too")
     options = parser.parse_args()
     if options.end is None:
-        return int(show(options.seed, options.faults, options.messages))
-    failed = [seed for seed in range(options.seed, options.end) if fails(seed, options.faults)]
+        return int(show(options.seed, options.faults, options.durable, options.messages))
+    seeds = range(options.seed, options.end)
+    failed = [seed for seed in seeds if fails(seed, options.faults, options.durable)]
     return int(bool(failed))
 
 
-def show(seed: int, faults: int, with_messages: bool) -> bool:
+def make(seed: int, faults: int, durable: bool) -> World:
+    """Make the world that a seed stands for."""
+    return from_shared_seed(seed, faults) if durable else from_seed(seed, faults)
+
+
+def show(seed: int, faults: int, durable: bool, with_messages: bool) -> bool:
     """Play one seed and print what happened; return whether it failed."""
-    world = from_seed(seed, faults)
+    world = make(seed, faults, durable)
     if with_messages:
         show_messages(world)
     error = attempt(world)
@@ -45,11 +53,13 @@ def show(seed: int, faults: int, with_messages: bool) -> bool:
     return bool(error)
 
 
-def fails(seed: int, faults: int) -> bool:
+def fails(seed: int, faults: int, durable: bool) -> bool:
     """Play one seed; print how to play it again if it fails."""
-    error = attempt(from_seed(seed, faults))
+    error = attempt(make(seed, faults, durable))
     if error:
-        print(f"seed {seed} fails: python -m tests.simulation {seed} --faults {faults}\n{error}")
+        kind = " --durable" if durable else ""
+        again = f"python -m tests.simulation {seed} --faults {faults}{kind}"
+        print(f"seed {seed} fails: {again}\n{error}", flush=True)
     return bool(error)
 
 

@@ -36,6 +36,7 @@ class Disk(Journal):
         self.store = Store()
         self.is_full = False
         self.heard: set[int] = set()  # results by record
+        self._heard_now: set[int] = set()  # a moment ago: they may be on their way once more
         self.ends: dict[tuple[int, int], int] = {}  # status by cluster's number and job
         self.names: dict[int, str] = {}  # of clusters
         self.expired: set[str] = set()  # clusters whose clients were given up
@@ -49,11 +50,13 @@ class Disk(Journal):
     def apply(self, effects: Sequence[JournalEffect]) -> None:
         """Write it; what is rolled back is not noted."""
         super().apply(effects)
+        self.heard |= self._heard_now
+        self._heard_now = set()
         for effect in effects:
             if isinstance(effect, KeepResults):
                 self._note_results(effect)
             elif isinstance(effect, DropResults):
-                self.heard.update(effect.ids)
+                self._heard_now.update(effect.ids)
             elif isinstance(effect, KeepCluster):
                 if effect.opened is not None:
                     self.names[effect.id] = effect.opened.computation.name

@@ -31,15 +31,50 @@ def check_ends(world: World) -> None:
     """Each job has ended once, as it may end; none was run twice that must not be."""
     for number, wish in world.wishes.items():
         record = wish.record
-        missing = wish.courses.keys() - record.ends.keys()
+        ends = ends_of(wish)
+        missing = owed(world, wish) - ends.keys()
         assert not missing, f"jobs {sorted(missing)} of {number} have not ended"
-        assert record.ends.keys() == wish.courses.keys()
-        for seq, ends in record.ends.items():
-            check_end(world, wish, seq, ends)
+        assert ends.keys() <= wish.courses.keys()
+        for seq in wish.courses:
             check_attempts(world, wish, seq)
+            if seq in ends:
+                check_end(world, wish, seq, ends[seq])
         check_told(world, wish, record)
         for request, answers in record.answers.items():
             assert len(answers) == 1, f"{record.asked[request]} was answered {answers}"
+
+
+def owed(world: World, wish: Wish) -> set[int]:
+    """Return the jobs whose ends somebody must have been told."""
+    if not wish.is_taken:
+        return set(wish.courses)
+    unknown = any(wish.opening.cluster in heir.unknown for heir in wish.heirs)
+    assert world.disk is not None
+    if wish.is_orphan or (unknown and wish.name in world.disk.expired):
+        return set()
+    return wish.accepted
+
+
+def ends_of(wish: Wish) -> dict[int, list[JobResult]]:
+    """Return what was told of jobs: to the client, then to those who have taken its cluster."""
+    if not wish.is_taken:
+        return wish.record.ends
+    ends = {}
+    for seq, told in wish.record.ends.items():
+        ends[seq] = [end for end in told if end.attempt or end.status != ABANDONED]
+    for heir in wish.heirs:
+        for seq, end in heir.ends.get(wish.opening.cluster, {}).items():
+            before = ends.setdefault(seq, [])
+            if before and before[-1].status == CANCELLED and not before[-1].attempt:
+                before.clear()  # it was cancelled here before it was known to be there
+            if not before or not is_same(before[-1], end):
+                before.append(end)
+    return {seq: told for seq, told in ends.items() if told}
+
+
+def is_same(one: JobResult, other: JobResult) -> bool:
+    """Whether both tell the same end of a job."""
+    return (one.status, one.attempt) == (other.status, other.attempt)
 
 
 def check_end(world: World, wish: Wish, seq: int, ends: list[JobResult]) -> None:
@@ -79,6 +114,8 @@ def check_failure(world: World, wish: Wish, seq: int, end: JobResult) -> None:
     options = course.options or PLAIN
     if wish.is_closing or seq in wish.cancelled or may_fail_to_set_up(world, wish):
         return
+    if world.disk is not None and wish.name in world.disk.expired:
+        return
     text = unpack_result(end.payload).exception
     assert end.attempt >= 1 + options.retries, f"job {seq} was given up early: {text}"
     if options.retries:
@@ -90,11 +127,15 @@ def check_failure(world: World, wish: Wish, seq: int, end: JobResult) -> None:
 
 
 def check_told(world: World, wish: Wish, record: Record) -> None:
-    """What jobs said came in order, and of attempts that returned all of it."""
+    """What jobs said came in order, and of attempts that returned all of it.
+
+    A broker that is killed takes with it what it was about to pass on.
+    """
     for key, numbers in record.told.items():
         assert numbers == sorted(set(numbers)), f"job and attempt {key} said {numbers}"
     for seq, ends in record.ends.items():
-        if len(ends) == 1 and ends[0].status == FINISHED:
+        whole = world.broker_lives == 1 and not wish.is_taken
+        if whole and len(ends) == 1 and ends[0].status == FINISHED:
             attempt = ends[0].attempt
             said = world.diary.said.get((wish.name, seq, attempt), 0)
             told = record.told.get((seq, attempt), [])
@@ -127,6 +168,10 @@ def allowed(world: World, wish: Wish, seq: int) -> set[int]:
         statuses.add(ABANDONED)
     if options.files and has_vanished(world, wish, options.files):
         statuses.add(TERMINATED)
+    if world.disk is not None and wish.name in world.disk.expired:
+        statuses |= {CANCELLED, TERMINATED}
+        if wish.name in world.disk.closed:
+            statuses.add(ABANDONED)  # what the client thought to be there
     trouble = world.killed_processes or world.failing_forks or wish.ended_some
     if trouble or may_fail_to_set_up(world, wish):
         statuses.add(TERMINATED)
@@ -143,13 +188,18 @@ def may_fail_to_set_up(world: World, wish: Wish) -> bool:
     """Whether some nodes can't set the computation up."""
     machines = world.machines.values()
     fails = any(wish.name in each.setup_fails | each.setup_hangs for each in machines)
+    if wish.is_taken and wish.opening.computation.files:
+        return True  # they may have gone with the client
     return fails or has_vanished(world, wish, wish.opening.computation.files)
 
 
 def has_vanished(world: World, wish: Wish, files: list[FileSpec]) -> bool:
     """Whether the client can't read some of these any more."""
     number = wish.opening.cluster
-    return any((number, file.digest) in world.client.unreadable for file in files)
+    gone = {digest for each in world.clients for _, digest in each.unreadable}
+    if world.disk is not None:  # which has one copy for all
+        return wish.is_taken or any(file.digest in gone for file in files)
+    return any((number, file.digest) in wish.client.unreadable for file in files)
 
 
 def check_registered(world: World) -> None:
@@ -172,15 +222,15 @@ def dialling(world: World) -> set[str]:
 def check_used(world: World) -> None:
     """Every node works for every cluster, and all that was asked has been answered."""
     for number, wish in world.wishes.items():
-        record = world.client.records[number]
-        if wish.is_closing:
+        record = wish.record
+        if wish.is_closing or wish.is_taken:
             continue
         assert record.asked.keys() == record.answers.keys(), "a request was not answered"
         ready = set()
         for peer, node in world.broker.scheduler.nodes.items():
             if entry_for(wish.opening.nodes, node) is None:
                 continue
-            allocation = cluster_of(world, number).allocations.get(node.id)
+            allocation = cluster_of(world, wish).allocations.get(node.id)
             assert allocation is not None, f"{peer} isn't used for {number}"
             if allocation.stage is not Stage.FAILED:
                 where = f"{peer} is {allocation.stage} for {number}"
@@ -194,10 +244,10 @@ def check_used(world: World) -> None:
     check_blobs(world)
 
 
-def cluster_of(world: World, number: int) -> Cluster:
+def cluster_of(world: World, wish: Wish) -> Cluster:
     """Return what the broker knows of a cluster."""
     clients = world.broker.scheduler.clients
-    return clients[world.client.identity.instance].clusters[number]
+    return clients[wish.client.identity.instance].clusters[wish.opening.cluster]
 
 
 def check_blobs(world: World) -> None:
@@ -207,16 +257,18 @@ def check_blobs(world: World) -> None:
     again; what a computation needs stays as long as it is there.
     """
     wishes = world.wishes.values()
-    if any(wish.cancelled or wish.closed_some or wish.is_closing for wish in wishes):
+    if any(
+        wish.cancelled or wish.closed_some or wish.is_closing or wish.is_taken for wish in wishes
+    ):
         return
     for node in world.live_nodes():
         completed = node.jobs.store.completed
         assert all(count == 1 or not CONTENTS[digest] for digest, count in completed.items())
-    if world.lost_nodes or world.has_tampered or world.client.unreadable:
+    if world.lost_nodes or world.has_tampered or any(each.unreadable for each in world.clients):
         return
-    for number, wish in world.wishes.items():
+    for wish in wishes:
         own = {file.digest for file in wish.opening.computation.files}
-        for (node_id, digest, _), count in world.client.records[number].served.items():
+        for (node_id, digest, _), count in wish.record.served.items():
             assert count == 1 or digest not in own, f"node {node_id} got a piece of a file twice"
 
 
@@ -238,7 +290,8 @@ def check_free(world: World) -> None:
 def check_clean(world: World) -> None:
     """After the last cluster was closed nothing is left of any of them."""
     scheduler = world.broker.scheduler
-    assert not world.client.core.clusters
+    for client in world.live_clients():
+        assert not client.core.clusters, f"{client.identity.instance} still has clusters"
     assert not scheduler.clusters, "the broker still has clusters"
     assert all(not node.allocations for node in scheduler.nodes.values())
     for node in world.told_nodes():
@@ -247,6 +300,8 @@ def check_clean(world: World) -> None:
         assert not node.jobs.kept, f"{node.identity.instance} has files left"
         assert node.jobs.store.is_settled, f"{node.identity.instance} has parts of files"
     assert scheduler.state.underway == 0, "pieces of files are still counted"
+    if world.disk is not None:
+        world.disk.check_clean()
     for process in world.processes():
         assert not process.broken_protocol, process.broken_protocol
         assert world.has_tampered or not process.exchange.malformed

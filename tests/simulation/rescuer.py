@@ -11,6 +11,7 @@ from dispy.protocol.messages import (
     ABANDONED,
     FINISHED,
     Attach,
+    CancelJobs,
     Identity,
     JobResult,
     Results,
@@ -29,7 +30,7 @@ UNKNOWN = "the broker doesn't know the cluster"  # what it says then begins so
 class Rescuer(Process):
     """Does what `attaching.Rescue` does.
 
-    It hands over what has ended by ``until``; then it closes the clusters if all has, or leaves
+    It cancels jobs that are ``endless``. It hands over what has ended by ``until``; then it closes the clusters if all has, or leaves
     them to others. ``ends`` are handed over; ``on_done`` is called at the end.
     """
 
@@ -40,6 +41,7 @@ class Rescuer(Process):
         identity: Identity,
         wanted: list[Attach],
         until: float,
+        endless: dict[int, list[int]],
         on_done: Callable[[Rescuer], None],
     ) -> None:
         super().__init__(clock, socket, identity)
@@ -50,6 +52,7 @@ class Rescuer(Process):
         self.completed: set[int] = set()  # clusters of which all was handed over
         self.unknown: set[int] = set()  # clusters of which the broker knows nothing
         self._broker = ""
+        self._endless = endless
         self._on_done = on_done
         self._leaves_at = FOREVER  # once all is handed over
 
@@ -79,6 +82,9 @@ class Rescuer(Process):
         if self._leaves_at == FOREVER and takeover.joined:
             if takeover.settled or (now >= self.until and takeover.gathered):
                 self._hand_over(now)
+        for number in [each for each in self._endless if takeover.clusters[each].said]:
+            jobs = self._endless.pop(number)
+            self.exchange.send(self._broker, CancelJobs(number, jobs))
         for message in takeover.take():
             self.exchange.send(self._broker, message)
         self.exchange.flush(now)

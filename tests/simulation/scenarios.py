@@ -25,6 +25,8 @@ FAULTS_UNTIL_S = 8.0
 LARGE = Large(3 << 20, [bytes(1 << 20)] * 3)
 CLOSE_S = 15.0  # from the close of a cluster to the end of its last job process
 SLACK_S = 2.0
+WATCH_S = 0.5  # how often users look whether all is done
+RESCUES_S = 60.0  # the time that taking clusters over may take, with a few tries
 ALLOCATE_AFTER_S = (0.0, 5.0, 20.0)  # also nodes that come back a little later
 GIVEN_UP_S = 40.0  # longer than any greeting lasts
 GREETED_S = 5.0  # until a node is given up that is being greeted anew
@@ -92,10 +94,12 @@ def hang(world: World, number: int) -> None:
     world.clock.after(chance.uniform(0.0, 5.0), partial(world.cancel, number, seq))
 
 
-def plan_user(world: World, number: int, jobs: int, extras: Extras) -> None:
+def plan_user(
+    world: World, number: int, jobs: int, extras: Extras, portions_max: int = 4
+) -> None:
     """Have jobs submitted in a few portions, some cancelled, and maybe the cluster closed."""
     chance = world.chance
-    portions = chance.randint(1, 4)
+    portions = chance.randint(1, portions_max)
     drawn = extras.change(courses(world, jobs))
     large = LARGE if chance.random() < 0.05 else None
     for portion in range(portions):
@@ -129,7 +133,11 @@ def patience_s(world: World) -> float:
     cpus = min([node.identity.cpus for node in world.live_nodes()], default=1)
     setup_s = max(opening.computation.setup_timeout for opening in openings)
     work_s_in_all = sum(work) / cpus + 3 * max(work, default=0.0)
-    return lease_s + notice_s + reach_s + setup_s + work_s_in_all + SLACK_S
+    patience = lease_s + notice_s + reach_s + setup_s + work_s_in_all + SLACK_S
+    if world.disk is not None:
+        patience += world.settings.client_lease_s + world.settings.adopt_s + RESCUES_S
+        patience += CLOSE_S * len(world.wishes)  # one after the other, if one is exclusive
+    return patience
 
 
 def work_s(course: Course) -> float:
@@ -149,10 +157,14 @@ def play(world: World, until: float = FAULTS_UNTIL_S + 2.0) -> None:
     world.run(until)
     world.run(world.healed_at - world.now)
     world.network.heal()
+    world.start_broker()
+    world.broker.dies_at = ""
     world.note("all faults are over")
     world.close_stuck()
+    watch(world)
     for after_s in ALLOCATE_AFTER_S:
         world.clock.after(after_s, world.allocate_all)
+        world.clock.after(after_s, world.resume_all)
     world.run(patience_s(world), world.is_idle)
     promises.check_ends(world)
     settle(world)
@@ -160,10 +172,22 @@ def play(world: World, until: float = FAULTS_UNTIL_S + 2.0) -> None:
     promises.check_free(world)
     promises.check_used(world)
     world.close_all()
-    assert world.run(CLOSE_S, world.is_closed), "a cluster doesn't close"
+    lease_s = world.settings.client_lease_s if world.disk is not None else 0.0
+    assert world.run(lease_s + CLOSE_S, world.is_closed), "a cluster doesn't close"
     world.run(SLACK_S)
+    if world.disk is not None:
+        kept_s = lease_s + world.settings.retain_s + SLACK_S
+        world.run(kept_s, lambda: not world.broker.scheduler.clusters)
+        world.run(SLACK_S)
     promises.check_ends(world)
     promises.check_clean(world)
+
+
+def watch(world: World) -> None:
+    """Have users close their clusters when all is done, if that is what they do."""
+    if world.disk is not None:
+        world.close_done()
+        world.clock.after(WATCH_S, partial(watch, world))
 
 
 def play_cancelled_queue() -> World:

@@ -191,8 +191,7 @@ class World:
         count = len(self.clients)
         name = f"client{count + 1}" if count else "client"
         chance = random.Random(f"{name} of {self.seed}")
-        who = identity("client", name)
-        who.user = f"user{count % 2}"
+        who = msgspec.structs.replace(identity("client", name), user=f"user{count % 2}")
         client = ClientProcess(self.clock, Socket(self.network, name), who, chance)
         client.cpus_of_offer = self._cpus_of_offer
         client.on_answer = self._on_answer
@@ -226,6 +225,8 @@ class World:
         ]
         if not numbers:
             return
+        if any(wish.opening.exclusive for wish in self.wishes.values()):
+            numbers = numbers[:1]  # others may have to wait until it is closed
         owner = client.identity.instance
         wanted = [Attach(each, owner=owner, number=each, force=force) for each in numbers]
         self.rescues += 1  # so far
@@ -233,12 +234,21 @@ class World:
         self.note(f"{name} takes over {numbers}, for {patience_s} s, by force: {force}")
         socket, until = Socket(self.network, name), self.now + patience_s
         done = partial(self._on_rescued, client, force)
-        rescuer = Rescuer(self.clock, socket, identity("client", name), wanted, until, done)
+        endless = {each: self._end_endless(self.wishes[each]) for each in numbers}
+        rescuer = Rescuer(
+            self.clock, socket, identity("client", name), wanted, until, endless, done
+        )
         self.rescuers.append(rescuer)
         for number in numbers:
             self.wishes[number].heirs.append(rescuer)
         rescuer.exchange.dial(BROKER_DOOR)
         rescuer.wake()
+
+    def _end_endless(self, wish: Wish) -> list[int]:
+        """Have jobs cancelled that never end, which their user would have done."""
+        endless = [seq for seq, course in wish.courses.items() if course.run_s >= HANG_S]
+        wish.cancelled.update(endless)
+        return endless
 
     def _on_rescued(self, client: ClientProcess, force: bool, rescuer: Rescuer) -> None:
         """Whoever got something waits for the rest another time."""
@@ -270,6 +280,12 @@ class World:
         client = self.chance.choice(live)
         client.exchange.send(client.broker, Operate(request, action, machine.name))
         client.wake()
+
+    def resume_all(self) -> None:
+        """Have all nodes used again that somebody has drained."""
+        if self.disk is not None:
+            for machine in self.machines.values():
+                self.operate(RESUME, machine)
 
     def _on_report(self, report: Report) -> None:
         action, name = self.operations.pop(report.request, ("", ""))

@@ -1,0 +1,70 @@
+"""Everything is killed at random, and in the end every job has ended once, rightly.
+
+Brokers, nodes, clients, job processes and connections, while three clients have 2,000 jobs done;
+DISPY_TEST_CHAOS says how many. The moments come from a seed, which is printed; DISPY_TEST_SEED
+has it again.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dispy.broker.journal import Journal
+
+from .chaos import Chaos
+from .waiting import until
+
+JOBS = int(os.environ.get("DISPY_TEST_CHAOS", "2000"))
+SEED = int(os.environ.get("DISPY_TEST_SEED", str(time.time_ns() % 1_000_000)))
+PAUSE_S = (0.1, 1.0)  # between two strikes
+JOBS_PER_S = 20  # less than that is too slow even for a busy machine
+CHECK = (sys.executable, "-m", "dispy.cli", "journal", "check")
+
+
+@pytest.mark.timeout(120 + JOBS / JOBS_PER_S)
+def test_whatever_is_killed_every_job_ends_once(tmp_path: Path) -> None:
+    print(f"DISPY_TEST_SEED={SEED}")
+    chaos = Chaos(tmp_path, SEED, JOBS)
+    begin = time.monotonic()
+    try:
+        rage(chaos, 60 + JOBS / JOBS_PER_S)
+        counts = chaos.check()
+        chaos.stop()
+        print(f"{counts}, {chaos.progress()}, {time.monotonic() - begin:.1f} s")
+    except BaseException:
+        print(chaos.progress())
+        raise
+    finally:
+        chaos.clear_away()
+    assert_empty(chaos.broker.state)
+
+
+def rage(chaos: Chaos, patience_s: float) -> None:
+    """Strike again and again until all jobs have ended."""
+    until_s = time.monotonic() + patience_s
+    while not chaos.is_over:
+        assert time.monotonic() < until_s, f"after {patience_s} s: {chaos.progress()}"
+        strike_at = time.monotonic() + chaos.dice.uniform(*PAUSE_S)
+        until(lambda at=strike_at: chaos.is_over or time.monotonic() > at, "the next strike")
+        if not chaos.is_over:
+            chaos.strike()
+            chaos.resume()
+
+
+def assert_empty(state: Path) -> None:
+    """A broker's folder holds nothing of clusters that are closed."""
+    done = subprocess.run([*CHECK, str(state)], capture_output=True, text=True, check=True)
+    assert "0 clusters" in done.stdout and "0 jobs in 0 batches" in done.stdout, done.stdout
+    assert "0 results" in done.stdout and "no damage" in done.stdout, done.stdout
+    journal = Journal(state)
+    try:
+        assert journal.strays() == []
+    finally:
+        journal.close()
+    print(sorted(str(path.relative_to(state)) for path in state.rglob("*")))
