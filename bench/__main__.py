@@ -45,7 +45,13 @@ ROWS_OF = {
         "stream.files.client",
         "stream.files.node",
     ),
-    "scheduler": ("scheduler.1000", "scheduler.10000", "scheduler.cost"),
+    "scheduler": (
+        "scheduler.1000",
+        "scheduler.10000",
+        "scheduler.cost",
+        "scheduler.crowd",
+        "scheduler.crowd.cost",
+    ),
     "peer": ("rate.", "p50."),
 }
 

@@ -123,7 +123,15 @@ def decisions(scale: Scale) -> Figures:
     """The scheduler without I/O."""
     few = scheduler.jobs_per_s(1_000, scale.count(200_000))
     many = scheduler.jobs_per_s(10_000, scale.count(200_000))
-    return {"scheduler.1000": few, "scheduler.10000": many, "scheduler.cost": few / many}
+    one = scheduler.jobs_per_s(100, scale.count(200_000))
+    crowd = scheduler.jobs_per_s(100, scale.count(200_000), 300)
+    return {
+        "scheduler.1000": few,
+        "scheduler.10000": many,
+        "scheduler.cost": few / many,
+        "scheduler.crowd": crowd,
+        "scheduler.crowd.cost": one / crowd,
+    }
 
 
 def objects(scale: Scale) -> Figures:

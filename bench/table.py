@@ -208,6 +208,9 @@ SECTIONS = (
             Row("10,000 nodes", "scheduler.10000", "jobs/s"),
             Row("cost of a job, 10,000 / 1,000 nodes", "scheduler.cost", "",
                 (below(1.5, "scheduler.cost"),)),
+            Row("100 nodes, 300 clusters", "scheduler.crowd", "jobs/s"),
+            Row("cost of a job, 300 clusters / 1", "scheduler.crowd.cost", "",
+                (below(1.5, "scheduler.crowd.cost"),)),
         ),
     ),
     Section(

@@ -155,7 +155,9 @@ class Scheduler:
         clients.client_left(self.state, peer)
 
     def unreachable(self, address: str, reason: str) -> None:
-        """An address that some cluster asks for leads to no node at present."""
+        """An address that is dialled leads to no node at present."""
+        if address in self.state.settings.nodes:
+            self.state.unreached[address] = reason
         for cluster in self.clusters.values():
             if address in cluster.addresses:
                 setups.miss(self.state, cluster, address, reason)

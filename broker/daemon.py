@@ -218,8 +218,17 @@ class BrokerDaemon:
         elif isinstance(event, Left):
             scheduler.left(event.peer, event.reason)
         elif isinstance(event, DialFailed):
-            log.debug("%s: %s", event.address, event.reason)
+            self._log_failure(event)
             scheduler.unreachable(event.address, event.reason)
+
+    def _log_failure(self, failed: DialFailed) -> None:
+        """Warn once of a node that the broker was told to dial; clients are told of theirs."""
+        state = self.scheduler.state
+        is_new = state.unreached.get(failed.address) != failed.reason
+        if is_new and failed.address in state.settings.nodes:
+            log.warning("node %s: %s; still trying", failed.address, failed.reason)
+        else:
+            log.debug("%s: %s", failed.address, failed.reason)
 
     def _offended(self, event: Event, error: ProtocolError) -> None:
         """A peer said what makes no sense: end its session, serve the others."""

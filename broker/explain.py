@@ -114,7 +114,7 @@ def _nodes(state: State, cluster: Cluster, now: float) -> list[str]:
     said = [_standing(state, allocation, now) for allocation in used]
     here = [each.node for each in used] + [node for node in state.nodes.values() if node.barred]
     named = {each.address for each in here} | {each.identity.name for each in here}
-    for address, reason in cluster.troubles.items():
+    for address, reason in {**state.unreached, **cluster.troubles}.items():
         if address not in named:
             said.append(f"{address} can't be used: {reason}.")
     others = [node for node in state.nodes.values() if cluster.id not in node.allocations]

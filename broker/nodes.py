@@ -55,6 +55,8 @@ def node_joined(
         node.since = state.now + state.wall_offset_s
     node.online, node.lost_at, node.counted = True, float("inf"), False
     node.dialled = bool(address)
+    for known in (address, identity.address):
+        state.unreached.pop(known, None)
     forget_pieces(state, node)
     for message in undelivered:
         if isinstance(message, (RecordsHeard, Follow)):  # the rest follows from its `Holding`

@@ -121,13 +121,15 @@ def newly_free(state: State) -> list[tuple[float, int, Node]]:
     freed = state.freed
     first = state.placed - state.freed_before
     state.placed = state.freed_before + len(freed)
-    if not state.sharing.blocked.count:
+    count = state.sharing.blocked.count
+    if not count:
         nodes = []
     else:
+        all_wait = count >= len(state.clusters)
         nodes = [
             (load_of(node), node.id, node)
             for node in set(freed[first:])
-            if has_room(node) and node.online and node.counted and _is_wanted(node)
+            if has_room(node) and node.online and node.counted and (all_wait or _is_wanted(node))
         ]
         heapq.heapify(nodes)
     if len(freed) > FREED_MAX * (len(state.nodes) + 16):

@@ -386,6 +386,7 @@ class State:
     pasts: dict[str, Past] = field(default_factory=dict)  # by place, see `mishaps`
     aside: dict[str, Past] = field(default_factory=dict)  # of these, the ones set aside
     barred_anew: dict[Node, None] = field(default_factory=dict)  # set aside since last flush
+    unreached: dict[str, str] = field(default_factory=dict)  # of ``settings.nodes``: why not
     now: float = 0.0  # when the present event happens
     sharing: Sharing = field(init=False)  # clusters with waiting jobs, and who is next
     # Nodes that may take more than before, the latest last; what came before the first of them

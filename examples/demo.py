@@ -13,7 +13,13 @@ from pathlib import Path
 from own_node import running_node
 
 HERE = Path(__file__).parent
-NOT_EXAMPLES = {"demo.py", "node_option.py", "own_node.py", "scratch_folder.py"}
+NOT_EXAMPLES = {
+    "demo.py",
+    "node_option.py",
+    "own_broker.py",
+    "own_node.py",
+    "scratch_folder.py",
+}
 CPUS = 2
 EXAMPLE_S = 120.0
 

@@ -17,37 +17,37 @@ STOP_S = 10.0
 @contextmanager
 def running_node(cpus: int) -> Iterator[str]:
     """Run a node; the context is its address."""
-    port = _free_port()
+    port = free_port()
     # A node's own door is the port after the base port.
     options = ["-c", str(cpus), "-i", HOST, "-p", str(port - 1)]
     print("$ dispy-node", *options, "&", flush=True)
     node = subprocess.Popen([sys.executable, "-m", "dispy.node.cli", *options])
     try:
-        _wait_for_door(node, port)
+        wait_for_door(node, port)
         yield f"{HOST}:{port}"
     finally:
         _stop(node)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a TCP port that nothing listens on, at the moment."""
     with socket.create_server((HOST, 0)) as server:
         port: int = server.getsockname()[1]
         return port
 
 
-def _wait_for_door(node: subprocess.Popen[bytes], port: int) -> None:
+def wait_for_door(node: subprocess.Popen[bytes], port: int) -> None:
     """Return as soon as the node listens."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         if node.poll() is not None:
-            raise SystemExit(f"dispy-node ended with exit code {node.returncode}")
+            raise SystemExit(f"it ended with exit code {node.returncode}")
         try:
             socket.create_connection((HOST, port), timeout=1).close()
             return
         except OSError:
             time.sleep(0.02)
-    raise SystemExit(f"dispy-node doesn't listen on {HOST}:{port} after {START_S:.0f} s")
+    raise SystemExit(f"nothing listens on {HOST}:{port} after {START_S:.0f} s")
 
 
 def _stop(node: subprocess.Popen[bytes]) -> None:

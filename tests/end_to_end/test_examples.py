@@ -15,7 +15,7 @@ from .conftest import StartNode
 from .processes import Marked
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NOT_EXAMPLES = {"demo", "node_option", "own_node", "scratch_folder"}
+NOT_EXAMPLES = {"demo", "node_option", "own_broker", "own_node", "scratch_folder"}
 LIMIT_S = 40.0  # each takes a few seconds; a busy machine gets more
 
 SHOWN = {
@@ -35,6 +35,7 @@ SHOWN = {
     "replace_in_memory": "4 volumes were read, and all counts are right: True",
     "sample": "Total job time",
     "send_files": "6 files have arrived, and make up the picture: True",
+    "shared_broker": "storms: 12 of 12 jobs finished, results are right: True",
     "shared_values": "Nothing was lost or counted twice: True",
 }
 ON_TWO_NODES = {  # those that care which node it is

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import RunProgram
+from .conftest import RunProgram, StartBroker, StartNode
 from .waiting import PATIENCE_S
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
@@ -26,13 +26,25 @@ def programs() -> dict[str, str]:
 
 
 PROGRAMS = programs()
+SHARED = "Sharing nodes with others"  # needs a broker
 
 
 def test_every_program_of_the_guide_is_found() -> None:
     assert len(PROGRAMS) == GUIDE.count("```python") > 5
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if not name.startswith(SHARED)])
 def test_a_program_of_the_guide_runs(name: str, start_program: RunProgram) -> None:
     program = start_program(PROGRAMS[name])
+    assert program.wait(PATIENCE_S) == 0, program.log()
+
+
+def test_the_program_with_a_shared_broker_runs(
+    start_program: RunProgram, start_broker: StartBroker, start_node: StartNode
+) -> None:
+    broker = start_broker()
+    start_node("--broker", broker.for_nodes)
+    source = PROGRAMS[SHARED]
+    assert '"localhost"' in source
+    program = start_program(source.replace('"localhost"', f'"{broker.address}"'))
     assert program.wait(PATIENCE_S) == 0, program.log()

@@ -24,6 +24,7 @@ from dispy.protocol.messages import (
     NodeReady,
     NodeVitals,
     OpenCluster,
+    Prepare,
     Pulse,
     Records,
     RecordsHeard,
@@ -70,6 +71,16 @@ def test_a_client_is_told_whether_its_cluster_is_known() -> None:
     again = stage.one(ClusterOpened)
     assert again.known and again.computation == first.computation
     assert not Stage().one(ClusterOpened).durable
+
+
+def test_a_broker_may_say_how_often_nodes_have_pulses() -> None:
+    stage = SharedStage(Settings(durable=True, shared=True, pulse_s=0.25))
+    stage.client("a")
+    stage.open("a")
+    stage.node("n", ready=False)
+    assert stage.one(Prepare).spec.pulse_interval == 0.25
+    stage.restart()
+    assert stage.cluster("a").computation.pulse_interval == 0.25
 
 
 def test_jobs_go_on_while_their_client_is_away() -> None:

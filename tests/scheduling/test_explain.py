@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dispy.broker.settings import Settings
 from dispy.protocol.messages import (
     CLOSE,
     DEALLOCATE,
@@ -70,6 +71,20 @@ def test_no_node_matches() -> None:
     assert "Node stranger (127.0.0.1:9708) is not among those asked for." in text
     assert "10.0.0.1:9701 can't be used: this node works for someone at present." in text
     assert "no answer from 10.0.0.2:1 yet" in text
+
+
+def test_a_node_that_the_broker_was_told_to_dial() -> None:
+    stage = Stage()
+    stage.scheduler.state.settings = Settings(nodes=("127.0.0.1:9701", "10.0.0.1:9701"))
+    stage.submit(1)
+    for address in ("127.0.0.1:9701", "10.0.0.1:9701", "10.0.0.2:9701"):
+        stage.scheduler.unreachable(address, "it works for someone")
+    text = explain(stage, 1)
+    assert "127.0.0.1:9701 can't be used" in text
+    assert "10.0.0.1:9701 can't be used: it works for someone." in text
+    assert "10.0.0.2" not in text  # which no cluster asks for any more
+    stage.node("n", ready=False)
+    assert "127.0.0.1:9701 can't" not in explain(stage, 1)
 
 
 def test_nodes_that_are_not_set_up() -> None:
