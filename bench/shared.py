@@ -141,7 +141,8 @@ def newcomer(count: int) -> float:
         with dispy.SharedJobCluster(
             pause, scheduler_node=load.broker.clients, max_tasks_per_child=None
         ) as cluster:
-            cluster.submit(0.0)()  # its set-up isn't the subject
+            while len(cluster.status().nodes) < NODES:
+                time.sleep(0.02)  # its set-up isn't the subject
             asked = time.time()
             jobs = [cluster.submit(LONG_S) for _ in range(10)]
             for job in jobs:

@@ -139,6 +139,8 @@ class Rescue:
             self._takeover.miss(number, known.jobs)
             useless = set()
             for seq, (result, node) in sorted(cluster.ends.items()):
+                if known.has_ended(seq):
+                    continue  # its program knew; only the broker hadn't heard so
                 job, is_useful = remake(known, result, cluster.hosts.get(node, ""))
                 found.append(job)
                 if not is_useful:

@@ -60,6 +60,8 @@ PURE = [
     "broker/results.py",
     "broker/seen.py",
     "broker/setups.py",
+    "broker/sharing.py",
+    "broker/standing.py",
     "broker/state.py",
     "broker/turns.py",
     "broker/unheard.py",

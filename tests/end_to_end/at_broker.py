@@ -8,7 +8,9 @@ at such a broker is marked with `embedded_only`, and with the reason.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -27,14 +29,20 @@ def embedded_only(reason: str) -> pytest.MarkDecorator:
     return pytest.mark.embedded_only(reason)
 
 
-def is_wanted(request: pytest.FixtureRequest) -> bool:
-    """Tell whether a test is to be played at a broker; skip it if that's impossible."""
-    if not SHARED and not getattr(request.module, AT_A_BROKER, False):
-        return False
-    mark = request.node.get_closest_marker("embedded_only")
-    if mark is not None:
-        pytest.skip(mark.args[0])
-    return True
+def is_wanted(module: ModuleType) -> bool:
+    """Tell whether the tests of a module are to be played at a broker."""
+    return SHARED or bool(getattr(module, AT_A_BROKER, False))
+
+
+@contextmanager
+def used(address: str) -> Iterator[None]:
+    """Have clusters and programs use a broker meanwhile."""
+    global _at
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispy, "JobCluster", clusters_at(address))
+        _at = address
+        yield
+        _at = ""
 
 
 def clusters_at(address: str) -> Callable[..., dispy.SharedJobCluster]:
@@ -46,12 +54,6 @@ def clusters_at(address: str) -> Callable[..., dispy.SharedJobCluster]:
         return dispy.SharedJobCluster(computation, nodes, scheduler_node=address, **more)
 
     return new
-
-
-def have_programs_use(address: str) -> None:
-    """Have the programs that are started use a broker; "": each its own."""
-    global _at
-    _at = address
 
 
 def played(source: str) -> str:

@@ -19,6 +19,7 @@ import psutil
 
 from dispy import DispyJob
 from dispy.operator import Operator
+from dispy.protocol.errors import DispyError
 from dispy.protocol.messages import RESUME
 
 from .fault_proxy import FaultProxy
@@ -167,7 +168,9 @@ class Lineage:
 class Chaos:
     """A broker, nodes and lineages, and proxies between them."""
 
-    def __init__(self, folder: Path, seed: int, jobs: int, nodes: int = 3, clients: int = 3) -> None:
+    def __init__(
+        self, folder: Path, seed: int, jobs: int, nodes: int = 3, clients: int = 3
+    ) -> None:
         self.dice = random.Random(seed)
         self.folder = folder
         self.done: Counter[str] = Counter()  # what was killed, how often
@@ -260,6 +263,18 @@ class Chaos:
         """Say how far it is."""
         told = {each.name: len({end.number for end in each.ends()}) for each in self.lineages}
         return f"{told}, {dict(self.done)}"
+
+    def state(self) -> str:
+        """Say what all are doing, after a failure."""
+        programs = [each.programs[-1] for each in self.lineages]
+        logs = [
+            f"{each.folder}\n{each.log()[-1500:]}" for each in (*programs, *self.nodes, self.broker)
+        ]
+        try:
+            status = repr(self.broker.status())
+        except DispyError as error:
+            status = str(error)
+        return "\n\n".join([status, *logs])
 
     def check(self) -> Counter[int]:
         """Check the lineages; return how jobs have ended."""

@@ -78,17 +78,23 @@ def session_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerP
         broker.clear_away()
 
 
-@pytest.fixture(autouse=True)
-def _at_a_broker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Play the test with shared clusters, if that's wanted; see `at_broker`."""
-    if not at_broker.is_wanted(request):
+@pytest.fixture(autouse=True, scope="module")
+def _at_a_broker(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Play the tests of a module with shared clusters, if that's wanted; see `at_broker`."""
+    if not at_broker.is_wanted(request.module):
         yield
         return
     broker: BrokerProcess = request.getfixturevalue("session_broker")
-    monkeypatch.setattr(dispy, "JobCluster", at_broker.clusters_at(broker.address))
-    at_broker.have_programs_use(broker.address)
-    yield
-    at_broker.have_programs_use("")
+    with at_broker.used(broker.address):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _if_possible(request: pytest.FixtureRequest) -> None:
+    """Leave out what can't be played at a broker."""
+    mark = request.node.get_closest_marker("embedded_only")
+    if mark is not None and at_broker.is_wanted(request.module):
+        pytest.skip(mark.args[0])
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 import dispy
 from dispy import DispyJob, DispyNode, DispyNodeAvailInfo, NodeAllocate
 
+from .at_broker import embedded_only
 from .changes import entry, ready
 from .conftest import NewCluster, StartNode
 from .processes import NodeProcess
@@ -109,6 +110,7 @@ def wait_for(gate: Path) -> None:
         time.sleep(0.005)
 
 
+@embedded_only("a broker dials addresses, not patterns")
 def test_an_explicit_entry_goes_before_a_pattern(
     pair: tuple[NodeProcess, NodeProcess], new_cluster: NewCluster
 ) -> None:
@@ -150,6 +152,7 @@ class Asked(NodeAllocate):
         return answer
 
 
+@embedded_only("a subclass's allocate() is code of a client, which a broker doesn't run")
 def test_allocate_is_given_what_is_known_of_a_node(
     start_node: StartNode, new_cluster: NewCluster
 ) -> None:
@@ -170,6 +173,7 @@ def assert_sensible(info: object) -> None:
     assert info.memory > 1 << 20 and info.disk > 1 << 20
 
 
+@embedded_only("a subclass's allocate() is code of a client, which a broker doesn't run")
 def test_allocate_decides_for_each_node(
     pair: tuple[NodeProcess, NodeProcess], new_cluster: NewCluster
 ) -> None:
@@ -186,6 +190,7 @@ def test_allocate_decides_for_each_node(
     assert [node.name for node in cluster.status().nodes] == ["one"]
 
 
+@embedded_only("a subclass's allocate() is code of a client, which a broker doesn't run")
 def test_the_next_entry_is_asked_when_one_has_no_use_for_a_node(
     node: NodeProcess, new_cluster: NewCluster
 ) -> None:
@@ -197,6 +202,7 @@ def test_the_next_entry_is_asked_when_one_has_no_use_for_a_node(
     assert cluster.status().nodes[0].avail_cpus == 1
 
 
+@embedded_only("a subclass's allocate() is code of a client, which a broker doesn't run")
 @pytest.mark.parametrize(
     ("answer", "complaint"),
     [(ValueError("no such shelf"), "no such shelf"), ("two", "'two'"), (None, "")],
@@ -222,12 +228,14 @@ def test_a_node_that_allocate_does_not_want_is_not_used_and_jobs_wait(
     assert len(allocate.asked) <= 2
 
 
+@embedded_only("a subclass's allocate() is code of a client, which a broker doesn't run")
 def test_no_more_cpus_are_used_than_there_are(node: NodeProcess, new_cluster: NewCluster) -> None:
     cluster = new_cluster(where, Asked("127.0.0.1", node.port, 1000))
     finished(cluster.submit())
     assert cluster.status().nodes[0].avail_cpus == 2
 
 
+@embedded_only("a subclass's allocate() is code of a client, which a broker doesn't run")
 def test_arguments_that_cannot_be_sent_are_logged(
     pair: tuple[NodeProcess, NodeProcess],
     new_cluster: NewCluster,
@@ -244,6 +252,7 @@ def test_arguments_that_cannot_be_sent_are_logged(
         until(lambda: "lock" in caplog.text and "one" in caplog.text, "an error in the log")
 
 
+@embedded_only("a subclass's allocate() is code of a client, which a broker doesn't run")
 def test_files_may_be_chosen_for_each_node(
     pair: tuple[NodeProcess, NodeProcess], new_cluster: NewCluster, tmp_path: Path
 ) -> None:
@@ -264,6 +273,7 @@ def test_files_may_be_chosen_for_each_node(
         assert result == (f"volume-{name}", f"made for {name}")
 
 
+@embedded_only("a subclass's allocate() is code of a client, which a broker doesn't run")
 def test_a_node_added_later_is_asked_about(
     pair: tuple[NodeProcess, NodeProcess], new_cluster: NewCluster
 ) -> None:
@@ -278,6 +288,7 @@ def test_a_node_added_later_is_asked_about(
 # -- what nodes have to spare ----------------------------------------------------------------------
 
 
+@embedded_only("the pulse is an option of the broker")
 def test_nodes_tell_what_they_have_to_spare_at_each_pulse(
     node: NodeProcess, new_cluster: NewCluster
 ) -> None:

@@ -38,7 +38,7 @@ def test_whatever_is_killed_every_job_ends_once(tmp_path: Path) -> None:
         chaos.stop()
         print(f"{counts}, {chaos.progress()}, {time.monotonic() - begin:.1f} s")
     except BaseException:
-        print(chaos.progress())
+        print(chaos.progress(), chaos.state())
         raise
     finally:
         chaos.clear_away()

@@ -18,6 +18,7 @@ import pytest
 import dispy
 from dispy import DispyJob
 
+from .at_broker import embedded_only
 from .conftest import NewCluster, RunProgram, StartNode
 from .processes import NodeProcess
 from .waiting import PATIENCE_S, all_ended, ended, finished, until
@@ -402,6 +403,7 @@ def sent(cluster: dispy.JobCluster) -> int:
     return sum(node.tx for node in cluster.status().nodes)
 
 
+@embedded_only("a shared broker takes each file from the client once, and gives it to nodes itself")
 def test_content_goes_to_a_node_only_once(
     start_node: StartNode, new_cluster: NewCluster, here: Path
 ) -> None:
@@ -436,6 +438,7 @@ def test_a_file_that_has_changed_is_sent_anew(
         assert finished(cluster.submit("words.txt")).result == text
 
 
+@embedded_only("a shared broker takes each file from the client once, and gives it to nodes itself")
 def test_a_file_that_changes_before_it_is_sent_is_named(
     start_node: StartNode, new_cluster: NewCluster, here: Path
 ) -> None:

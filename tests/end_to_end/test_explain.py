@@ -13,6 +13,7 @@ import pytest
 import dispy
 from dispy import DispyJob, DispyNode
 
+from .at_broker import embedded_only
 from .changes import entry, ready
 from .conftest import NewCluster, RunProgram, StartNode
 from .processes import NodeProcess
@@ -86,6 +87,7 @@ if __name__ == "__main__":
 """
 
 
+@embedded_only("programs at one broker share its nodes")
 def test_the_node_works_for_another_program(
     start_node: StartNode,
     start_program: RunProgram,
@@ -195,6 +197,7 @@ class Unwanted(dispy.NodeAllocate):
         return 0
 
 
+@embedded_only("a subclass's allocate() is code of a client, which a broker doesn't run")
 def test_allocate_has_returned_0(node: NodeProcess, new_cluster: NewCluster) -> None:
     job = new_cluster(wait_for, entry(node, Unwanted)).submit(Path())
     says(job, "allocate() returned 0")

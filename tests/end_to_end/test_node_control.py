@@ -16,6 +16,7 @@ import pytest
 import dispy
 from dispy import DispyJob, DispyNode, NodeAllocate
 
+from .at_broker import embedded_only
 from .changes import Changes, entry, ready
 from .conftest import NewCluster, RunProgram, StartNode
 from .processes import NodeProcess
@@ -126,6 +127,7 @@ def test_a_node_that_the_cluster_does_not_have_is_refused(
     assert cluster.status().jobs_pending == 0
 
 
+@embedded_only("a node that others use as well isn't set up anew")
 def test_requests_about_unknown_nodes_return_minus_one_and_say_why(
     node: NodeProcess, new_cluster: NewCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -362,6 +364,7 @@ with dispy.JobCluster(hold, nodes=[sys.argv[1]]) as cluster:
 """
 
 
+@embedded_only("programs at one broker share its nodes")
 def test_a_closed_node_is_free_for_other_programs_and_comes_back_after_them(
     start_node: StartNode, new_cluster: NewCluster, start_program: RunProgram, gate: Path
 ) -> None:
@@ -422,6 +425,7 @@ class Numbered(NodeAllocate):
         return super().allocate(cluster, *node, **more)
 
 
+@embedded_only("a node that others use as well isn't set up anew")
 def test_a_node_is_set_up_anew_with_other_arguments_and_files(
     node: NodeProcess, new_cluster: NewCluster, tmp_path: Path, gate: Path
 ) -> None:
@@ -462,6 +466,7 @@ class Fickle(NodeAllocate):
         return 0 if self.count == 2 else super().allocate(*args, **more)
 
 
+@embedded_only("a node that others use as well isn't set up anew")
 def test_a_node_may_be_left_out_when_it_is_asked_for_anew(
     node: NodeProcess, new_cluster: NewCluster
 ) -> None:
@@ -486,6 +491,7 @@ def set_up_unless(flaw: Path) -> int:
     return 0
 
 
+@embedded_only("a node that others use as well isn't set up anew")
 def test_a_new_set_up_that_fails_ends_jobs_with_the_reason_and_can_be_tried_again(
     node: NodeProcess, new_cluster: NewCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -515,6 +521,7 @@ def size() -> int:
     return len(grown)
 
 
+@embedded_only("a node that others use as well isn't set up anew")
 def test_nothing_in_memory_survives_a_new_set_up(
     node: NodeProcess, new_cluster: NewCluster
 ) -> None:
@@ -587,6 +594,7 @@ def echo(data: bytes) -> bytes:
     return data
 
 
+@embedded_only("a shared broker takes each file from the client once, and gives it to nodes itself")
 def test_bytes_sent_and_received_are_counted(
     node: NodeProcess,
     new_cluster: NewCluster,
@@ -611,6 +619,7 @@ def test_bytes_sent_and_received_are_counted(
         assert row.endswith("|   5.0 M |   2.0 M")
 
 
+@embedded_only("a shared broker takes each file from the client once, and gives it to nodes itself")
 def test_files_of_jobs_and_computations_are_counted_once(
     node: NodeProcess, new_cluster: NewCluster, tmp_path: Path
 ) -> None:
@@ -627,6 +636,7 @@ def read_size(path: str) -> int:
     return os.path.getsize(path)
 
 
+@embedded_only("a LocalNode belongs to one program")
 def test_name_and_status_and_shutdown(start_program: RunProgram) -> None:
     program = start_program(
         """
@@ -690,6 +700,7 @@ def dispy_table(cluster: dispy.JobCluster) -> str:
     return f"{cluster.status()} speedup"
 
 
+@embedded_only("a node that others use as well isn't set up anew")
 @pytest.mark.parametrize("thread", ["main", "callback"])
 def test_everything_can_be_done_in_the_main_thread_and_in_callbacks(
     node: NodeProcess, new_cluster: NewCluster, tmp_path: Path, thread: str

@@ -450,7 +450,8 @@ class ClientProcess(Process):
         key = (said.seq, said.attempt)
         told = record.told.setdefault(key, [])
         told.append(said.number)
-        report_of = self.core.clusters[number].reports.get(said.seq)
+        cluster = self.core.clusters.get(number)  # it may have been lost since
+        report_of = None if cluster is None else cluster.reports.get(said.seq)
         if report_of is not None and report_of.attempt == said.attempt:
             ahead = said.number - report_of.heard
             assert ahead <= RECORDS_AHEAD, f"job {key} says {ahead} things without being heard"

@@ -61,7 +61,7 @@ def ends_of(wish: Wish) -> dict[int, list[JobResult]]:
         return wish.record.ends
     ends = {}
     for seq, told in wish.record.ends.items():
-        ends[seq] = [end for end in told if end.attempt or end.status != ABANDONED]
+        ends[seq] = [end for end in told if not is_lost_with_cluster(end)]
     for heir in wish.heirs:
         for seq, end in heir.ends.get(wish.opening.cluster, {}).items():
             before = ends.setdefault(seq, [])
@@ -70,6 +70,13 @@ def ends_of(wish: Wish) -> dict[int, list[JobResult]]:
             if not before or not is_same(before[-1], end):
                 before.append(end)
     return {seq: told for seq, told in ends.items() if told}
+
+
+def is_lost_with_cluster(end: JobResult) -> bool:
+    """Whether a job has ended for its client only, since another one has it now."""
+    if end.status != ABANDONED or end.attempt:
+        return False
+    return "taken over by" in unpack_result(end.payload).exception
 
 
 def is_same(one: JobResult, other: JobResult) -> bool:
