@@ -23,7 +23,7 @@ def check(state: State) -> None:
     _check_blobs(state)
     _check_clients(state)
     assert {place for place, past in state.pasts.items() if past.set_aside} == set(state.aside)
-    assert set(state.barred_anew) <= set(state.nodes.values())
+    assert {*state.barred_anew, *state.away, *state.pulsed} <= set(state.nodes.values())
 
 
 def _check_clients(state: State) -> None:
@@ -65,6 +65,7 @@ def _check_sharing(state: State) -> None:
 def _check_node(state: State, node: Node) -> None:
     assert node.load == sum(len(each.jobs) for each in node.allocations.values())
     assert node.online == (node.lost_at == float("inf"))
+    assert node.online == (node not in state.away)
     assert node.underway >= 0
     assert state.pasts[node.identity.place or node.identity.instance] is node.past
     assert bool(node.held) == (node in state.fetchers)

@@ -227,6 +227,8 @@ def _free_nodes(state: State, asked: set[str]) -> None:
 def forget_node(state: State, node: Node) -> None:
     """The node is not registered any more."""
     del state.nodes[node.peer]
+    state.away.pop(node, None)
+    state.pulsed.pop(node, None)
     state.idle_nodes.pop(node, None)
     forget_pieces(state, node)
     if state.places.get(node.identity.place) is node:

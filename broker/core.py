@@ -171,7 +171,7 @@ class Scheduler:
         """Give up nodes and clients whose lease has ended. What else is due, `flush` does."""
         state = self.state
         state.now = now
-        for node in [node for node in state.nodes.values() if now >= node.lost_at]:
+        for node in [node for node in state.away if now >= node.lost_at]:
             nodes.lose_node(state, node, "it could not be reached for the time of its lease")
             state.effects.append(Forget(node.peer))
         clients.look_after(state, now)
@@ -181,8 +181,10 @@ class Scheduler:
     def deadline(self) -> float:
         """When `tick` and `flush` next have something to do by themselves."""
         ends = [blobs.deadline(self.state), drain.deadline(self.state)]
-        ends += [node.lost_at for node in self.nodes.values() if not node.online]
+        ends += [node.lost_at for node in self.state.away]
         ends.append(self.state.clients_due)
+        if self.state.pulsed:
+            ends.append(self.state.pulses_at)
         if self.state.backlogged or self.state.unread:  # something was loaded
             ends.append(self.state.now)
         return min(ends)
@@ -212,6 +214,8 @@ class Scheduler:
         state.now = now
         if state.barred_anew:
             drain.bar_anew(state)
+        if state.pulsed:
+            nodes.say_pulses(state)
         turns.place(state)
         if state.idle_nodes:
             turns.take_back(state)

@@ -122,9 +122,9 @@ def load_ahead(state: State) -> None:
 def _runs_low(state: State, cluster: Cluster, priority: int) -> bool:
     """Whether few jobs are left in memory that go before further ones of this priority."""
     ready = cluster.line.count_from(priority)
-    if ready < READY_MIN + 2 * cluster.capacity:
-        return True
     settings = state.settings
+    if ready < min(READY_MIN, settings.loaded_jobs) + 2 * cluster.capacity:
+        return True
     return ready < settings.loaded_jobs // 4 and cluster.loaded_bytes < settings.loaded_bytes // 4
 
 

@@ -33,6 +33,8 @@ from .state import PENDING, Allocation, Cluster, Node, Share, Stage, State
 
 LEASE_PULSES = 5  # a node that can't be reached for so many pulses is given up
 PULSE_S = 5.0
+PULSES_PER_S = 2000  # so many clients are told of a node's vitals in a second
+PULSES_BURST_S = 1.0  # ... on average over this time
 
 
 def node_joined(
@@ -54,6 +56,7 @@ def node_joined(
         recognise(state, node)
         node.since = state.now + state.wall_offset_s
     node.online, node.lost_at, node.counted = True, float("inf"), False
+    state.away.pop(node, None)
     node.dialled = bool(address)
     for known in (address, identity.address):
         state.unreached.pop(known, None)
@@ -78,6 +81,7 @@ def recall(state: State, kept: Mapping[int, NodeMeta], now: float) -> None:
         who = Identity("node", meta.peer, meta.name, "", "", "", max(1, meta.cpus), place)
         node = _register(state, Node(number, meta.peer, who, meta.address))
         node.online, node.lost_at = False, now + state.settings.adopt_s
+        state.away[node] = None
         recall_past(state, node, meta, now)
 
 
@@ -86,12 +90,14 @@ def node_away(state: State, node: Node, now: float) -> None:
     if node.online:
         node.online = False
         node.lost_at = now + _lease_s(node)
+        state.away[node] = None
 
 
 def node_back(state: State, node: Node) -> None:
     """A node that was away can be reached again, and nothing was lost."""
     node.online = True
     node.lost_at = float("inf")
+    state.away.pop(node, None)
     for allocation in node.allocations.values():
         offer(allocation)
         take_turns(state, allocation.cluster)
@@ -122,10 +128,32 @@ def lose_node(state: State, node: Node, reason: str) -> None:
 def _on_pulse(state: State, peer: str, message: Pulse, now: float) -> None:
     node = state.node(peer)
     node.vitals = message.vitals
+    state.pulsed[node] = None
+
+
+def say_pulses(state: State) -> None:
+    """Tell clients what their nodes have to spare, the longest unsaid first.
+
+    With many of both they are told less often than nodes say it: that is never all of the work.
+    """
+    now = state.now
+    while state.pulsed and now >= state.pulses_at:
+        node = next(iter(state.pulsed))
+        del state.pulsed[node]
+        told = _say_pulse(state, node)
+        state.pulses_at = max(state.pulses_at, now - PULSES_BURST_S) + told / PULSES_PER_S
+
+
+def _say_pulse(state: State, node: Node) -> int:
+    """Tell all clients of a node; return how many that were."""
+    told = 0
     for allocation in node.allocations.values():
         cluster = allocation.cluster
         if allocation.announced and not cluster.closing and cluster.client.away_since is None:
-            state.tell(cluster, NodeVitals(cluster.number, node.id, message.vitals))
+            assert node.vitals is not None
+            state.tell(cluster, NodeVitals(cluster.number, node.id, node.vitals))
+            told += 1
+    return told
 
 
 def _on_holding(state: State, peer: str, message: Holding, now: float) -> None:

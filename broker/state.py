@@ -369,6 +369,9 @@ class State:
     node_ids: int = 0
     clients: dict[str, Client] = field(default_factory=dict)  # by peer
     nodes: dict[str, Node] = field(default_factory=dict)  # by peer
+    away: dict[Node, None] = field(default_factory=dict)  # of these, those that are not online
+    pulsed: dict[Node, None] = field(default_factory=dict)  # whose clients are to be told of that
+    pulses_at: float = float("-inf")  # when they may be told next
     places: dict[str, Node] = field(default_factory=dict)  # that only one process can have
     clusters: dict[int, Cluster] = field(default_factory=dict)
     late_results: int = 0  # of attempts that were given up; dropped

@@ -6,16 +6,21 @@ the client is to be told again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from dispy.protocol.messages import JobResult, Results, ResultsHeard
+from dispy.protocol.wire import HEADER_BYTES
 
 from .batches import new_record
 from .effects import DropResults, KeepResults, LoadResults
 from .state import Cluster, State
 
-RESULTS_MAX = 10_000  # in one message
+# Of a message that is kept: a link would cut a longer one in two, and when the first of these had
+# been heard, the other would be forgotten.
+HEADER_BYTES_MAX = HEADER_BYTES // 2
+FIELDS_BYTES = 64  # of a result in a header, beside its payload
+PART_BYTES = 8  # the size of a part, there
 MEMORY_MAX = 64 << 20  # bytes of a cluster's results in memory
 READS_MAX = 32  # messages of one cluster that are read for one flush
 RESULT_BYTES = 200  # what a result needs beside its payload
@@ -25,17 +30,23 @@ def say_results(state: State) -> None:
     """Tell clients how their jobs have ended."""
     durable = state.settings.durable
     for (cluster, node), ended in state.results.items():
-        for part in [ended] if len(ended) <= RESULTS_MAX else _parts(ended):
-            message = Results(cluster.number, node, part)
-            if durable and (not cluster.closing or cluster.meta.expired):
-                _keep(state, cluster, message)
-            else:
-                state.tell(cluster, message)
+        if durable and (not cluster.closing or cluster.meta.expired):
+            for part in _parts(ended):
+                _keep(state, cluster, Results(cluster.number, node, part))
+        else:
+            state.tell(cluster, Results(cluster.number, node, ended))
     state.results = {}
 
 
-def _parts(ended: list[JobResult]) -> list[list[JobResult]]:
-    return [ended[start : start + RESULTS_MAX] for start in range(0, len(ended), RESULTS_MAX)]
+def _parts(ended: list[JobResult]) -> Iterator[list[JobResult]]:
+    """Cut results into messages that no link will cut."""
+    begin, size = 0, 0
+    for at, result in enumerate(ended):
+        size += len(result.payload) + FIELDS_BYTES + PART_BYTES * len(result.parts)
+        if size > HEADER_BYTES_MAX and at > begin:
+            yield ended[begin:at]
+            begin, size = at, len(result.payload)
+    yield ended[begin:]
 
 
 def _keep(state: State, cluster: Cluster, message: Results) -> None:

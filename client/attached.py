@@ -7,7 +7,7 @@ that the broker keeps what nobody has been given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -153,6 +153,16 @@ class Takeover:
             for seq in seqs:
                 if seq not in cluster.ends and seq not in cluster.pending:
                     cluster.ends[seq] = _end(seq, CANCELLED, NOT_THERE), 0
+
+    def news(self, number: int, is_known: Callable[[int], bool]) -> Iterator[tuple[JobResult, str]]:
+        """Yield the ends of a cluster's jobs, in order, each with its host.
+
+        Those that the dead program knew are left out: only the broker hadn't heard that it did.
+        """
+        cluster = self.clusters[number]
+        for seq, (result, node) in sorted(cluster.ends.items()):
+            if not is_known(seq):
+                yield result, cluster.hosts.get(node, "")
 
     def hear(self, number: int, kept: set[int]) -> None:
         """All ends have been handed over but those of ``kept``, which stay at the broker."""

@@ -138,13 +138,11 @@ class Rescue:
             known.program |= cluster.said is not None and cluster.said.is_program
             self._takeover.miss(number, known.jobs)
             useless = set()
-            for seq, (result, node) in sorted(cluster.ends.items()):
-                if known.has_ended(seq):
-                    continue  # its program knew; only the broker hadn't heard so
-                job, is_useful = remake(known, result, cluster.hosts.get(node, ""))
+            for result, host in self._takeover.news(number, known.has_ended):
+                job, is_useful = remake(known, result, host)
                 found.append(job)
                 if not is_useful:
-                    useless.add(seq)
+                    useless.add(result.seq)
             self._useless |= bool(useless)
             if self._file is not None:  # should the next line be the last: no job comes twice
                 self._file.append(EndedRecord(number, sorted(cluster.ends.keys() - useless)))

@@ -61,6 +61,7 @@ from .vitals import Gauge
 log = logging.getLogger("dispy.node")
 CLOSE_S = 4.0  # to end all processes when the node is stopped
 PROCESS_TICK_S = 0.1  # how often the output of running jobs is looked at
+REFUSALS_MAX = 20  # a broker that is away for months doesn't fill the log
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class NodeDaemon:
         self.exchange = Exchange(identity, bus, random_name, self._admit)
         self._stopping = False
         self._next_look = 0.0
-        self._said: dict[str, str] = {}
+        self._refusals: set[str] = set()  # why there is no broker, each said once until there is
 
     def stop(self) -> None:
         """Make `run` return soon; from any thread or signal handler."""
@@ -180,6 +181,7 @@ class NodeDaemon:
             vitals = self.gauge.read()
             peer, identity = event.peer, event.identity
             is_home = bool(event.address)
+            self._refusals.clear()
             self.agent.joined(peer, identity, event.undelivered, now, vitals, is_home)
             if self.agent.broker == peer:
                 log.info("working for %s", identity.name)
@@ -188,16 +190,21 @@ class NodeDaemon:
             else:
                 log.info("%s has to wait: the node works for another", identity.name)
         elif isinstance(event, Back):
+            self._refusals.clear()
+            if event.peer == self.agent.broker:
+                log.info("%s can be reached again", self.agent.broker_name)
             self.agent.back(event.peer)
         elif isinstance(event, Away):
-            log.info("the broker can't be reached: %s", event.reason)
+            if event.peer == self.agent.broker and self.agent.away_since is None:
+                log.info("the broker can't be reached: %s", event.reason)
             self.agent.away(event.peer, now)
         elif isinstance(event, Left):
             log.info("the broker is gone: %s", event.reason or "it said goodbye")
             self.agent.left(event.peer)
-        elif isinstance(event, DialFailed) and self._said.get(event.address) != event.reason:
-            self._said[event.address] = event.reason
-            log.warning("broker %s: %s; still trying", event.address, event.reason)
+        elif isinstance(event, DialFailed) and event.reason not in self._refusals:
+            if len(self._refusals) < REFUSALS_MAX:
+                self._refusals.add(event.reason)
+                log.warning("broker %s: %s; still trying", event.address, event.reason)
 
     def _offended(self, event: Event, error: ProtocolError) -> None:
         if isinstance(event, (Received, Joined)):

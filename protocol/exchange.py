@@ -157,6 +157,8 @@ class Exchange:
     """Every link of this process, by the peer's instance id.
 
     ``admit`` is asked about each new peer that dials in; a text is the reason to refuse it.
+    With ``acks_late``, what arrives is acknowledged only after `confirm`: until then its sender
+    keeps it, should this process be killed.
     """
 
     def __init__(
@@ -168,6 +170,7 @@ class Exchange:
     ) -> None:
         self.identity = identity
         self.links: dict[str, Link] = {}
+        self.acks_late = False
         self.malformed = 0  # messages dropped because they could not be understood
         self._transport = transport
         self._admit = admit
@@ -177,6 +180,9 @@ class Exchange:
         self._dials: dict[str, Dial] = {}
         self._dialled: dict[Route, Dial] = {}
         self._unflushed: dict[Link, None] = {}  # in order, so that runs can be repeated
+        self._unconfirmed: dict[Link, None] = {}
+        # Greetings say what has arrived, so they wait for `flush` as all other acknowledgements.
+        self._greetings: list[tuple[Route, Hello | Welcome]] = []
         self._next_round = 0.0
         self._doubtful_rounds = 0
 
@@ -202,16 +208,29 @@ class Exchange:
             self._unflushed[link] = None
 
     def flush(self, now: float) -> None:
-        """Hand all that is queued over to the transport, one batch for each peer."""
+        """Hand all that is queued over to the transport, one batch for each peer.
+
+        Nothing before it tells a peer that what it has sent since the last call has arrived.
+        """
+        self._greet()
         unflushed, self._unflushed = self._unflushed, {}
         for link in unflushed:
             self._flush(link, now)
+
+    def confirm(self, now: float) -> None:
+        """All that has arrived has been dealt with, as far as others will ever know."""
+        unconfirmed, self._unconfirmed = self._unconfirmed, {}
+        for link in unconfirmed:
+            link.confirm()
+            if link.needs_flush(now):
+                self._unflushed[link] = None
 
     def goodbye(self, peer: str, reason: str = "") -> None:
         """End a session for good: send what was to be said before, and tell the peer."""
         link = self.links.get(peer)
         if link is not None:
             if link.route is not None:
+                self._greet(link.route)
                 self._flush(link, link.heard)  # the time makes no difference any more
                 self._say(link.route, Goodbye(reason))
             self.forget(peer)
@@ -261,6 +280,7 @@ class Exchange:
     def _try_accepted(self, now: float) -> None:
         """Say something to each peer that dialled in: the transport notices who is gone."""
         self._doubtful_rounds -= 1
+        self._greet()
         for route, link in list(self._routes.items()):
             if isinstance(route, bytes):
                 link.beat(now, partial(self._transport.send, route))
@@ -311,10 +331,10 @@ class Exchange:
         dial = self._dialled.get(route)
         if dial is not None:
             link = self.links.get(dial.peer)
-            session, received = (link.session, link.received) if link else ("", 0)
+            session, received = (link.session, link.confirmed) if link else ("", 0)
             hello = Hello(VERSION_MAJOR, VERSION_MINOR, self.identity, session, received)
             dial.greeted_at = now
-            self._say(route, hello)
+            self._greetings.append((route, hello))
         return []
 
     def _on_down(self, down: Down, now: float) -> list[Event]:
@@ -372,6 +392,8 @@ class Exchange:
                 self._say(route, Unknown())
                 return []
             messages = link.receive(frame, larges, chunks, now)
+            if self.acks_late:
+                self._unconfirmed[link] = None
             if link.needs_flush(now):
                 self._unflushed[link] = None
             return [Received(link.peer.instance, message) for message in messages]
@@ -410,9 +432,9 @@ class Exchange:
         self._routes[route] = link
         self._unflushed[link] = None
         welcome = Welcome(
-            min(VERSION_MINOR, hello.minor), self.identity, link.session, link.epoch, link.received
+            min(VERSION_MINOR, hello.minor), self.identity, link.session, link.epoch, link.confirmed
         )
-        self._say(route, welcome)
+        self._greetings.append((route, welcome))
         return events
 
     def _refusal(self, hello: Hello) -> str:
@@ -459,7 +481,7 @@ class Exchange:
         if old is not None:
             self._unroute(old)
             self._unflushed.pop(old, None)
-        link = Link(identity, session, self._codec, now)
+        link = Link(identity, session, self._codec, now, self.acks_late)
         link.connect(route, epoch, 0, now)
         self.links[identity.instance] = link
         dial = self._dialled.get(route)
@@ -502,6 +524,14 @@ class Exchange:
         self._say(route, Goodbye(f"protocol error: {reason}"))
         self.forget(peer)
         return [Left(peer, f"it broke the protocol: {reason}")]
+
+    def _greet(self, only: Route | None = None) -> None:
+        greetings, self._greetings = self._greetings, []
+        for route, greeting in greetings:
+            if only not in (None, route):
+                self._greetings.append((route, greeting))
+            elif route in self._routes or route in self._dialled:  # else it is gone by now
+                self._say(route, greeting)
 
     def _say(self, route: Route, frame: Frame) -> None:
         header, _ = self._codec.encode(frame)

@@ -23,6 +23,8 @@ RETRY_S = 0.005  # how soon to try again when the transport takes no more
 ACK_ENVELOPES = 16  # acknowledge at least every so many envelopes
 ACK_BYTES = 4 * CHUNK_BYTES  # ... and so many bytes of chunks
 WINDOW_BYTES = 16 * CHUNK_BYTES  # unacknowledged at most; bounds what lies in the sockets' queues
+# Of payloads in one envelope with several messages: the peer gets none before all are there.
+ENVELOPE_BYTES = 4 * CHUNK_BYTES
 # Where a message that is too long can be cut in two.
 BATCH_FIELDS = ("jobs", "results", "records", "pieces", "ranges")
 
@@ -41,15 +43,22 @@ class Outgoing:
 
 
 class Link:
-    """The session's state on one side. ``route`` is None while there is no connection."""
+    """The session's state on one side. ``route`` is None while there is no connection.
 
-    def __init__(self, peer: Identity, session: str, codec: Codec, now: float) -> None:
+    With ``acks_late``, what has arrived is acknowledged only after `confirm`.
+    """
+
+    def __init__(
+        self, peer: Identity, session: str, codec: Codec, now: float, acks_late: bool = False
+    ) -> None:
         self.peer = peer
         self.session = session
         self.epoch = 0
         self.route: int | bytes | None = None
         self.heard = now
         self.received = 0  # seq of the last envelope that has arrived
+        self.confirmed = 0  # ... of the last that may be acknowledged
+        self._acks_late = acks_late
         self._codec = codec
         self._sent_at = now
         self._seq = 0  # of the last envelope made
@@ -77,7 +86,7 @@ class Link:
         self._unacked.clear()
         self._unacked_bytes = 0
         self.route, self.epoch, self.heard, self._sent_at = route, epoch, now, now
-        self._acked = self.received
+        self._acked = self.confirmed
         self.blocked = False
 
     def disconnect(self) -> None:
@@ -130,14 +139,15 @@ class Link:
 
     def _transmit(self, out: Outgoing, now: float, transmit: Transmit) -> bool:
         sent = 0 if out.seq else self._sent
-        envelope = Envelope(self.epoch, out.seq, self.received, out.messages, out.more, sent)
+        envelope = Envelope(self.epoch, out.seq, self.confirmed, out.messages, out.more, sent)
         header, _ = self._codec.encode(envelope)
         if not transmit([header, *out.chunks]):
             self.blocked = True
             return False
         self._sent_at = now
-        self._acked = self.received
-        self._unreported_bytes = 0
+        self._acked = self.confirmed
+        if self.confirmed == self.received:
+            self._unreported_bytes = 0
         return True
 
     def _pack(self) -> None:
@@ -155,15 +165,21 @@ class Link:
         self._waiting.append(Outgoing(self._seq, messages, chunks, more, size))
 
     def _fitting(self, messages: list[Body]) -> list[tuple[list[Body], list[Large]]]:
-        """Cut a batch until each header fits into a frame."""
+        """Cut a batch until each header fits into a frame, and no message waits for many others."""
         header, larges = self._codec.encode(Envelope(0, 0, 0, messages))
-        if len(header) <= HEADER_BYTES:
+        is_long = len(messages) > 1 and sum(large.size for large in larges) > ENVELOPE_BYTES
+        if len(header) <= HEADER_BYTES and not is_long:
             return [(messages, larges)]
         halves = _halves(messages)
         return [fit for half in halves for fit in self._fitting(half)] or [(messages, larges)]
 
     def _ack_is_due(self) -> bool:
-        return self.received - self._acked >= ACK_ENVELOPES or self._unreported_bytes >= ACK_BYTES
+        news = self.confirmed - self._acked
+        return news >= ACK_ENVELOPES or (news > 0 and self._unreported_bytes >= ACK_BYTES)
+
+    def confirm(self) -> None:
+        """All that has arrived may be acknowledged: what came of it survives this process."""
+        self.confirmed = self.received
 
     # -- receiving -----------------------------------------------------------------------
 
@@ -187,6 +203,8 @@ class Link:
         if envelope.seq != self.received + 1:
             raise Gap(f"envelope {envelope.seq} came after {self.received}")
         self.received = envelope.seq
+        if not self._acks_late:
+            self.confirm()
         self._unreported_bytes += sum(map(len, chunks))
         self._chunks += chunks
         if envelope.more:
@@ -204,6 +222,7 @@ class Link:
 
     def check(self) -> None:
         """Assert what must hold between any two calls."""
+        assert self._acked <= self.confirmed <= self.received
         assert self._unacked_bytes == sum(out.size for out in self._unacked)
         seqs = [out.seq for out in (*self._unacked, *self._waiting)]
         assert seqs == list(range(self._seq - len(seqs) + 1, self._seq + 1))

@@ -37,12 +37,14 @@ HEARTBEAT_TIMEOUT_MS = 3000
 HIGH_WATER = 1000  # messages; links keep less than that unacknowledged
 FAREWELL_MS = 300  # for what was said last, in the background, when a socket is closed
 PROBE_S = 3.0  # how long a TCP connection may take
+GREETING_S = 3.5  # ... and the handshake after it
 BACKLOG = 1024
 TRY_S = 0.1  # how often what has no signal of its own is looked at
 ACCEPT_PAUSE_S = 1.0  # when there are no descriptors left, nobody is let in for so long
 SOCKETS_MAX = 65_000  # of one process; two for each address that is dialled
 DESCRIPTORS_MAX = 100_000  # asked of the system, if it allows that
 MIN_LIBZMQ = (4, 3, 3)  # older ones have holes that need no authentication
+NO_PEER = "something listens there, but it isn't a dispy peer"
 
 log = logging.getLogger("dispy.transport")
 
@@ -52,6 +54,7 @@ EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CLOSED  # who listened a moment ago doesn't any more, or has hung up at once
 )
 
 
@@ -120,6 +123,7 @@ class Bus:
         self._arrivals: deque[Arrival] = deque()
         self._undrained: dict[zmq.Socket[bytes], Route] = {}  # may have messages without a signal
         self._probing: set[int] = set()
+        self._greeting: set[int] = set()  # connected, but ZeroMQ hasn't understood the other side
         self._bell, self._button = socket.socketpair()  # not a pipe: Windows can't wait for one
         for end in (self._bell, self._button):
             end.setblocking(False)
@@ -191,6 +195,7 @@ class Bus:
         if connection is None:
             return
         self._end_probe(connection)
+        self._greeting.discard(route)
         if connection.dealer is not None:
             if connection.monitor is not None:
                 self._unregister(connection.monitor)
@@ -389,13 +394,17 @@ class Bus:
             connection.probe = None
 
     def _give_up_probes(self) -> None:
-        if not self._probing:
+        if not self._probing and not self._greeting:
             return
         now = time.monotonic()
         for route in list(self._probing):
             connection = self._connections[route]
             if now > connection.give_up_at:
                 self._failed(connection, errno.ETIMEDOUT)
+        for route in list(self._greeting):  # ZeroMQ waits for ever for what looks like an old peer
+            if now > self._connections[route].give_up_at:
+                self.drop(route)
+                self._arrivals.append(Down(route, NO_PEER))
 
     def _failed(self, connection: Connection, error: int) -> None:
         host = connection.address.rpartition(":")[0].strip("[]")
@@ -410,6 +419,8 @@ class Bus:
         if not connection.address.startswith("inproc://"):
             connection.monitor = dealer.get_monitor_socket(EVENTS)
             self._register(connection.monitor, lambda: self._on_monitor(connection))
+            self._greeting.add(route)
+            connection.give_up_at = time.monotonic() + GREETING_S
         dealer.setsockopt(zmq.IPV6, int("[" in connection.address))
         dealer.connect(_endpoint(connection.address))
         self._undrained[dealer] = route
@@ -428,11 +439,12 @@ class Bus:
             event = parse_monitor_message(message)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 connection.up = True
+                self._greeting.discard(connection.route)
                 self._arrivals.append(Up(connection.route))
                 continue
             reason = (
                 "the connection was closed"
-                if connection.up
+                if connection.up or event == zmq.EVENT_CLOSED
                 else "something listens there, but it isn't a dispy peer"
             )
             if connection.dealer is not None:

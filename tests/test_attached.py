@@ -78,6 +78,15 @@ def test_results_of_before_and_of_now_are_gathered() -> None:
     assert takeover.closed
 
 
+def test_ends_that_the_dead_program_knew_are_heard_but_not_given_again() -> None:
+    takeover = attached(unheard=2)
+    takeover.receive(NodeReady(1, NodeInfo(7, "127.0.0.1:9701", "here", 2, "Linux")), 0.0)
+    takeover.receive(Results(1, 7, [result(2), result(1)], 11), 0.0)
+    assert list(takeover.news(1, {1}.__contains__)) == [(result(2), "127.0.0.1")]
+    takeover.hear(1, set())
+    assert takeover.take() == [ResultsHeard(1, [11])]
+
+
 def test_an_abandoned_job_may_still_finish() -> None:
     takeover = attached(unheard=2)
     takeover.receive(Results(1, 7, [result(1, ABANDONED)], 11), 0.0)

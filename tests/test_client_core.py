@@ -548,6 +548,14 @@ def test_whatever_the_order_all_records_are_heard(order: list[int]) -> None:
     assert report.deal(8, "") == []
 
 
+def test_records_that_went_with_a_broker_are_not_waited_for() -> None:
+    report = Report(1, 0)
+    assert [report.arrive(number) for number in (1, 2, 1000, 1001, 3)] == [True] * 4 + [False]
+    assert report.deal(1001, "") == report.deal(2, "no") == []
+    assert report.deal(1, "") == [(2, "no")]
+    assert report.deal(1000, "") == [(1001, "")]
+
+
 class FakeBroker:
     """What the core may assume of a broker, with every liberty that it has."""
 

@@ -186,6 +186,20 @@ def test_a_batch_that_is_too_long_for_a_header_is_cut(field: str) -> None:
     assert all(part == message for part in delivered)  # what isn't cut is in every part
 
 
+def test_a_message_does_not_wait_for_many_others() -> None:
+    """What several messages carry isn't put into one envelope, which would come as a whole."""
+    pair = Pair()
+    sent = [Run(1, [JobSpec(seq, 1, b"", [chunked(bytes(CHUNK_BYTES))])]) for seq in range(50)]
+    for run in sent:
+        pair.sides[0].link.send(run)
+    pair.flush(0)
+    while pair.sides[1].coming:
+        pair.sides[1].take_one(pair.now)
+    assert len(pair.sides[1].delivered) >= 8  # of so many as a window lets through
+    pair.settle()
+    assert pair.sides[1].delivered == sent
+
+
 def test_no_more_is_sent_than_the_window_lets_through() -> None:
     pair = Pair()
     payload = chunked(bytes(3 * WINDOW_BYTES))

@@ -6,6 +6,7 @@ import ast
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,20 @@ def test_a_refused_connection_says_so(peers: list[Peer]) -> None:
     assert isinstance(event, DialFailed) and "nothing listens there" in event.reason
 
 
+def test_a_listener_that_goes_before_it_is_connected_to_is_tried_again(peers: list[Peer]) -> None:
+    """A connection is made in two steps, and its end between them mustn't be missed."""
+    broker = Peer("broker")
+    peers.append(broker)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        broker.exchange.dial(f"127.0.0.1:{server.getsockname()[1]}")
+        broker.turn()
+        server.accept()[0].close()  # the first step
+    until(lambda: len(broker.of(DialFailed)) >= 2, broker)
+    first, second = broker.of(DialFailed)[:2]
+    assert isinstance(first, DialFailed) and first.reason == "the connection was closed"
+    assert isinstance(second, DialFailed) and "refused" in second.reason
+
+
 def test_a_server_of_another_kind_is_told_from_a_peer(peers: list[Peer]) -> None:
     broker = Peer("broker")
     peers.append(broker)
@@ -109,6 +124,31 @@ def test_a_server_of_another_kind_is_told_from_a_peer(peers: list[Peer]) -> None
         until(lambda: broker.of(DialFailed), broker)
     (event,) = broker.of(DialFailed)[:1]
     assert isinstance(event, DialFailed) and "isn't a dispy peer" in event.reason
+
+
+@pytest.mark.parametrize(
+    "banner", [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"]
+)
+def test_a_server_that_speaks_first_is_told_from_a_peer(peers: list[Peer], banner: bytes) -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+    client = Peer("client")
+    peers.append(client)
+    client.exchange.dial(f"127.0.0.1:{server.getsockname()[1]}")
+    accepted: list[socket.socket] = []  # kept open, as such a server does
+    server.settimeout(0.0)
+
+    def fails() -> object:
+        with suppress(BlockingIOError):
+            accepted.append(server.accept()[0])
+            accepted[-1].sendall(banner)
+        return client.of(DialFailed)
+
+    with server:
+        until(fails, client)
+    (event,) = client.of(DialFailed)
+    assert isinstance(event, DialFailed) and "isn't a dispy peer" in event.reason
+    for each in accepted:
+        each.close()
 
 
 def test_a_refusal_reaches_the_user(peers: list[Peer]) -> None:

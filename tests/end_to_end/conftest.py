@@ -98,6 +98,18 @@ def _if_possible(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
+def record(tmp_path: Path) -> Path:
+    """Where jobs note that they run."""
+    return tmp_path / "record"
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """The file that jobs wait for."""
+    return tmp_path / "gate"
+
+
+@pytest.fixture
 def start_node(tmp_path: Path) -> Iterator[StartNode]:
     """Start nodes."""
     nodes: list[NodeProcess] = []

@@ -48,18 +48,6 @@ def wait_for(record: str, gate: str, number: int) -> int:
     return number * number
 
 
-@pytest.fixture
-def record(tmp_path: Path) -> Path:
-    """Where jobs note that they run."""
-    return tmp_path / "record"
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    """The file that jobs wait for."""
-    return tmp_path / "gate"
-
-
 def ended_count(jobs: list[DispyJob]) -> int:
     return sum(job.finish.is_set() for job in jobs)
 
@@ -342,6 +330,49 @@ def test_a_killed_program_is_recovered_from_a_broker_that_was_killed_too(
     again = {job.id: job.result for job in dispy.recover_jobs(path)}
     assert {**got(program), **again} == {number: number * number for number in range(count)}
     assert noted(record) == Counter(range(count))
+
+
+LONG_RESULTS = """
+import sys
+import dispy
+
+
+def work(number):
+    return number.to_bytes(4, "big") * 10_000
+
+
+cluster = dispy.SharedJobCluster(
+    work, scheduler_node=sys.argv[1], name="long", max_tasks_per_child=None
+)
+for n in range(int(sys.argv[2])):
+    cluster.submit(n)
+print("submitted", flush=True)
+cluster.close()
+"""
+
+
+@pytest.mark.parametrize("killed_too", [False, True], ids=["broker lives", "broker killed"])
+def test_long_results_are_kept_for_a_killed_program(
+    start_broker: StartBroker,
+    start_node: StartNode,
+    start_program: RunProgram,
+    killed_too: bool,
+) -> None:
+    """More of them than the broker has in memory, in messages of as many as there are at once."""
+    count = 2000  # of 40 kB
+    broker = start_broker()
+    program = start_program(LONG_RESULTS, broker.address, str(count))
+    until(lambda: submitted(program), "its last job")
+    until(lambda: [each.waiting for each in broker.status().clusters] == [count], "all jobs")
+    program.kill()
+    start_node("--broker", broker.for_nodes)
+    until(lambda: [each.unheard for each in broker.status().clusters] == [count], "all results")
+    if killed_too:
+        broker.kill()
+        broker = start_broker(instead_of=broker)
+    jobs = dispy.recover_jobs(cluster="long", scheduler_node=broker.address)
+    assert [job.result[:4] for job in jobs] == [n.to_bytes(4, "big") for n in range(count)]
+    assert {len(job.result) for job in jobs} == {40_000}
 
 
 # -- brokers that refuse to start ------------------------------------------------------------------

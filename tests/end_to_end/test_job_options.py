@@ -16,6 +16,7 @@ import pytest
 
 from dispy import DispyJob
 
+from .at_broker import embedded_only
 from .conftest import NewCluster, StartNode
 from .processes import STOP_S, NodeProcess
 from .waiting import PATIENCE_S, all_ended, ended, finished, is_there, until
@@ -202,6 +203,7 @@ def test_jobs_of_higher_priority_go_first_and_equals_in_order(
     assert order == [0, *sorted([*priorities, 1], reverse=True)]
 
 
+@embedded_only("a shared broker takes jobs at once, so the urgent one gets to it behind the others")
 def test_priority_also_holds_for_a_long_line_of_jobs(
     node: NodeProcess, new_cluster: NewCluster, tmp_path: Path
 ) -> None:

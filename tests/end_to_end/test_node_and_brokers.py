@@ -7,6 +7,7 @@ the same port: it has its old name, and knows nothing of its sessions.
 from __future__ import annotations
 
 import pickle
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -190,6 +191,23 @@ def test_a_node_dials_for_as_long_as_it_takes(start_node: StartNode, new_broker:
     later.kill()
     new_broker("another", broker.port).expect(Joined)  # a new one, at the old place
     assert node.log().count("; still trying") <= 2
+
+
+def test_a_broker_that_is_away_for_long_does_not_fill_the_log(
+    start_node: StartNode, new_broker: NewBroker
+) -> None:
+    broker = new_broker("b")
+    node = start_node("--broker", broker.address)
+    broker.expect(Joined)
+    broker.expect(Holding)  # it has heard of it, too
+    broker.kill()
+    with socket.create_server(("127.0.0.1", broker.port)) as server:  # to count the attempts
+        server.settimeout(PATIENCE_S)
+        for _ in range(8):  # each is two connections
+            server.accept()[0].close()
+    new_broker("b", broker.port).expect(Joined)
+    assert node.log().count("can't be reached") == 1, node.log()
+    assert node.log().count("isn't a dispy peer") == 1, node.log()
 
 
 def test_a_broker_that_dials_a_node_of_another_is_told_who_has_it(

@@ -13,6 +13,7 @@ import pytest
 import dispy
 from dispy import DispyJob, DispyNode, LocalNode
 
+from .at_broker import embedded_only
 from .conftest import NewCluster, RunProgram, StartNode
 from .processes import NodeProcess, marked
 from .waiting import all_ended, ended, finished, is_there, until
@@ -143,6 +144,7 @@ if __name__ == "__main__":
 """
 
 
+@embedded_only("programs at one broker share its nodes")
 def test_a_busy_node_says_so_and_is_taken_when_it_is_free(
     start_node: StartNode,
     start_program: RunProgram,
@@ -184,6 +186,7 @@ def test_a_lost_node_is_told_and_its_jobs_are_abandoned(
 # -- private nodes -------------------------------------------------------------------------------
 
 
+@embedded_only("a private node belongs to one program, and a broker has none")
 def test_a_local_node_is_there_for_this_program_only(start_program: RunProgram) -> None:
     program = start_program(
         """
@@ -221,6 +224,7 @@ if __name__ == "__main__":
 """
 
 
+@embedded_only("a private node belongs to one program, and a broker has none")
 def test_without_nodes_and_none_listening_a_private_one_is_started(
     start_program: RunProgram,
 ) -> None:
@@ -230,6 +234,7 @@ def test_without_nodes_and_none_listening_a_private_one_is_started(
     program.assert_nothing_left(1.0)
 
 
+@embedded_only("a private node belongs to one program, and a broker has none")
 def test_a_private_node_ends_when_its_program_is_killed(start_program: RunProgram) -> None:
     program = start_program(ANYWHERE, str(free_port()), "stay")
     is_there(program.out)
@@ -238,6 +243,7 @@ def test_a_private_node_ends_when_its_program_is_killed(start_program: RunProgra
     program.assert_nothing_left()
 
 
+@embedded_only("a broker dials what it is told to, and no default")
 def test_without_nodes_the_one_at_the_default_port_is_used(
     start_node: StartNode, start_program: RunProgram
 ) -> None:
@@ -250,6 +256,7 @@ def test_without_nodes_the_one_at_the_default_port_is_used(
     assert program.output() == "49 default\n"
 
 
+@embedded_only("a broker dials addresses, not patterns")
 @pytest.mark.parametrize("pattern", ["*", "127.0.0.*"])
 def test_a_pattern_takes_the_node_of_this_machine(start_node: StartNode, pattern: str) -> None:
     node = start_node("--name", "pattern")
@@ -259,6 +266,7 @@ def test_a_pattern_takes_the_node_of_this_machine(start_node: StartNode, pattern
         assert cluster.status().nodes[0].name == "pattern"
 
 
+@embedded_only("only entries with a port are dialled by a broker")
 def test_nodes_of_other_machines_need_a_secret() -> None:
     for entry in ("192.0.2.1", "192.0.2.*"):
         with pytest.raises(dispy.SecretNeededError, match=r"192\.0\.2"):

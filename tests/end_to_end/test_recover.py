@@ -409,8 +409,11 @@ class Point:
         self.x = x
 
 
-def compute(x):
-    time.sleep(0.2)
+def compute(x, gate):
+    import os
+    open(gate + ".0", "w").close()
+    while not os.path.exists(gate):
+        time.sleep(0.01)
     return Point(x)
 
 
@@ -418,19 +421,20 @@ if sys.argv[1] == "recover":
     print([job.result.x for job in dispy.recover_jobs("mine")])
 else:
     cluster = dispy.JobCluster(compute, nodes=sys.argv[1], recover_file="mine", depends=[Point])
-    cluster.submit(1)
+    cluster.submit(1, sys.argv[2])
     print("submitted", flush=True)
     time.sleep(1000)
 """
 
 
 def test_results_wait_for_who_has_their_classes(
-    start_node: StartNode, start_program: RunProgram, caplog: pytest.LogCaptureFixture
+    start_node: StartNode, start_program: RunProgram, gate: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    program = start_program(OWN_CLASS, start_node(cpus=1).address)
+    program = start_program(OWN_CLASS, start_node(cpus=1).address, str(gate))
     path = program.folder / "mine"
-    until(lambda: path.exists() and recorded_jobs(path) == 1, "a job in the file")
+    until(lambda: _running(gate) == 1, "a job that runs")  # what is only recorded may be unsent
     program.kill()
+    gate.touch()
     (job,) = dispy.recover_jobs(path)
     assert job.status == DispyJob.Terminated
     assert "classes of the one that died" in str(job.exception)
@@ -439,11 +443,6 @@ def test_results_wait_for_who_has_their_classes(
     again = subprocess.run(command, cwd=program.folder, capture_output=True, text=True, check=True)
     assert again.stdout == "[1]\n", again.stderr
     assert not path.exists()
-
-
-def recorded_jobs(path: Path) -> int:
-    """Return how many jobs a recover file has that haven't ended."""
-    return sum(len(cluster.jobs) for cluster in recorded_clusters(path))
 
 
 def begun_jobs(path: Path) -> int:

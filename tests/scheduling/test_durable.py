@@ -15,6 +15,7 @@ from dispy.broker.effects import (
     KeepResults,
     Load,
 )
+from dispy.broker.packing import Packer
 from dispy.broker.settings import Settings
 from dispy.protocol.messages import (
     ABANDONED,
@@ -22,13 +23,16 @@ from dispy.protocol.messages import (
     FINISHED,
     CancelJobs,
     Credit,
+    Done,
     JobOptions,
+    JobResult,
     JobSpec,
     Results,
     ResultsHeard,
     Run,
     Submit,
 )
+from dispy.protocol.wire import HEADER_BYTES
 
 from .durablestage import DurableStage
 from .stage import CLIENT, Stage
@@ -130,6 +134,20 @@ def test_an_abandoned_attempt_is_remembered_and_its_late_result_kept() -> None:
     stage.done("n", 1)
     [late] = stage.kept(KeepResults)
     assert isinstance(late, KeepResults) and late.message.results[0].status == FINISHED
+
+
+def test_results_that_are_kept_together_fit_into_one_header() -> None:
+    """A link would cut longer ones, and the second part be forgotten once the first is heard."""
+    stage = Recorder()
+    stage.node("n", 100)
+    stage.submit(*range(1, 101))
+    long = [JobResult(seq, 1, FINISHED, 1.0, 2.0, bytes(60_000)) for seq in range(1, 101)]
+    stage.tell("n", Done(stage.number, long))
+    said = [message for _, message in stage.take(Results)]
+    assert len({each.record for each in said}) == len(said) > 10
+    assert [result.seq for each in said for result in each.results] == list(range(1, 101))
+    for each in said:
+        assert len(Packer().pack(each)[0]) < HEADER_BYTES
 
 
 def test_results_of_a_client_that_is_away_wait() -> None:

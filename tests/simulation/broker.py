@@ -93,6 +93,7 @@ class BrokerProcess(Process):
         self.disk = disk
         self.drained: set[str] = set()  # nodes, by name, of which people have been told so
         self.on_killed: Callable[[], None] = lambda: None
+        self.is_in_turn = False  # not everything is done that has to be
         self.dies_at = ""  # which point of the program kills it
         self._dies_after = 0  # so many passings
         self._life = life
@@ -102,8 +103,10 @@ class BrokerProcess(Process):
         if self.disk is not None:
             with self._mortal():
                 now = self.clock.now
+                self.is_in_turn = True
                 self.scheduler.restore(self.disk.load(), now)
                 self.daemon._round(now)
+                self.is_in_turn = False
 
     def die_at(self, point: str, passings: int) -> None:
         """Be killed when the program gets to this point for so many times."""
@@ -140,7 +143,9 @@ class BrokerProcess(Process):
 
     def turn(self, now: float) -> None:
         """Take in what has arrived, keep what comes of it, speak."""
+        self.is_in_turn = True
         self.daemon.turn(self.socket.take(), now)
+        self.is_in_turn = False
 
     def on_event(self, event: exchanges.Event, now: float) -> None:
         """Tell the daemon."""

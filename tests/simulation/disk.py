@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from dispy.broker.core import Scheduler
+from dispy.broker.durable import JobMark
 from dispy.broker.effects import (
     BlobErrand,
     DropCluster,
@@ -20,6 +21,7 @@ from dispy.broker.effects import (
     ReadPiece,
 )
 from dispy.broker.journal import Journal
+from dispy.broker.state import Job, State
 from dispy.protocol.messages import ABANDONED, FINISHED, BlobPieces, Body, Results
 
 from .files import Store, piece
@@ -41,6 +43,7 @@ class Disk(Journal):
         self.names: dict[int, str] = {}  # of clusters
         self.expired: set[str] = set()  # clusters whose clients were given up
         self.closed: set[str] = set()  # clusters of which nothing is left
+        self.reopened: set[str] = set()  # of these, those that came back from their client
 
     @property
     def trouble(self) -> str:
@@ -59,7 +62,9 @@ class Disk(Journal):
                 self._heard_now.update(effect.ids)
             elif isinstance(effect, KeepCluster):
                 if effect.opened is not None:
-                    self.names[effect.id] = effect.opened.computation.name
+                    name = self.names[effect.id] = effect.opened.computation.name
+                    if name in self.closed:
+                        self.reopened.add(name)
                 if effect.meta.expired:
                     self.expired.add(self.names[effect.id])
             elif isinstance(effect, DropCluster):
@@ -77,12 +82,41 @@ class Disk(Journal):
         """What was heard isn't told again."""
         assert results.record not in self.heard, f"results {results.record} were heard before"
 
+    def check_agrees(self, state: State) -> None:
+        """Between two turns, all that a broker knows of jobs and results is here."""
+        kept = self.load()
+        assert {each.id for each in kept.clusters} == state.clusters.keys()
+        for each in kept.clusters:
+            cluster = state.clusters[each.id]
+            assert {batch.id for batch in each.batches} == cluster.batches.keys()
+            assert {one.id for one in each.results} == cluster.unheard.keys() | cluster.stored.keys()
+            late = {seq: attempt for seq, attempt in each.abandoned if attempt}
+            assert set(cluster.abandoned.items()) <= set(late.items())
+            for batch in each.batches:
+                ended = batch.progress.ended.ljust(len(cluster.batches[batch.id].ended), b"\0")
+                assert ended == cluster.batches[batch.id].ended, f"ends of batch {batch.id}"
+            marks = {
+                (batch.id, mark.index): mark for batch in each.batches for mark in batch.progress.jobs
+            }
+            for job in cluster.jobs.values():
+                if job.spec.attempt:
+                    check_mark(job, marks)
+
     def check_clean(self) -> None:
         """Nothing is left but nodes."""
         kept = self.load()
         assert not kept.clusters, f"clusters {[each.id for each in kept.clusters]} are left"
         assert not self.strays(), self.strays()
         assert self.store.is_settled, "the broker has parts of files"
+
+
+def check_mark(job: Job, marks: dict[tuple[int, int], JobMark]) -> None:
+    """What is kept of a job that has been at a node is how far it has got."""
+    assert job.batch is not None
+    node = 0 if job.allocation is None else job.allocation.node.id
+    mark = marks[job.batch.id, job.index]
+    assert (mark.node, mark.attempt) == (node, job.spec.attempt), f"job {job.spec.seq}: {mark}"
+    assert (mark.failures, mark.losses) == (job.failures, job.losses), f"{job.spec.seq}: {mark}"
 
 
 class Errands:

@@ -37,7 +37,7 @@ def check_ends(world: World) -> None:
         assert ends.keys() <= wish.courses.keys()
         for seq in wish.courses:
             check_attempts(world, wish, seq)
-            if seq in ends:
+            if seq in ends and not (wish.is_taken and is_reopened(world, wish)):
                 check_end(world, wish, seq, ends[seq])
         check_told(world, wish, record)
         for request, answers in record.answers.items():
@@ -48,8 +48,12 @@ def owed(world: World, wish: Wish) -> set[int]:
     """Return the jobs whose ends somebody must have been told."""
     if not wish.is_taken:
         return set(wish.courses)
+    if wish.is_closing:  # nobody wanted to know any more
+        return set()
     unknown = any(wish.opening.cluster in heir.unknown for heir in wish.heirs)
     assert world.disk is not None
+    if is_reopened(world, wish):
+        return set()  # whom it was taken from had not been told so before it was over
     if wish.is_orphan or (unknown and wish.name in world.disk.expired):
         return set()
     return wish.accepted
@@ -65,17 +69,20 @@ def ends_of(wish: Wish) -> dict[int, list[JobResult]]:
     for heir in wish.heirs:
         for seq, end in heir.ends.get(wish.opening.cluster, {}).items():
             before = ends.setdefault(seq, [])
-            if before and before[-1].status == CANCELLED and not before[-1].attempt:
-                before.clear()  # it was cancelled here before it was known to be there
             if not before or not is_same(before[-1], end):
                 before.append(end)
     return {seq: told for seq, told in ends.items() if told}
 
 
+def is_reopened(world: World, wish: Wish) -> bool:
+    """Whether the cluster was forgotten by the broker, and opened anew by its client."""
+    return world.disk is not None and wish.name in world.disk.reopened
+
+
 def is_lost_with_cluster(end: JobResult) -> bool:
     """Whether a job has ended for its client only, since another one has it now."""
-    if end.status != ABANDONED or end.attempt:
-        return False
+    if end.attempt or not end.payload:
+        return not end.attempt  # the broker has always something to say
     return "taken over by" in unpack_result(end.payload).exception
 
 
@@ -232,12 +239,14 @@ def check_used(world: World) -> None:
         record = wish.record
         if wish.is_closing or wish.is_taken:
             continue
+        cluster = cluster_of(world, wish)
+        assert not cluster.unheard and not cluster.stored, "results are kept that were heard"
         assert record.asked.keys() == record.answers.keys(), "a request was not answered"
         ready = set()
         for peer, node in world.broker.scheduler.nodes.items():
             if entry_for(wish.opening.nodes, node) is None:
                 continue
-            allocation = cluster_of(world, wish).allocations.get(node.id)
+            allocation = cluster.allocations.get(node.id)
             assert allocation is not None, f"{peer} isn't used for {number}"
             if allocation.stage is not Stage.FAILED:
                 where = f"{peer} is {allocation.stage} for {number}"
@@ -249,6 +258,8 @@ def check_used(world: World) -> None:
         since = world.now - 2 * wish.opening.computation.pulse_interval - LATE_S
         assert all(record.alive.get(each, 0.0) > since for each in ready), "a node is not heard of"
     check_blobs(world)
+    if world.disk is not None and not world.broker.is_in_turn:
+        world.disk.check_agrees(world.broker.scheduler.state)
 
 
 def cluster_of(world: World, wish: Wish) -> Cluster:

@@ -18,31 +18,49 @@ import pytest
 
 from dispy import core as client_core
 from dispy.broker import blobs as broker_blobs
+from dispy import endings as endings_at_client
+from dispy import rejoining
 from dispy.broker import (
+    attaching,
+    backlog,
+    batches,
+    clients,
     closing,
+    drain,
+    exclusive,
+    intake,
     jobs,
     nodes,
     placement,
     puts,
     records,
     requests,
+    restore,
     results,
     setups,
+    submissions,
     turns,
+    unheard,
 )
 from dispy.broker import core as broker_core
 from dispy.broker import line as broker_line
+from dispy.broker.daemon import BrokerDaemon
 from dispy.node import core as node_core
 from dispy.node import endings, files, handover, reports
 from dispy.node import setups as node_setups
 from dispy.protocol import exchange, fetching, link
+from dispy.reports import Report
 
 from .scenarios import GREETED_S, play_cancelled_queue, play_given_up_node, play_seed
+from .sharedworlds import play_shared_seed
 from .world import World
 
 GOOD = (4, 5, 9, 2, 3, 29, 39, 38, 42, 11, 22, 28, 19, 59, 0)  # they catch most, so they go first
 SEEDS: Sequence[int] = (*GOOD, *range(200))
 FAULTS = 5
+SHARED_GOOD = ()
+SHARED_FAULTS = 8
+SHARED_SEEDS: Sequence[int] = (*SHARED_GOOD, *range(SHARED_FAULTS, 900, SHARED_FAULTS + 1))
 
 
 DIRECTED: dict[int, Callable[[], World]] = {
@@ -63,7 +81,7 @@ class Bug(NamedTuple):
 
 
 S, A, L, X = broker_core.Scheduler, node_core.Agent, link.Link, exchange.Exchange
-F, C = fetching.Fetching, client_core.Core
+F, C, D, R = fetching.Fetching, client_core.Core, BrokerDaemon, Report
 BUGS = [
     Bug(jobs, "lose", "cluster.opened.reentrant and", "True and"),
     Bug(broker_line.Line, "put_back", "self.waiting += 1", "pass"),
@@ -136,6 +154,60 @@ BUGS = [
 ]
 
 
+SHARED_BUGS = [
+    # What is kept.
+    Bug(D, "_flush", "kept = [", "kept, self.later = getattr(self, 'later', []), ["),
+    Bug(D, "_flush", "type(effect) in LOADS", "False"),
+    Bug(batches, "keep", "state.effects.append(KeepBatch(", "str(KeepBatch("),
+    Bug(batches, "note_placed", "_mark(batch, job, node)", "pass"),
+    Bug(batches, "say_progress", "state.effects.append(KeepProgress(", "str(KeepProgress("),
+    Bug(batches, "accept", "accepted.append((first, last))", "pass"),
+    Bug(jobs, "put_back", "    note(state, job)", "    pass"),
+    Bug(closing, "_forget", "state.effects.append(DropCluster(cluster.id))", "pass"),
+    Bug(drain, "drain", "keep(state, node)", "pass"),
+    # Results.
+    Bug(unheard, "_keep", "state.effects.append(KeepResults(", "str(KeepResults("),
+    Bug(
+        unheard,
+        "_keep",
+        "_tell(state, cluster, [record])",
+        "_tell(state, cluster, [record]); state.effects.append(DropResults([record]))",
+    ),
+    Bug(unheard, "_on_results_heard", "state.effects.append(DropResults(heard))", "pass"),
+    Bug(unheard, "send_again", "_tell(state, cluster, sorted(", "str(sorted("),
+    Bug(unheard, "tell_untold", "_tell(state, cluster, untold)", "pass"),
+    # What is there after a restart.
+    Bug(batches, "recall", "ended[: len(kept.progress.ended)] = kept.progress.ended", "pass"),
+    Bug(restore, "_recall_batch", "cluster.seen.add_range(batch.first, batch.last)", "pass"),
+    Bug(restore, "_recall_cluster", "recall_results(cluster, message)", "pass"),
+    Bug(restore, "_recall_cluster", "seen.add(result.seq)", "pass"),
+    Bug(restore, "_dial_all", "wanted |= cluster.addresses", "pass"),
+    Bug(restore, "restore", "state.node_ids = max(state.node_ids, kept.last_node)", "pass"),
+    Bug(jobs, "resume", "job.spec.attempt = mark.attempt", "pass"),
+    Bug(jobs, "resume", "put(job, allocation)", "cluster.line.put_back(job)"),
+    Bug(intake, "_enter", "if some_ended and has_ended(batch, index):", "if False:"),
+    Bug(clients, "returning", "client.lost_at = now +", "client.lost_at = 1e9 +"),
+    Bug(nodes, "recall", "now + state.settings.adopt_s", "now + 1e9"),
+    # Jobs that wait on disk.
+    Bug(intake, "load_ahead", "_load_some(state, cluster, first.priority)", "pass"),
+    Bug(intake, "loaded", "_go_on(state, cluster, was_busy, pinned)", "pass"),
+    Bug(backlog, "end_all", "_end(state, batch, index, status, reason)", "pass"),
+    Bug(backlog, "_end", "strike(state, batch, index)", "pass"),
+    # Who has a cluster.
+    Bug(attaching, "_on_attach", "tell_all(state, found)", "pass"),
+    Bug(attaching, "_move", "state.keep(cluster)", "pass"),
+    Bug(attaching, "_move", "remember(state, cluster)", "pass"),
+    Bug(attaching, "_say_attached", "list(ranges(sorted(unended(cluster))))", "[]"),
+    Bug(exclusive, "leave", "_review(state)", "pass"),
+    Bug(clients, "set_trouble", "state.uncredited[cluster] = None", "pass"),
+    Bug(submissions, "_reject_new", "state.tell(cluster, rejected)", "pass"),
+    # Their programs.
+    Bug(rejoining, "_resume", "take_back(state, number, cluster, unsure)", "pass"),
+    Bug(endings_at_client, "on_results", "cluster.results_heard.append(message.record)", "pass"),
+    Bug(R, "deal", "self._undone and self._undone[0] in", "self.heard + 1 in"),
+]
+
+
 @contextmanager
 def planted(bug: Bug) -> Iterator[None]:
     """Have the bug in the running program for a while."""
@@ -155,6 +227,16 @@ def compiled(bug: Bug, source: str) -> CodeType:
     module = compile(source.replace(bug.line, bug.wrong), f"<planted in {bug.function}>", "exec")
     codes = [const for const in module.co_consts if isinstance(const, CodeType)]
     return next(code for code in codes if code.co_name == bug.function)
+
+
+def catching_shared_seed(seeds: Sequence[int] = SHARED_SEEDS) -> int | None:
+    """Return the first seed whose run with a shared broker fails."""
+    for seed in seeds:
+        try:
+            play_shared_seed(seed, SHARED_FAULTS)
+        except Exception:
+            return seed
+    return None
 
 
 def catching_seed(seeds: Sequence[int] = SEEDS) -> int | None:
@@ -179,10 +261,22 @@ def test_a_planted_bug_is_caught(bug: Bug) -> None:
     assert seed in GOOD or seed < 0, f"caught by seed {seed}: is that clean without the bug?"
 
 
+@pytest.mark.parametrize("bug", SHARED_BUGS, ids=lambda bug: f"{bug.function}: {bug.line}")
+def test_a_planted_bug_of_a_shared_broker_is_caught(bug: Bug) -> None:
+    with planted(bug):
+        seed = catching_shared_seed()
+    assert seed is not None, "the bug survived all seeds"
+    print(f"caught by seed {seed}")
+    assert seed in SHARED_GOOD, f"caught by seed {seed}: is that clean without the bug?"
+
+
 def test_without_a_bug_nothing_fails() -> None:
     assert catching_seed(GOOD) is None
+    assert catching_shared_seed(SHARED_GOOD) is None
 
 
 def test_there_are_enough_bugs() -> None:
     assert len(BUGS) >= 36
     assert len(set(BUGS)) == len(BUGS)
+    assert len(SHARED_BUGS) >= 30
+    assert len(set(SHARED_BUGS)) == len(SHARED_BUGS)

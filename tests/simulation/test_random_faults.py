@@ -1,7 +1,8 @@
 """Whatever goes wrong, every job ends once and nothing is left behind (scenario A1).
 
-One client, one broker, three nodes, at most three faults, 200 jobs. ``DISPY_SEEDS`` says how
-many runs (default 600), ``DISPY_SEED`` which is the first.
+One client, one broker, three nodes, at most three faults, 200 jobs; a sixth of the runs are of a
+broker that several programs share, and that has a journal: it is killed as well, and so are they.
+``DISPY_SEEDS`` says how many runs (default 1000), ``DISPY_SEED`` which is the first.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from .scenarios import GIVEN_UP_S, GREETED_S, JOBS_MANY, play_cancelled_queue, p
 ROOT = Path(__file__).parents[2]
 FIRST = int(os.environ.get("DISPY_SEED", "0"))
 COUNT = int(os.environ.get("DISPY_SEEDS", "1000"))
+SHARED = COUNT // 6  # of all runs
+SHARED_FAULTS = 5
 PARTS = 10
 PROCESSES = 2
 
@@ -39,12 +42,24 @@ def start(arguments: list[object], hash_seed: str = "random") -> subprocess.Pope
     )
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-def test_every_job_ends_once_whatever_goes_wrong(part: int) -> None:
-    cuts = [FIRST + COUNT * (part * PROCESSES + i) // (PARTS * PROCESSES) for i in range(3)]
-    players = [start([first, end]) for first, end in pairwise(cuts)]
+def play_all(seeds: range, more: list[object], part: int, parts: int) -> None:
+    """Play one of the parts of some seeds, in processes of their own."""
+    count, slices = len(seeds), parts * PROCESSES
+    cuts = [seeds.start + count * (part * PROCESSES + i) // slices for i in range(PROCESSES + 1)]
+    players = [start([first, end, *more]) for first, end in pairwise(cuts)]
     outputs = [player.communicate()[0] for player in players]
     assert not any(player.returncode for player in players), "\n".join(outputs)
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_job_ends_once_whatever_goes_wrong(part: int) -> None:
+    play_all(range(FIRST, FIRST + COUNT - SHARED), [], part, PARTS)
+
+
+@pytest.mark.parametrize("part", range(PARTS // 2))
+def test_every_job_ends_once_at_a_shared_broker_that_is_killed(part: int) -> None:
+    seeds = range(FIRST, FIRST + SHARED)
+    play_all(seeds, ["--durable", "--faults", SHARED_FAULTS], part, PARTS // 2)
 
 
 def test_cancelled_jobs_make_room_for_others() -> None:
@@ -60,13 +75,12 @@ def test_a_node_that_was_given_up_comes_back(silent_s: float, is_cut: bool) -> N
 
 
 def test_many_faults_at_once() -> None:
-    players = [start([first, first + 40, "--faults", 12]) for first in (0, 40)]
-    outputs = [player.communicate()[0] for player in players]
-    assert not any(player.returncode for player in players), "\n".join(outputs)
+    play_all(range(80), ["--faults", 12], 0, 1)
 
 
-def test_a_seed_is_a_run_to_the_byte() -> None:
-    players = [start([11, "--messages"], hash_seed) for hash_seed in ("1", "2")]
+@pytest.mark.parametrize("kind", [[], ["--durable"]])
+def test_a_seed_is_a_run_to_the_byte(kind: list[object]) -> None:
+    players = [start([11, "--messages", *kind], hash_seed) for hash_seed in ("1", "2")]
     first, second = (player.communicate()[0] for player in players)
     assert first == second
     assert "digest" in first

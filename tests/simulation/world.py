@@ -182,6 +182,8 @@ class World:
         self.note(f"kill broker at {where}, machine lost: {is_machine_lost}")
         if is_machine_lost:
             self.network.silent.add(BROKER_DOOR)
+        if self.disk is not None and not self.broker.is_in_turn:
+            self.disk.check_agrees(self.broker.scheduler.state)
         self.broker.kill(is_machine_lost)
         for wish in self.wishes.values():
             wish.sent_away.clear()  # which isn't kept
@@ -499,8 +501,10 @@ class World:
 
     def close_all(self) -> None:
         """Close every cluster."""
-        for number in self.wishes:
+        for number, wish in self.wishes.items():
             self.close_cluster(number)
+            if wish.is_taken and wish.client.socket.alive and not wish.record.is_closed:
+                wish.client.close(number)  # it was opened anew, see `Disk.reopened`
 
     # -- time ------------------------------------------------------------------------------
 

@@ -1,0 +1,96 @@
+"""Sessions over a transport that is played by hand: who is told what, and when."""
+
+from __future__ import annotations
+
+from dispy.protocol.exchange import Arrived, Exchange, Joined, Received, Route, Up
+from dispy.protocol.messages import (
+    VERSION_MAJOR,
+    VERSION_MINOR,
+    Buffer,
+    Envelope,
+    Frame,
+    Hello,
+    Identity,
+    Released,
+    Welcome,
+)
+from dispy.protocol.wire import Codec
+
+BROKER = Identity("broker", "b", "broker", "0", "3", "Linux")
+NODE = Identity("node", "n", "node", "0", "3", "Linux")
+
+
+class Wire:
+    """A transport that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[Route, Frame]] = []
+        self.dialled = 0
+
+    def dial(self, address: str) -> Route:
+        self.dialled += 1
+        return self.dialled
+
+    def drop(self, route: Route) -> None:
+        pass
+
+    def send(self, route: Route, frames: list[Buffer]) -> bool:
+        self.sent.append((route, Codec().decode(frames[0])[0]))
+        return True
+
+    def take(self) -> list[tuple[Route, Frame]]:
+        """Take out what was sent."""
+        sent, self.sent = self.sent, []
+        return sent
+
+
+def said(frame: Frame) -> list[Buffer]:
+    """Encode a frame."""
+    return [Codec().encode(frame)[0]]
+
+
+def greeted(exchange: Exchange, wire: Wire, route: bytes) -> Welcome:
+    """Have a node begin a session."""
+    hello = Hello(VERSION_MAJOR, VERSION_MINOR, NODE)
+    [event] = exchange.receive(Arrived(route, said(hello)), 0.0)
+    assert isinstance(event, Joined)
+    exchange.flush(0.0)
+    (_, welcome), *_ = wire.take()
+    assert isinstance(welcome, Welcome)
+    return welcome
+
+
+def test_nothing_is_acknowledged_before_the_flush_not_even_by_a_greeting() -> None:
+    """The receiver may have to keep what has come, and may die before it has."""
+    wire = Wire()
+    exchange = Exchange(BROKER, wire, lambda: "s")
+    welcome = greeted(exchange, wire, b"1")
+    envelope = Envelope(welcome.epoch, 1, 0, [Released(7)])
+    assert exchange.receive(Arrived(b"1", said(envelope)), 1.0) == [Received("n", Released(7))]
+    again = Hello(VERSION_MAJOR, VERSION_MINOR, NODE, "s", 0)
+    exchange.receive(Arrived(b"2", said(again)), 1.0)
+    assert wire.take() == []
+    exchange.flush(1.0)
+    assert (b"2", Welcome(VERSION_MINOR, BROKER, "s", 2, 1)) in wire.take()
+
+
+def test_a_dialled_peer_is_greeted_in_the_flush() -> None:
+    wire = Wire()
+    exchange = Exchange(BROKER, wire, lambda: "s")
+    exchange.dial("127.0.0.1:9700")
+    exchange.tick(0.0)
+    exchange.receive(Up(1), 0.0)
+    assert wire.take() == []
+    exchange.flush(0.0)
+    assert wire.take() == [(1, Hello(VERSION_MAJOR, VERSION_MINOR, BROKER))]
+
+
+def test_a_goodbye_comes_after_the_greeting() -> None:
+    wire = Wire()
+    exchange = Exchange(BROKER, wire, lambda: "s")
+    hello = Hello(VERSION_MAJOR, VERSION_MINOR, NODE)
+    exchange.receive(Arrived(b"1", said(hello)), 0.0)
+    exchange.goodbye("n", "no")
+    assert [type(frame).__name__ for _, frame in wire.take()] == ["Welcome", "Goodbye"]
+    exchange.flush(0.0)
+    assert wire.take() == []
