@@ -177,11 +177,18 @@ def ask_again(state: State, client: Client) -> None:
     """Ask a client once more whose answers may have been lost with its session."""
     if state.warehouse is not None:
         state.warehouse.fetching.ask_again({each.id for each in client.clusters.values()})
+        ask_soon(state)
         return
     for cluster in client.clusters.values():
         for allocation in cluster.allocations.values():
             if allocation.asked:
                 _ask(state, allocation, list(allocation.asked.values()))
+
+
+def ask_soon(state: State) -> None:
+    """A client is there again, that could not be asked for files meanwhile."""
+    if state.warehouse is not None:
+        state.warehouse.look_at = state.now
 
 
 def _on_blob_pieces(state: State, peer: str, message: BlobPieces, now: float) -> None:

@@ -22,6 +22,7 @@ def check(state: State) -> None:
         assert batch.cluster.id in state.clusters or (batch in state.dirty and not batch.left)
     _check_blobs(state)
     _check_clients(state)
+    assert state.unheard_bytes == sum(each.unheard_bytes for each in state.clusters.values())
     assert {place for place, past in state.pasts.items() if past.set_aside} == set(state.aside)
     assert {*state.barred_anew, *state.away, *state.pulsed} <= set(state.nodes.values())
 

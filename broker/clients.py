@@ -24,7 +24,7 @@ from dispy.protocol.messages import (
 )
 
 from .batches import WINDOW
-from .blobs import ask_again
+from .blobs import ask_again, ask_soon
 from .closing import close_cluster, expire, forget_if_absent
 from .durable import ClusterMeta
 from .effects import Dial, Forget
@@ -36,6 +36,7 @@ from .state import Allocation, Client, Cluster, Stage, State
 from .turns import CREDIT
 from .unheard import send_again, tell_untold
 
+RETAIN_MIN_S = 3600.0  # after a start nothing is dropped so soon: the clock may have been wrong
 SESSION_S = 30.0  # a client that is away for longer gets a new session, if there is a journal
 FOREVER = float("inf")
 TAKEN = "it was taken over by another program"
@@ -58,6 +59,7 @@ def client_joined(state: State, peer: str, identity: Identity, undelivered: list
 def client_back(state: State, client: Client) -> None:
     """A client that was away can be reached again, and nothing was lost."""
     _note_there(state, client)
+    ask_soon(state)
     for cluster in client.clusters.values():
         tell_untold(state, cluster)
 
@@ -103,7 +105,8 @@ def returning(state: State, meta: ClusterMeta, now: float) -> Client:
     if client is None:
         client = state.clients[meta.owner] = Client(meta.owner, user=meta.user)
         client.away_since, client.absent = now, True
-    meta.away_since = meta.away_since or now + state.wall_offset_s
+    today = now + state.wall_offset_s
+    meta.away_since = min(meta.away_since or today, today)  # the clock may have been wrong
     if not meta.expired:
         client.lost_at = now + state.settings.client_lease_s
     state.clients_due = now  # to find out when something is to be done
@@ -148,7 +151,8 @@ def _session_ends(state: State, client: Client) -> float:
 def _kept_until(state: State, cluster: Cluster) -> float:
     if not cluster.meta.away_since:
         return FOREVER  # its client has a session
-    return cluster.meta.away_since + state.settings.retain_s - state.wall_offset_s
+    until = cluster.meta.away_since + state.settings.retain_s - state.wall_offset_s
+    return max(until, state.recovering_until + RETAIN_MIN_S)
 
 
 def _end_session(state: State, client: Client) -> None:
@@ -224,12 +228,12 @@ def _begin(state: State, cluster: Cluster) -> None:
 
 def _open_again(state: State, cluster: Cluster, message: OpenCluster) -> None:
     """A client has begun a new session: tell it all that it may not know."""
-    new = message.computation.layers[len(cluster.computation.layers) :]
-    if new and not cluster.closing:
-        define(state, cluster, new)  # it has said so before, but that was lost
     _say_opened(state, cluster, True)
     if cluster.meta.expired:
         _revive(state, cluster)
+    new = message.computation.layers[len(cluster.computation.layers) :]
+    if new and not cluster.closing:
+        define(state, cluster, new)  # it has said so before, but that was lost
     tell_all(state, cluster)
 
 

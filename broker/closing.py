@@ -14,6 +14,7 @@ from dispy.protocol.messages import (
     SetCpus,
 )
 
+from . import choices
 from .backlog import end_all
 from .blobs import forget_blobs, forget_pieces
 from .effects import DropCluster, Goodbye, Undial
@@ -32,6 +33,7 @@ from .setups import (
     vacate,
 )
 from .state import IDLE, Allocation, Client, Cluster, Node, Share, Stage, State
+from .unheard import drop_all
 
 
 def close(state: State, allocation: Allocation, kill: bool, anew: bool) -> None:
@@ -74,6 +76,7 @@ def _released(state: State, allocation: Allocation) -> None:
     else:
         cluster.shares[node.peer] = Share(0)
         cluster.closed[node.id] = node.peer
+        choices.note(state, cluster)
         allocation.enter(Stage.CLOSED)
         say_gone(state, allocation, "it was closed on request")
         end_hopeless(state, cluster)
@@ -197,6 +200,7 @@ def _is_owed(state: State, cluster: Cluster) -> bool:
 def _forget(state: State, cluster: Cluster) -> None:
     client = cluster.client
     del state.clusters[cluster.id]
+    drop_all(state, cluster)
     client.clusters.pop(cluster.number, None)
     for key in [key for key in state.results if key[0] is cluster]:
         state.tell(cluster, Results(cluster.number, key[1], state.results.pop(key)))

@@ -9,8 +9,8 @@ state, and with the handlers of its messages:
 `exclusive`: which of these wait for others; `submissions`: their jobs.
 `nodes`: who they are, and what they hold. `mishaps`, `drain`: which get no jobs for a while.
 `setups`, `closing`: what a node has to do with a cluster, from first to last. `puts`: files that
-it gets meanwhile. `requests`: what users ask about nodes, and `explain` about jobs; `operation`:
-what people ask of the broker as a whole.
+it gets meanwhile. `requests`: what users ask about nodes, `choices`: what is kept of that;
+`explain`: what they ask about jobs; `operation`: what people ask of the broker as a whole.
 `intake`, `backlog`: how jobs come in, and those that wait on disk. `batches`, `restore`: what is
 kept of them there, and how a broker goes on from it.
 `jobs`: where a job is. `turns`, `placement`: which node gets it. `results`: how it ends,

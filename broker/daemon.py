@@ -54,8 +54,8 @@ if TYPE_CHECKING:  # both are only loaded where they are used
 
 JOURNAL_EFFECTS = frozenset(get_args(JournalEffect))
 BLOB_ERRANDS = frozenset(get_args(BlobErrand))
-LOADS = (Load, LoadResults)
 SERIAL_BITS = 16  # of a computation's number, which count those of one start of a broker
+READ_S = 0.02  # how soon to look again whether a client has room for more results
 LOOK_S = 1.0  # how often the room on the disk is looked at
 log = logging.getLogger("dispy.broker")
 
@@ -98,6 +98,7 @@ class BrokerDaemon:
             self._errands = BlobErrands(
                 folder / "files", self.scheduler, self.exchange.send, synced, spare
             )
+        self._reads: list[LoadResults] = []  # to be done when their clients have room for more
         self._look_at = 0.0
         self._since = time.time()
 
@@ -115,6 +116,8 @@ class BrokerDaemon:
     def step(self, timeout_s: float) -> None:
         """Wait for something to do, at most so many seconds, and do it."""
         deadline = min(self.exchange.deadline(), self.scheduler.deadline())
+        if self._reads:
+            timeout_s = min(timeout_s, READ_S)
         arrivals = self.bus.poll(min(timeout_s, deadline - time.monotonic()))
         self.turn(arrivals, time.monotonic())
 
@@ -145,6 +148,7 @@ class BrokerDaemon:
             self._look_at = now + LOOK_S
             self._look(now)
         self.scheduler.tick(now)
+        self._read_results()
         loading = True
         while loading:
             loading = self._flush(now)
@@ -161,7 +165,7 @@ class BrokerDaemon:
                 self._keep(self.journal, kept)  # type: ignore[arg-type]
         for effect in effects:
             self._carry_out(effect)
-        return any(type(effect) in LOADS for effect in effects)
+        return any(type(effect) is Load for effect in effects)
 
     def _keep(self, journal: Journal, effects: list[JournalEffect]) -> None:
         from .journalerrors import JournalFull
@@ -257,9 +261,19 @@ class BrokerDaemon:
             assert self.journal is not None
             self.scheduler.loaded(effect.batch, self.journal.read_batch(effect.batch))
         elif isinstance(effect, LoadResults):
+            self._reads.append(effect)
+
+    def _read_results(self) -> None:
+        """Read results for clients that have taken in those before: else they'd fill the memory."""
+        reads, self._reads = self._reads, []
+        for read in reads:
+            cluster = self.scheduler.clusters.get(read.cluster)
+            if cluster is not None and self.exchange.is_behind(cluster.client.peer):
+                self._reads.append(read)
+                continue
             assert self.journal is not None
-            results = self.journal.read_results(effect.record)
-            self.scheduler.results_loaded(effect.cluster, effect.record, results)
+            results = self.journal.read_results(read.record)
+            self.scheduler.results_loaded(read.cluster, read.record, results)
 
     @staticmethod
     def _admit(identity: Identity) -> str:

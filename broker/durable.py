@@ -7,12 +7,15 @@ their client has heard them. Nothing here is ever unpickled.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
 
-from dispy.protocol.messages import OpenCluster, Results
+from dispy.protocol.messages import JobResult, OpenCluster, Results
 
+RESULTS_BYTES = 256 << 20  # of all results that are in memory only because nobody has heard them
+RESULT_BYTES = 200  # what a result needs beside its payload
 CANCELLED_MARK = 1  # in `JobMark.marks`: the job is to be cancelled
 
 
@@ -34,6 +37,15 @@ class Progress(msgspec.Struct, array_like=True, gc=False):
     jobs: list[JobMark] = []
 
 
+class NodeChoice(msgspec.Struct, array_like=True, gc=False):
+    """What the user of a cluster has decided about a node."""
+
+    peer: str  # its instance
+    node: int  # its id; 0: not known
+    cpus: int  # to be used of it; 0: it was closed; below 0: nothing was said
+    suspended: bool = False  # it gets no jobs
+
+
 class ClusterMeta(msgspec.Struct, array_like=True, gc=False):
     """What is known of a cluster beside its computation. Times are seconds since the epoch."""
 
@@ -48,6 +60,7 @@ class ClusterMeta(msgspec.Struct, array_like=True, gc=False):
     used_s: float = 0.0  # CPU time so far, for people
     # Clients that it was taken from, and what those called it; the last one last.
     before: list[tuple[str, int]] = []
+    choices: list[NodeChoice] = []
 
 
 class NodeMeta(msgspec.Struct, array_like=True, gc=False):
@@ -95,6 +108,8 @@ class KeptCluster:
     batches: list[KeptBatch] = field(default_factory=list)  # in the order in which they came
     results: list[KeptResults] = field(default_factory=list)  # likewise
     abandoned: list[tuple[int, int]] = field(default_factory=list)  # seq, attempt
+    # Further results that are only on disk, since they are too many: record -> seqs of the jobs.
+    stored: dict[int, list[int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -104,4 +119,14 @@ class Kept:
     clusters: list[KeptCluster] = field(default_factory=list)
     nodes: dict[int, NodeMeta] = field(default_factory=dict)  # by id
     last_node: int = 0  # highest id that any node has ever had
-    last_record: int = 0  # highest number of any batch or of any results that are there
+    last_record: int = 0  # highest number that any batch or any results have ever had
+
+
+def bytes_of(results: Iterable[JobResult]) -> int:
+    """Return how much memory results take."""
+    size = 0
+    for result in results:
+        size += RESULT_BYTES + len(result.payload)
+        if result.parts:
+            size += sum([part.size for part in result.parts])
+    return size

@@ -103,7 +103,7 @@ class DropResults(NamedTuple):
 class KeepAbandoned(NamedTuple):
     """Remember which attempts were given up and may still finish (seq, attempt).
 
-    An attempt of 0 says that the job's has finished meanwhile.
+    An attempt of 0: it won't finish any more, or has, or nobody wants to know.
     """
 
     cluster: int

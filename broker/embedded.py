@@ -93,9 +93,10 @@ class Broker:
     def poll(self, timeout_s: float) -> list[Arrival]:
         """Let the broker wait and work; return what it says to the client.
 
-        What it said last time has been dealt with, and is in the recover file, by now.
+        What it said last time has been dealt with by now, and is in the recover file.
         """
-        self._daemon.exchange.confirm(time.monotonic())
+        if self._daemon.exchange.is_sent(INSIDE):
+            self._daemon.exchange.confirm(time.monotonic())
         self._daemon.step(0.0 if self._bus.to_client else timeout_s)
         arrivals = list(self._bus.to_client)
         self._bus.to_client.clear()

@@ -77,10 +77,12 @@ def recall(cluster: Cluster, node: Node) -> Allocation:
     if allocation is None:
         entry = entry_for(cluster.specs, node)
         share = Share(node.identity.cpus) if entry is None else share_of(entry, node)
+        share = cluster.shares.get(node.peer, share)
         allocation = Allocation(cluster, node, share)
+        allocation.suspended = node.peer in cluster.suspended
         node.allocations[cluster.id] = cluster.allocations[node.id] = allocation
         allocation.pinned = Line()
-        allocation.enter(Stage.READY)
+        allocation.enter(Stage.READY if share.cpus else Stage.CLOSING)
     return allocation
 
 
@@ -202,12 +204,14 @@ def lose(state: State, job: Job, reason: str) -> None:
 
 
 def _note_abandoned(state: State, cluster: Cluster, job: Job) -> None:
-    if state.settings.durable:
-        attempt = (job.spec.seq, job.spec.attempt)
-        state.effects.append(KeepAbandoned(cluster.id, [attempt]))
+    changes = [(job.spec.seq, job.spec.attempt)]
     if len(cluster.abandoned) >= ABANDONED_MAX:
-        del cluster.abandoned[next(iter(cluster.abandoned))]
+        oldest = next(iter(cluster.abandoned))
+        del cluster.abandoned[oldest]
+        changes.append((oldest, 0))
     cluster.abandoned[job.spec.seq] = job.spec.attempt
+    if state.settings.durable:
+        state.effects.append(KeepAbandoned(cluster.id, changes))
 
 
 def end(state: State, cluster: Cluster, job: Job, status: int, reason: str) -> None:

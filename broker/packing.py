@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from dispy.protocol.errors import ProtocolError
-from dispy.protocol.messages import Body, Buffer, Envelope, Large
+from dispy.protocol.messages import Body, Buffer, Envelope, Frame, Large
 from dispy.protocol.wire import Codec
 
 
@@ -26,17 +26,27 @@ class Packer:
             return header, []
         return header, [chunk for large in larges for chunk in large.chunks if len(chunk)]
 
+    def peek(self, header: bytes) -> Body:
+        """Return the message without its payloads' chunks. Raises `ProtocolError` as `unpack`."""
+        frame, _ = self._codec.decode(header)
+        return _only(frame)
+
     def unpack(self, header: bytes, chunks: Iterable[bytes]) -> Body:
         """Return the message. Raises `ProtocolError` when it isn't one."""
         frame, larges = self._codec.decode(header)
-        if not isinstance(frame, Envelope) or len(frame.messages) != 1:
-            raise ProtocolError("a single message was expected")
+        message = _only(frame)
         rest = iter(chunks)
         for large in larges:
             large.chunks = list(_taken(large, rest))
         if next(rest, None) is not None:
             raise ProtocolError("there are more bytes than the header says")
-        return frame.messages[0]
+        return message
+
+
+def _only(frame: Frame) -> Body:
+    if not isinstance(frame, Envelope) or len(frame.messages) != 1:
+        raise ProtocolError("a single message was expected")
+    return frame.messages[0]
 
 
 def _taken(large: Large, chunks: Iterator[bytes]) -> Iterator[Buffer]:

@@ -23,6 +23,7 @@ from dispy.protocol.messages import (
     SetCpus,
 )
 
+from . import choices
 from .closing import close
 from .effects import Dial
 from .exclusive import why
@@ -46,6 +47,7 @@ def _on_node_request(state: State, peer: str, message: NodeRequest, now: float) 
         code, text = -1, "the cluster is closed"
     else:
         code, text = act(state, cluster, message)
+        choices.note(state, cluster)
     state.send(peer, Answer(message.cluster, message.request, code, text))
 
 

@@ -6,6 +6,7 @@ what it holds, or is given up; the others wait, most of them on disk.
 
 from __future__ import annotations
 
+from . import choices
 from .attaching import remember
 from .batches import WINDOW, recall
 from .clients import returning
@@ -14,7 +15,6 @@ from .durable import Kept, KeptBatch, KeptCluster, NodeMeta
 from .effects import Dial
 from .exclusive import update
 from .intake import load
-from .jobs import ABANDONED_MAX
 from .jobs import recall as recall_part
 from .matching import addresses
 from .nodes import recall as recall_nodes
@@ -64,21 +64,21 @@ def _recall_cluster(state: State, kept: KeptCluster, now: float) -> Cluster:
     cluster.meta, cluster.asks, cluster.closing = meta, opened.asks, meta.closing
     client.clusters[meta.number] = state.clusters[kept.id] = cluster
     remember(state, cluster)
+    choices.recall(state, cluster)
     seen = cluster.seen
     for results in kept.results:
         message = results.message
         message.record = results.id
-        hold(cluster, message)
+        hold(state, cluster, message)
         for result in message.results:
             seen.add(result.seq)
+    for record, seqs in kept.stored.items():
+        cluster.stored[record] = len(seqs)
+        for seq in seqs:
+            seen.add(seq)
     for seq, attempt in kept.abandoned:
         seen.add(seq)
-        if attempt:
-            cluster.abandoned[seq] = attempt
-        else:
-            cluster.abandoned.pop(seq, None)
-    for seq in list(cluster.abandoned)[:-ABANDONED_MAX]:
-        del cluster.abandoned[seq]
+        cluster.abandoned[seq] = attempt
     return cluster
 
 
@@ -112,6 +112,8 @@ def _count(cluster: Cluster, kept: KeptCluster) -> None:
     highest = max((batch.last for batch in kept.batches), default=0)
     for results in kept.results:
         highest = max(highest, max((each.seq for each in results.message.results), default=0))
+    for seqs in kept.stored.values():
+        highest = max(highest, *seqs)
     highest = max(highest, max(cluster.abandoned, default=0))
     counted = cluster.meta.ended + sum(batch.count for batch in kept.batches)
     cluster.submitted = max(highest, counted)

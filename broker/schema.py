@@ -42,8 +42,9 @@ CREATE INDEX batches_of_cluster ON batches (cluster);
 CREATE TABLE progress (batch INTEGER PRIMARY KEY, state BLOB NOT NULL);
 CREATE TABLE results (id INTEGER PRIMARY KEY, cluster INTEGER NOT NULL, header BLOB NOT NULL);
 CREATE INDEX results_of_cluster ON results (cluster);
-CREATE TABLE abandoned (id INTEGER PRIMARY KEY, cluster INTEGER NOT NULL, jobs BLOB NOT NULL);
-CREATE INDEX abandoned_of_cluster ON abandoned (cluster);
+CREATE TABLE abandoned (
+    cluster INTEGER NOT NULL, seq BLOB NOT NULL, attempt INTEGER NOT NULL, PRIMARY KEY (cluster, seq)
+) WITHOUT ROWID;
 CREATE TABLE nodes (id INTEGER PRIMARY KEY, meta BLOB NOT NULL);
 CREATE TABLE cluster_chunks (id INTEGER PRIMARY KEY, owner INTEGER NOT NULL, data BLOB NOT NULL);
 CREATE INDEX cluster_chunks_of_owner ON cluster_chunks (owner);
@@ -168,7 +169,7 @@ def _create(connection: sqlite3.Connection, instance: str) -> None:
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     for statement in TABLES.split(";"):
         connection.execute(statement)
-    values = [("instance", instance), ("last_node", 0)]
+    values = [("instance", instance), ("last_node", 0), ("last_record", 0)]
     connection.executemany("INSERT INTO meta VALUES (?, ?)", values)
     connection.execute("COMMIT")
 

@@ -28,6 +28,7 @@ from dispy.protocol.messages import (
     Withdraw,
 )
 
+from . import choices
 from .blobs import forget_blobs
 from .jobs import end_hopeless, end_pinned, hand_over, put_back, take_turns
 from .matching import cpus_of, entry_for, share_of
@@ -67,6 +68,7 @@ def join(cluster: Cluster, node: Node, share: Share) -> Allocation:
     """Give a node a part in a cluster."""
     cluster.untried -= {node.address, node.identity.address}
     allocation = Allocation(cluster, node, share)
+    allocation.suspended = node.peer in cluster.suspended
     node.allocations[cluster.id] = cluster.allocations[node.id] = allocation
     return allocation
 
@@ -129,6 +131,7 @@ def _on_allocate(state: State, peer: str, message: Allocate, now: float) -> None
     share = Share(cpus, message.files, message.setup_args)
     cluster.shares[allocation.node.peer] = share
     begin(state, allocation, share)
+    choices.note(state, cluster)
 
 
 def prepare(state: State, allocation: Allocation) -> None:

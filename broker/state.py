@@ -235,6 +235,11 @@ class Allocation:
     def suspend(self, suspended: bool) -> None:
         """Give it no jobs, or jobs again."""
         self.suspended = suspended
+        peers, peer = self.cluster.suspended, self.node.peer
+        if suspended:
+            peers.add(peer)
+        else:
+            peers.discard(peer)
         self.reopen()
 
     def resize(self, cpus: int) -> None:
@@ -291,6 +296,7 @@ class Cluster:
     # back. An entry for each node that such a request ever was about.
     shares: dict[str, Share] = field(default_factory=dict)
     closed: dict[int, str] = field(default_factory=dict)  # node id -> peer, closed by request
+    suspended: set[str] = field(default_factory=set)  # nodes that get no jobs by request, by peer
     heap: list[tuple[float, int, Allocation]] = field(default_factory=list)
     surplus: dict[Allocation, None] = field(default_factory=dict)  # hold more than their CPUs
     abandoned: dict[int, int] = field(default_factory=dict)  # seq -> attempt that may return
@@ -376,6 +382,7 @@ class State:
     clusters: dict[int, Cluster] = field(default_factory=dict)
     late_results: int = 0  # of attempts that were given up; dropped
     trouble: str = ""  # why no new jobs are taken at present, for people; empty: they are
+    unheard_bytes: int = 0  # of all clusters' results that are in memory
     record_ids: int = 0  # the last number given to a batch or to results that are kept
     # After a start: nodes have until then to come back with jobs of before. 0: no such start.
     recovering_until: float = 0.0

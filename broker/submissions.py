@@ -18,6 +18,7 @@ from dispy.protocol.messages import (
 
 from .backlog import cancel, follow, follow_unloaded
 from .batches import note
+from .effects import KeepAbandoned
 from .intake import take_in
 from .jobs import end, hand_over
 from .state import Allocation, Cluster, Stage, State
@@ -84,6 +85,8 @@ def _cancel_absent(
     if attempt is None:
         cancel(state, cluster, seq, reason)
         return
+    if state.settings.durable:
+        state.effects.append(KeepAbandoned(cluster.id, [(seq, 0)]))
     for allocation in cluster.allocations.values():  # one of them may have it
         if allocation.stage is not Stage.RELEASING:
             kills.setdefault(allocation, []).append((seq, attempt))

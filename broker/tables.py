@@ -19,7 +19,17 @@ from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import Body, Buffer, JobSpec, OpenCluster, Results, Submit
 
 from .crashpoints import crashpoint
-from .durable import ClusterMeta, Kept, KeptBatch, KeptCluster, KeptResults, NodeMeta, Progress
+from .durable import (
+    RESULTS_BYTES,
+    ClusterMeta,
+    Kept,
+    KeptBatch,
+    KeptCluster,
+    KeptResults,
+    NodeMeta,
+    Progress,
+    bytes_of,
+)
 from .effects import (
     DropBatch,
     DropCluster,
@@ -39,9 +49,8 @@ CLUSTER = "SELECT id, meta, header FROM clusters"
 BATCH = """
 SELECT id, cluster, extent, state FROM batches LEFT JOIN progress ON progress.batch = batches.id
 """
-LAST_RECORD = """
-SELECT max((SELECT coalesce(max(id), 0) FROM batches), (SELECT coalesce(max(id), 0) FROM results))
-"""
+NOTE_RECORD = "UPDATE meta SET value = max(value, ?) WHERE name = 'last_record'"
+SEQ_BYTES = 8  # of a job's number, which may be too large for a column
 DROP_CLUSTER = (
     "DELETE FROM record_chunks WHERE owner IN (SELECT id FROM batches WHERE cluster = ?1"
     " UNION ALL SELECT id FROM results WHERE cluster = ?1)",
@@ -62,7 +71,6 @@ STRAYS = {  # which rows belong to nothing
 }
 
 Rows = list[tuple[Any, ...]]
-Pairs = list[tuple[int, int]]
 
 
 class Extent(msgspec.Struct, array_like=True, gc=False):
@@ -127,6 +135,7 @@ class Tables:
             header = self._packed(effect.id, effect.submit)
             rows.append((effect.id, effect.cluster, self._encode(_extent(effect)), header))
         self._many("INSERT INTO batches VALUES (?, ?, ?, ?)", rows)
+        self._many(NOTE_RECORD, [rows[-1][:1]])
 
     def _keep_progress(self, effects: Sequence[KeepProgress]) -> None:
         rows: Rows = [(effect.batch, self._encode(effect.progress)) for effect in effects]
@@ -143,6 +152,7 @@ class Tables:
         for effect in effects:
             rows.append((effect.id, effect.cluster, self._packed(effect.id, effect.message)))
         self._many("INSERT INTO results VALUES (?, ?, ?)", rows)
+        self._many(NOTE_RECORD, [rows[-1][:1]])
 
     def _drop_results(self, effects: Sequence[DropResults]) -> None:
         ids: Rows = [(record,) for effect in effects for record in effect.ids]
@@ -150,8 +160,14 @@ class Tables:
         self._many("DELETE FROM record_chunks WHERE owner = ?", ids)
 
     def _keep_abandoned(self, effects: Sequence[KeepAbandoned]) -> None:
-        rows: Rows = [(effect.cluster, self._encode(effect.jobs)) for effect in effects]
-        self._many("INSERT INTO abandoned (cluster, jobs) VALUES (?, ?)", rows)
+        for effect in effects:
+            for seq, attempt in effect.jobs:
+                key = (effect.cluster, seq.to_bytes(SEQ_BYTES, "big"))
+                if attempt:
+                    row = (*key, attempt)
+                    self._many("INSERT OR REPLACE INTO abandoned VALUES (?, ?, ?)", [row])
+                else:
+                    self._many("DELETE FROM abandoned WHERE cluster = ? AND seq = ?", [key])
 
     def _keep_nodes(self, effects: Sequence[KeepNode]) -> None:
         rows: Rows = [(effect.id, self._encode(effect.meta)) for effect in effects]
@@ -184,21 +200,32 @@ class Tables:
             clusters=[self._as_cluster(*row) for row in self._rows(f"{CLUSTER} ORDER BY id")],
             nodes=dict(map(self._as_node, self._rows("SELECT id, meta FROM nodes"))),
             last_node=self._meta("last_node"),
-            last_record=self._rows(LAST_RECORD).fetchone()[0],
+            last_record=self._meta("last_record"),
         )
         clusters = {cluster.id: cluster for cluster in kept.clusters}
         for row in self._rows(f"{BATCH} ORDER BY id"):
             batch = self._as_batch(*row)
             if batch.cluster in clusters:
                 clusters[batch.cluster].batches.append(batch)
-        for number, cluster, header in self._rows("SELECT * FROM results ORDER BY id"):
+        self._load_results(clusters)
+        for cluster, seq, attempt in self._rows("SELECT cluster, seq, attempt FROM abandoned"):
             if cluster in clusters:
-                results = KeptResults(number, cluster, self._as_results(number, header))
-                clusters[cluster].results.append(results)
-        for cluster, jobs in self._rows("SELECT cluster, jobs FROM abandoned ORDER BY id"):
-            if cluster in clusters:
-                clusters[cluster].abandoned += msgspec.msgpack.decode(jobs, type=Pairs)
+                clusters[cluster].abandoned.append((int.from_bytes(seq, "big"), attempt))
         return kept
+
+    def _load_results(self, clusters: dict[int, KeptCluster]) -> None:
+        """Read what fits into memory; of the rest only whose results they are."""
+        size = 0
+        for number, cluster, header in self._rows("SELECT * FROM results ORDER BY id"):
+            if cluster not in clusters:
+                continue
+            if size < RESULTS_BYTES:
+                message = self._as_results(number, header)
+                size += bytes_of(message.results)
+                clusters[cluster].results.append(KeptResults(number, cluster, message))
+            else:
+                message = self._expect_results(number, self._packer.peek(header))
+                clusters[cluster].stored[number] = [each.seq for each in message.results]
 
     def ids(self, table: str) -> tuple[list[int], str]:
         """Return the ids of all rows that can be found, and why not more can; empty: these are all.
@@ -272,10 +299,13 @@ class Tables:
         return row[0], self._decode_node(row[1])
 
     def _as_results(self, record: int, header: bytes) -> Results:
-        results = self._unpacked(record, header)
-        if not isinstance(results, Results):
+        return self._expect_results(record, self._unpacked(record, header))
+
+    @staticmethod
+    def _expect_results(record: int, message: Body) -> Results:
+        if not isinstance(message, Results):
             raise ProtocolError(f"{record} is no results")
-        return results
+        return message
 
     def _unpacked(self, record: int, header: bytes) -> Body:
         return self._packer.unpack(header, self._chunks("record_chunks", record))

@@ -13,6 +13,7 @@ from dispy.protocol.messages import JobResult, Results, ResultsHeard
 from dispy.protocol.wire import HEADER_BYTES
 
 from .batches import new_record
+from .durable import RESULTS_BYTES, bytes_of
 from .effects import DropResults, KeepResults, LoadResults
 from .state import Cluster, State
 
@@ -23,7 +24,6 @@ FIELDS_BYTES = 64  # of a result in a header, beside its payload
 PART_BYTES = 8  # the size of a part, there
 MEMORY_MAX = 64 << 20  # bytes of a cluster's results in memory
 READS_MAX = 32  # messages of one cluster that are read for one flush
-RESULT_BYTES = 200  # what a result needs beside its payload
 
 
 def say_results(state: State) -> None:
@@ -52,29 +52,34 @@ def _parts(ended: list[JobResult]) -> Iterator[list[JobResult]]:
 def _keep(state: State, cluster: Cluster, message: Results) -> None:
     record = message.record = new_record(state)
     state.effects.append(KeepResults(record, cluster.id, message))
-    hold(cluster, message)
+    hold(state, cluster, message)
     if cluster.client.away_since is None:
         _tell(state, cluster, [record])
     else:
         cluster.untold.append(record)
 
 
-def hold(cluster: Cluster, message: Results) -> None:
+def hold(state: State, cluster: Cluster, message: Results) -> None:
     """Have results at hand, in memory if there is room."""
-    if cluster.unheard_bytes < MEMORY_MAX:
+    if cluster.unheard_bytes < MEMORY_MAX and state.unheard_bytes < RESULTS_BYTES:
         cluster.unheard[message.record] = message
-        cluster.unheard_bytes += _size_of(message.results)
+        _count(state, cluster, bytes_of(message.results))
     else:
         cluster.stored[message.record] = len(message.results)
 
 
-def _size_of(results: list[JobResult]) -> int:
-    size = RESULT_BYTES * len(results)
-    for result in results:
-        size += len(result.payload)
-        if result.parts:
-            size += sum([part.size for part in result.parts])
-    return size
+def _count(state: State, cluster: Cluster, size: int) -> None:
+    cluster.unheard_bytes += size
+    state.unheard_bytes += size
+
+
+def drop_all(state: State, cluster: Cluster) -> None:
+    """Nobody will hear the results of a cluster that is forgotten."""
+    state.unheard_bytes -= cluster.unheard_bytes
+    cluster.unheard_bytes = 0
+    cluster.unheard.clear()
+    cluster.stored.clear()
+    cluster.unread.clear()
 
 
 def count(cluster: Cluster) -> int:
@@ -154,7 +159,7 @@ def _on_results_heard(state: State, peer: str, message: ResultsHeard, now: float
     for record in message.records:
         results = cluster.unheard.pop(record, None)
         if results is not None:
-            cluster.unheard_bytes -= _size_of(results.results)
+            _count(state, cluster, -bytes_of(results.results))
         elif cluster.stored.pop(record, None) is None:
             continue
         heard.append(record)

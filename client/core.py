@@ -50,7 +50,7 @@ from .effects import Answered, Effect, Ended, Send, Warned
 from .endings import end_here, forget
 from .job import DispyJob
 from .news import TROUBLES_MAX
-from .reasons import complaint, why_no_broker, why_not_sent
+from .reasons import complaint, unclosed, why_no_broker, why_not_sent
 from .sending import send_heard, send_jobs
 from .state import Cluster, State
 
@@ -121,6 +121,8 @@ class Core:
             return
         cluster.closing = True
         cluster.patient_until = None
+        if cluster.away and not (self.joined and not self.state.unreachable):
+            self.state.effects.append(Warned(unclosed(cluster)))
         if not self.joined:
             forget(self.state, number, cluster)
             return

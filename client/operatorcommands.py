@@ -74,7 +74,7 @@ def _broker(context: click.Context, parameter: click.Parameter, value: str) -> s
     try:
         return read_address("--broker", value, PORT)
     except (ValueError, DispyError) as error:
-        raise click.BadParameter(str(error)) from None
+        raise click.BadParameter(str(error).removeprefix("--broker: ")) from None
     except OSError as error:
         raise NoAnswer(str(error)) from None
 
@@ -202,7 +202,7 @@ def resume(broker: str, as_json: bool, timeout: float, node: str) -> None:
 @click.command(epilog=CANCEL_EPILOG, context_settings=SETTINGS)
 @_asks
 @click.argument("cluster")
-@click.argument("jobs", nargs=-1, type=click.IntRange(0), metavar="[JOB...]")
+@click.argument("jobs", nargs=-1, type=click.IntRange(1), metavar="[JOB...]")
 def cancel(broker: str, as_json: bool, timeout: float, cluster: str, jobs: tuple[int, ...]) -> None:
     """Cancel jobs of CLUSTER: these, or all of them.
 
@@ -217,7 +217,7 @@ def cancel(broker: str, as_json: bool, timeout: float, cluster: str, jobs: tuple
 )
 @_asks
 @click.argument("cluster")
-@click.argument("jobs", nargs=-1, type=click.IntRange(0), metavar="[JOB...]")
+@click.argument("jobs", nargs=-1, type=click.IntRange(1), metavar="[JOB...]")
 def explain(
     broker: str, as_json: bool, timeout: float, cluster: str, jobs: tuple[int, ...]
 ) -> None:

@@ -40,6 +40,14 @@ def complaint(cluster: Cluster) -> str:
     return f"cluster {cluster.name!r} has no node to run jobs on ({reasons}); still trying"
 
 
+def unclosed(cluster: Cluster) -> str:
+    """Say that a cluster ends here only."""
+    return (
+        f"cluster {cluster.name!r} is closed while its broker can't be reached: the jobs that it "
+        "has go on until it is told by this program, or gives it up"
+    )
+
+
 def _why_no_node(cluster: Cluster) -> str:
     """Say which nodes a cluster waits for, and why."""
     if cluster.troubles:

@@ -294,7 +294,7 @@ class Session:
                 self._core.unreachable("")
 
     def _left(self, event: Left) -> None:
-        if self._shared:
+        if self._shared and self.is_used():
             logger.warning(
                 "the broker at %s has ended the session (%s); clusters and jobs wait for it to "
                 "come back",
@@ -319,7 +319,7 @@ class Session:
 
     def _refused(self, failure: DialFailed) -> None:
         self._core.unreachable(failure.reason)
-        if failure.reason != self._refusal:
+        if failure.reason != self._refusal and self.is_used():  # else nobody needs it
             self._refusal = failure.reason
             advice = (
                 " (is dispy-broker running there?)"

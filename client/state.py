@@ -50,8 +50,8 @@ class Cluster:
 
     @property
     def name(self) -> str:
-        """The name of the computation."""
-        return self.opening.computation.name
+        """What people call it: its label, or else the name of the computation."""
+        return self.opening.label or self.opening.computation.name
 
 
 class State:

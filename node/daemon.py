@@ -178,21 +178,10 @@ class NodeDaemon:
         if isinstance(event, Received):
             self.agent.receive(event.peer, event.message, now)
         elif isinstance(event, Joined):
-            vitals = self.gauge.read()
-            peer, identity = event.peer, event.identity
-            is_home = bool(event.address)
-            self._refusals.clear()
-            self.agent.joined(peer, identity, event.undelivered, now, vitals, is_home)
-            if self.agent.broker == peer:
-                log.info("working for %s", identity.name)
-            elif peer in self.agent.guests:
-                log.info("%s gets the results that were kept for it", identity.name)
-            else:
-                log.info("%s has to wait: the node works for another", identity.name)
+            self._on_joined(event, now)
         elif isinstance(event, Back):
             self._refusals.clear()
-            if event.peer == self.agent.broker:
-                log.info("%s can be reached again", self.agent.broker_name)
+            log.info("the broker can be reached again")
             self.agent.back(event.peer)
         elif isinstance(event, Away):
             if event.peer == self.agent.broker and self.agent.away_since is None:
@@ -201,10 +190,25 @@ class NodeDaemon:
         elif isinstance(event, Left):
             log.info("the broker is gone: %s", event.reason or "it said goodbye")
             self.agent.left(event.peer)
-        elif isinstance(event, DialFailed) and event.reason not in self._refusals:
-            if len(self._refusals) < REFUSALS_MAX:
-                self._refusals.add(event.reason)
-                log.warning("broker %s: %s; still trying", event.address, event.reason)
+        elif isinstance(event, DialFailed):
+            self._on_refused(event)
+
+    def _on_joined(self, event: Joined, now: float) -> None:
+        self._refusals.clear()
+        peer, identity = event.peer, event.identity
+        is_home = bool(event.address)
+        self.agent.joined(peer, identity, event.undelivered, now, self.gauge.read(), is_home)
+        if self.agent.broker == peer:
+            log.info("working for %s", identity.name)
+        elif peer in self.agent.guests:
+            log.info("%s gets the results that were kept for it", identity.name)
+        else:
+            log.info("%s has to wait: the node works for another", identity.name)
+
+    def _on_refused(self, event: DialFailed) -> None:
+        if event.reason not in self._refusals and len(self._refusals) < REFUSALS_MAX:
+            self._refusals.add(event.reason)
+            log.warning("broker %s: %s; still trying", event.address, event.reason)
 
     def _offended(self, event: Event, error: ProtocolError) -> None:
         if isinstance(event, (Received, Joined)):

@@ -207,6 +207,11 @@ class Exchange:
             link.send(message)
             self._unflushed[link] = None
 
+    def is_behind(self, peer: str) -> bool:
+        """Whether a peer has yet to take in much of what was said before."""
+        link = self.links.get(peer)
+        return link is not None and link.is_behind
+
     def flush(self, now: float) -> None:
         """Hand all that is queued over to the transport, one batch for each peer.
 
@@ -224,6 +229,11 @@ class Exchange:
             link.confirm()
             if link.needs_flush(now):
                 self._unflushed[link] = None
+
+    def is_sent(self, route: Route) -> bool:
+        """Whether all that was to be said over a connection has been handed to the transport."""
+        link = self._routes.get(route)
+        return link is None or link.is_sent
 
     def goodbye(self, peer: str, reason: str = "") -> None:
         """End a session for good: send what was to be said before, and tell the peer."""

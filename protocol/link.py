@@ -21,6 +21,7 @@ BEAT_S = 1.0  # a link that has nothing to say says so this often
 SILENCE_S = 3.5  # a connection without any sign of life for so long is taken for broken
 RETRY_S = 0.005  # how soon to try again when the transport takes no more
 ACK_ENVELOPES = 16  # acknowledge at least every so many envelopes
+BEHIND_ENVELOPES = 2 * ACK_ENVELOPES  # unacknowledged: what can wait should wait
 ACK_BYTES = 4 * CHUNK_BYTES  # ... and so many bytes of chunks
 WINDOW_BYTES = 16 * CHUNK_BYTES  # unacknowledged at most; bounds what lies in the sockets' queues
 # Of payloads in one envelope with several messages: the peer gets none before all are there.
@@ -128,6 +129,16 @@ class Link:
     def _sent(self) -> int:
         """The last envelope handed to the transport."""
         return self._waiting[0].seq - 1 if self._waiting else self._seq
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether all that was to be said has been handed to the transport."""
+        return not self._waiting and not self._outbox
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the peer has yet to take in much of what was said before."""
+        return not self.is_sent or len(self._unacked) > BEHIND_ENVELOPES
 
     def needs_flush(self, now: float) -> bool:
         """Whether `flush` would have something to do; cheap, for the periodic round."""

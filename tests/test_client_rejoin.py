@@ -254,7 +254,9 @@ def test_a_broker_that_is_away_is_not_waited_for_in_order_to_close() -> None:
     core.unreachable("connection refused")
     core.close(1)
     effects = core.take()
-    assert [type(effect) for effect in effects] == [Send, Ended, Closed]
+    warned, *rest = effects
+    assert isinstance(warned, Warned) and "until it is told" in warned.text
+    assert [type(effect) for effect in rest] == [Send, Ended, Closed]
     core.unreachable("")
     core.receive(ClusterClosed(1), 0.0)
     assert not core.state.unclosed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dispy.protocol.exchange import Arrived, Exchange, Joined, Received, Route, Up
+from dispy.protocol.link import ACK_ENVELOPES
 from dispy.protocol.messages import (
     VERSION_MAJOR,
     VERSION_MINOR,
@@ -94,3 +95,38 @@ def test_a_goodbye_comes_after_the_greeting() -> None:
     assert [type(frame).__name__ for _, frame in wire.take()] == ["Welcome", "Goodbye"]
     exchange.flush(0.0)
     assert wire.take() == []
+
+
+def test_what_arrives_is_acknowledged_late_if_this_process_must_outlive_it_first() -> None:
+    wire = Wire()
+    exchange = Exchange(BROKER, wire, lambda: "s")
+    exchange.acks_late = True
+    welcome = greeted(exchange, wire, b"1")
+    envelope = Envelope(welcome.epoch, 1, 0, [Released(7)])
+    exchange.receive(Arrived(b"1", said(envelope)), 1.0)
+    exchange.send("n", Released(8))
+    exchange.flush(1.0)
+    assert [frame.ack for _, frame in wire.take() if isinstance(frame, Envelope)] == [0]
+    again = Hello(VERSION_MAJOR, VERSION_MINOR, NODE, "s", 0)
+    exchange.receive(Arrived(b"2", said(again)), 1.0)
+    exchange.flush(1.0)
+    assert (b"2", Welcome(VERSION_MINOR, BROKER, "s", 2, 0)) in wire.take()
+    exchange.confirm(2.0)
+    exchange.send("n", Released(9))
+    exchange.flush(2.0)
+    assert [frame.ack for _, frame in wire.take() if isinstance(frame, Envelope)] == [1]
+
+
+def test_late_acknowledgements_are_given_when_they_are_due() -> None:
+    wire = Wire()
+    exchange = Exchange(BROKER, wire, lambda: "s")
+    exchange.acks_late = True
+    welcome = greeted(exchange, wire, b"1")
+    for seq in range(1, ACK_ENVELOPES + 1):
+        envelope = Envelope(welcome.epoch, seq, 0, [Released(seq)])
+        exchange.receive(Arrived(b"1", said(envelope)), 0.0)
+    exchange.flush(0.0)
+    assert wire.take() == []
+    exchange.confirm(0.0)
+    exchange.flush(0.0)
+    assert [frame.ack for _, frame in wire.take() if isinstance(frame, Envelope)] == [ACK_ENVELOPES]

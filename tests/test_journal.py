@@ -117,7 +117,7 @@ def test_what_was_applied_is_loaded(journal: Journal) -> None:
         KeptBatch(12, 1, 9, 9, 1, Progress(), False, 0),
     ]
     assert [(each.id, each.message) for each in found.results] == [(13, results(4, 3))]
-    assert found.abandoned == [(2, 1), (1, 3)]
+    assert found.abandoned == [(1, 3), (2, 1)]
     assert (kept.nodes, kept.last_node, kept.last_record) == ({7: NODE}, 7, 13)
     assert journal.read_batch(11) == submitted(4, 5, 3).jobs
     assert journal.read_results(13) == results(4, 3)
@@ -157,10 +157,16 @@ def test_what_is_dropped_is_gone(journal: Journal) -> None:
     journal.apply([DropCluster(2)])
     kept = journal.load()
     assert [each.id for each in kept.clusters] == [1]
-    assert kept.last_record == 13
+    assert kept.last_record == 23, "no number is given twice"
     assert journal.read_batch(20) is None and journal.read_batch(21) is None
     journal.apply([DropCluster(1), DropNode(5)])
-    assert journal.load() == Kept(last_node=7)
+    assert journal.load() == Kept(last_node=7, last_record=23)
+
+
+def test_an_attempt_that_will_not_finish_is_forgotten(journal: Journal) -> None:
+    journal.apply([cluster(), KeepAbandoned(1, [(1, 1), (2, 3)]), KeepAbandoned(1, [(1, 0)])])
+    journal.apply([KeepAbandoned(1, [(HUGE, 5), (7, 1), (2, 4)]), KeepAbandoned(1, [(9, 0)])])
+    assert journal.load().clusters[0].abandoned == [(2, 4), (7, 1), (HUGE, 5)]
 
 
 def test_effects_of_one_flush_count_in_their_order(journal: Journal) -> None:

@@ -31,6 +31,7 @@ PURE = [
     "broker/blobs.py",
     "broker/checks.py",
     "broker/attaching.py",
+    "broker/choices.py",
     "broker/clients.py",
     "broker/closing.py",
     "broker/core.py",

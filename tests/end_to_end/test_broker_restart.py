@@ -6,6 +6,7 @@ DISPY_TEST_SCALE=10 makes them ten times as large.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import signal
@@ -21,7 +22,8 @@ import dispy
 from dispy import DispyJob
 from dispy.protocol import exitcodes
 
-from .conftest import NewSharedCluster, RunProgram, StartBroker, StartNode
+from .conftest import NewProxy, NewSharedCluster, RunProgram, StartBroker, StartNode
+from .fault_proxy import FaultProxy
 from .processes import BrokerProcess, Marked, Program, broker_command, free_port
 from .records import note, noted
 from .test_faults import SCALE, assert_all_ran_once, square, statuses, submit_all
@@ -56,6 +58,12 @@ def end_more(jobs: list[DispyJob], count: int) -> None:
     """Wait until so many more have ended, or all."""
     goal = min(ended_count(jobs) + count, len(jobs))
     until(lambda: ended_count(jobs) >= goal, f"{goal} ends")
+
+
+def carry(proxy: FaultProxy, count: int) -> None:
+    """Wait until a connection has carried so many more bytes."""
+    goal = proxy.carried + count
+    until(lambda: proxy.carried >= goal, f"{count} bytes")
 
 
 def refusal(port: int, state: Path, *options: str) -> tuple[int, str]:
@@ -156,6 +164,35 @@ def test_a_broker_killed_as_it_starts_loses_nothing(
     start_broker(instead_of=broker)
     all_ended(jobs)
     assert_all_ran_once(jobs, record)
+
+
+def digest(name: str) -> str:
+    """Return the hash of a file that the computation has."""
+    with open(name, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def test_files_that_are_on_their_way_arrive_all_the_same(
+    start_broker: StartBroker,
+    new_proxy: NewProxy,
+    start_node: StartNode,
+    new_shared_cluster: NewSharedCluster,
+    tmp_path: Path,
+) -> None:
+    data = os.urandom(20 << 20)
+    (tmp_path / "data").write_bytes(data)
+    broker = start_broker()
+    start_node("--broker", broker.for_nodes)
+    proxy = new_proxy(broker.address)
+    proxy.delay_s = 0.002
+    cluster = new_shared_cluster(digest, proxy, depends=["data"])
+    job = cluster.submit("data")
+    for _ in range(2):
+        carry(proxy, 4 << 20)
+        broker.kill()
+        broker = start_broker(instead_of=broker)
+    proxy.heal()
+    assert finished(job).result == hashlib.sha256(data).hexdigest()
 
 
 def test_jobs_run_on_while_the_broker_is_away(

@@ -457,6 +457,41 @@ def recorded_clusters(path: Path) -> list[recorded.RecordedCluster]:
         return []
 
 
+KILLED_BY_A_RESULT = """
+import os
+import sys
+
+import dispy
+
+
+def compute(pid):
+    import subprocess
+
+    class Deadly:
+        def __reduce__(self):
+            return subprocess.call, (["kill", "-9", str(pid)],)
+
+    return Deadly()
+
+
+cluster = dispy.JobCluster(compute, nodes=sys.argv[1], recover_file="mine")
+for _ in range(50):  # what is sent when the first has ended acknowledges its result
+    cluster.submit(os.getpid())
+cluster.wait()
+"""
+
+
+def test_a_result_that_the_program_had_not_noted_is_not_lost(
+    start_node: StartNode, start_program: RunProgram
+) -> None:
+    """It dies while it unpickles the first result: the node still has that, too."""
+    program = start_program(KILLED_BY_A_RESULT, start_node(cpus=1).address)
+    assert program.wait(30) == -signal.SIGKILL
+    jobs = dispy.recover_jobs(program.folder / "mine")
+    assert jobs[0].status == DispyJob.Finished, jobs[0].exception
+    assert jobs[0].result != 0, "there was nobody left to be killed"
+
+
 TALKS = """
 import sys
 

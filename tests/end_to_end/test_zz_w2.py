@@ -1,54 +1,88 @@
 from __future__ import annotations
-import sys, random, time, hashlib
-sys.path.insert(0,'/work/main/tests')
+import hashlib, os, time, random
 from pathlib import Path
 import pytest, dispy
 from .conftest import *
 from .waiting import *
-from .records import *
-from .test_broker_restart import end_more, wait_for
+from .processes import *
+from .records import noted
+from .test_broker_restart import wait_for, end_more
+from .test_faults import square, submit_all, statuses
 
-def provisional(count, seconds):
-    import time
-    for n in range(count):
-        dispy_provisional_result(n)
-        time.sleep(seconds)
-    return count
+PROG = """
+import sys, time, dispy
+def f(n): return n
+c=dispy.SharedJobCluster(f, scheduler_node=sys.argv[1], name="x")
+j=c.submit(1); j()
+print("one", flush=True)
+sys.stdin.readline()
+t=time.time()
+print("closing", c.close(%s), round(time.time()-t,1), flush=True)
+"""
 
-def sender(mb, record):
-    import os
-    data = os.urandom(1<<20)*mb
-    open("big","wb").write(data)
-    code = dispy_send_file("big", timeout=60)
-    import hashlib
-    return code, hashlib.sha256(data).hexdigest()
 
-@pytest.mark.parametrize('seed',[1,2,3])
-def test_prov(start_broker,start_node,new_shared_cluster,record,seed):
-    got=[]
-    dice=random.Random(seed)
-    broker=start_broker(); node=start_node("--broker",broker.for_nodes,cpus=1)
-    def status(job):
-        if job.status==dispy.DispyJob.ProvisionalResult: got.append(job.result)
-    c=new_shared_cluster(provisional,broker,job_status=status)
-    job=c.submit(400,0.005)
-    for _ in range(4):
-        time.sleep(dice.uniform(0.1,0.4)); broker.kill(); broker=start_broker(instead_of=broker)
-    finished(job); c.wait()
-    print('lost', sorted(set(range(400))-set(got)), 'dups', len(got)-len(set(got)))
-    assert got==sorted(got)
-    assert set(got)==set(range(400))
+@pytest.mark.parametrize("args", ["timeout=1", "terminate=True", "timeout=0, terminate=True"])
+def test_gone(start_broker, start_node, tmp_path, args):
+    broker = start_broker()
+    start_node("--broker", broker.for_nodes)
+    (tmp_path / "p.py").write_text(PROG % args)
+    p = Marked(
+        [sys.executable, str(tmp_path / "p.py"), broker.address], tmp_path, stdin=subprocess.PIPE
+    )
+    until(lambda: "one" in p.output(), "one")
+    broker.kill()
+    p.process.stdin.write(b"\n")
+    p.process.stdin.flush()
+    t = time.time()
+    try:
+        print(args, "exit", p.process.wait(40), time.time() - t)
+    except Exception as e:
+        print("HANGS", e)
+    print(p.output(), p.log())
+    p.clear_away()
 
-@pytest.mark.parametrize('seed',[1,2,3])
-def test_file(start_broker,start_node,new_shared_cluster,record,seed,folder):
-    dice=random.Random(seed)
-    broker=start_broker(); node=start_node("--broker",broker.for_nodes,cpus=1)
-    c=new_shared_cluster(sender,broker)
-    job=c.submit(100,str(record))
-    for _ in range(4):
-        time.sleep(dice.uniform(0.05,0.3)); broker.kill(); broker=start_broker(instead_of=broker)
-    ended(job)
-    print(job.status, job.result, job.exception, list(Path().rglob('big')))
-    assert job.result[0]==0
-    [p]=Path().rglob('big')
-    assert hashlib.sha256(p.read_bytes()).hexdigest()==job.result[1]
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_closing(start_broker, start_node, new_shared_cluster, record, gate, seed):
+    dice = random.Random(seed)
+    broker = start_broker()
+    node = start_node("--broker", broker.for_nodes)
+    c = new_shared_cluster(wait_for, broker)
+    jobs = [c.submit(str(record), str(gate), n) for n in range(200)]
+    until(lambda: len(noted(record)) == 2, "2")
+    import threading
+
+    done = []
+    th = threading.Thread(target=lambda: done.append(c.close(timeout=20, terminate=True)))
+    time.sleep(dice.uniform(0, 0.02))
+    th.start()
+    time.sleep(dice.uniform(0, 0.03))
+    broker.kill()
+    broker = start_broker(instead_of=broker)
+    th.join(30)
+    print(done, Counter(j.status for j in jobs))
+    all_ended(jobs)
+    until(lambda: not broker.status().clusters, "cl")
+    until(lambda: not node.job_processes(), "node free")
+
+
+def test_cancel_while_away(start_broker, start_node, new_shared_cluster, record, gate):
+    broker = start_broker()
+    node = start_node("--broker", broker.for_nodes)
+    c = new_shared_cluster(wait_for, broker)
+    jobs = [c.submit(str(record), str(gate), n) for n in range(10)]
+    until(lambda: len(noted(record)) == 2, "2")
+    broker.kill()
+    for j in (jobs[0], jobs[5], jobs[9]):
+        print(c.cancel(j))
+    late = c.submit(str(record), str(gate), 10)
+    print(c.cancel(late))
+    broker = start_broker(instead_of=broker)
+    all_ended([jobs[0], jobs[5], jobs[9], late])
+    print([j.status for j in (jobs[0], jobs[5], jobs[9], late)])
+    gate.touch()
+    all_ended(jobs)
+    print([j.status for j in jobs], noted(record))
+
+
+from collections import Counter

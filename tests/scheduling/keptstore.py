@@ -59,7 +59,7 @@ class KeptStore:
         self.clusters: dict[int, tuple[bytes, Packed]] = {}  # meta, opened
         self.batches: dict[int, Shelf] = {}
         self.results: dict[int, tuple[int, Packed]] = {}  # cluster
-        self.abandoned: dict[int, list[tuple[int, int]]] = {}
+        self.abandoned: dict[int, dict[int, int]] = {}
         self.nodes: dict[int, bytes] = {}
         self.last_node = self.last_record = 0
 
@@ -90,7 +90,9 @@ class KeptStore:
             del self.results[number]
 
     def _keep_abandoned(self, cluster: int, jobs: list[tuple[int, int]]) -> None:
-        self.abandoned.setdefault(cluster, []).extend(jobs)
+        kept = self.abandoned.setdefault(cluster, {})
+        kept.update(jobs)
+        self.abandoned[cluster] = {seq: attempt for seq, attempt in kept.items() if attempt}
 
     def _keep_node(self, number: int, meta: NodeMeta) -> None:
         self.nodes[number] = pack_value(meta)
@@ -153,7 +155,7 @@ class KeptStore:
                 for key, (cluster, packed) in sorted(self.results.items())
                 if cluster == number
             ],
-            list(self.abandoned.get(number, [])),
+            list(self.abandoned.get(number, {}).items()),
         )
 
     @staticmethod

@@ -315,7 +315,8 @@ def test_with_a_journal_files_come_before_a_node_asks_and_their_client_may_end()
     ]
 
 
-def test_a_client_that_is_not_there_is_asked_when_it_is_back() -> None:
+@pytest.mark.parametrize("session", ["old", "new"])
+def test_a_client_that_is_not_there_is_asked_as_soon_as_it_is_back(session: str) -> None:
     depot = Depot()
     file = make("later", 3 * PIECE_BYTES)
     number = depot.open("ann", file)
@@ -324,8 +325,11 @@ def test_a_client_that_is_not_there_is_asked_when_it_is_back() -> None:
     depot.ask("n", number, file)
     depot.wait(LOOK_S)
     assert depot.asked("ann") == []
-    depot.scheduler.back("ann")
-    depot.wait(LOOK_S)
+    if session == "old":
+        depot.scheduler.back("ann")
+        depot.flush()
+    else:
+        depot.join("ann")
     assert depot.answer("ann") == 3
     assert len(depot.got("n")) == 3
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from dispy.broker.clients import SESSION_S
 from dispy.broker.settings import Settings
 from dispy.protocol.messages import (
@@ -260,6 +262,21 @@ def test_a_client_may_come_back_while_its_nodes_are_being_released() -> None:
     stage.prepared()
     stage.give("a", 2)
     assert stage.runs()["n"][-1] == 2
+
+
+def test_code_that_was_defined_while_the_client_was_given_up_goes_to_the_nodes() -> None:
+    stage = with_jobs(1)
+    stage.go_away("a")
+    stage.wait(LEASE_S)
+    stage.release(stage.cluster("a").id)
+    stage.client("a")
+    opening = stage.openings["a", 1]
+    spec = msgspec.structs.replace(opening.computation, layers=[LAYER, LAYER])
+    stage.tell("a", msgspec.structs.replace(opening, computation=spec))
+    given = [prepare.spec.layers for _, prepare in stage.take(Prepare)][-1]
+    for _, define in stage.take(Define):
+        given = given + define.layers
+    assert given == [LAYER, LAYER] == stage.cluster("a").computation.layers
 
 
 def test_without_a_journal_a_client_that_is_given_up_is_forgotten() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from dispy.broker import tables, unheard
 from dispy.broker.settings import Settings
 from dispy.protocol.messages import (
     ABANDONED,
@@ -19,11 +22,14 @@ from dispy.protocol.messages import (
     NodeReady,
     NodeSpec,
     Prepare,
+    Results,
     Returned,
     Run,
 )
 
+from . import durablestage
 from .durablestage import DurableStage
+from .keptstore import JournalStore
 from .stage import CLIENT, text_of
 
 ADOPT_S = Settings().adopt_s
@@ -302,3 +308,27 @@ def test_a_backlog_is_read_only_as_it_is_needed() -> None:
     [cluster] = stage.scheduler.clusters.values()
     assert 2 <= len(cluster.jobs) <= 300 and len(stage.reads) <= 3
     assert len(cluster.jobs) + cluster.backlog.waiting == 10_000
+
+
+def test_results_that_do_not_fit_into_memory_stay_on_disk_over_a_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tables, "RESULTS_BYTES", 1000)
+    monkeypatch.setattr(unheard, "RESULTS_BYTES", 1000)
+    monkeypatch.setattr(durablestage, "KeptStore", JournalStore)
+    stage = DurableStage()
+    stage.node("n", 100)
+    stage.submit(*range(1, 51))
+    for seq in range(1, 51):
+        stage.done("n", seq)
+    stage.take(Results)
+    stage.crash()
+    [cluster] = stage.scheduler.clusters.values()
+    assert 0 < len(cluster.unheard) < 10 and unheard.count(cluster) == 50
+    stage.submit(7, 50)
+    assert not stage.scheduler.state.batches, "they are known"
+    stage.rejoin()
+    for _ in range(4):
+        stage.flush()
+    assert [*stage.hear()] == [*range(1, 51)]
+    assert not cluster.stored and not stage.scheduler.state.unheard_bytes

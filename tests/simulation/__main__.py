@@ -1,7 +1,8 @@
 """Play seeds from the command line: ``python -m tests.simulation 17`` shows one failing run.
 
-``python -m tests.simulation 0 1000`` plays many and prints those that fail; ``--faults`` must
-be the same as in the run that failed, since a seed is a run only together with it.
+``python -m tests.simulation 0 1000`` plays many and prints those that fail; ``--faults`` and
+``--durable`` must be the same as in the run that failed, since a seed is a run only together with
+them.
 """
 
 from __future__ import annotations

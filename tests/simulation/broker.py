@@ -27,6 +27,7 @@ from .disk import Disk, Errands
 from .network import Socket
 from .processes import Process, urgency
 
+LOOK_STEPS = 10  # of the broker, from one look at its disk to the next
 EPOCH_S = 1.7e9  # the time of the day when the virtual clock is at 0
 SENDING = "sending"  # a further point to be killed at, in the middle of all that is sent
 POINTS = (*crashpoints.POINTS, SENDING)
@@ -55,6 +56,7 @@ class Daemon(BrokerDaemon):
         self._errands: Any = None
         if disk is not None:
             self._errands = Errands(disk.store, scheduler, exchange.send)
+        self._reads = []
         self._look_at = 0.0
         self._since = EPOCH_S
 
@@ -182,8 +184,10 @@ class BrokerProcess(Process):
             assert urgency(first.spec) <= least, "a less urgent job goes first"
 
     def check(self) -> None:
-        """Check the scheduler."""
+        """Check the scheduler, and from time to time what it has on its disk."""
         self.scheduler.check()
+        if self.disk is not None and self.steps % LOOK_STEPS == 0:
+            self.disk.check_agrees(self.scheduler.state)
 
     def _name_session(self) -> str:
         self._sessions += 1

@@ -86,17 +86,24 @@ class Disk(Journal):
         """Between two turns, all that a broker knows of jobs and results is here."""
         kept = self.load()
         assert {each.id for each in kept.clusters} == state.clusters.keys()
+        for node in state.nodes.values():
+            meta = kept.nodes[node.past.kept_id]
+            assert (meta.drained, meta.set_aside) == (node.past.drained, node.past.set_aside)
         for each in kept.clusters:
             cluster = state.clusters[each.id]
             assert {batch.id for batch in each.batches} == cluster.batches.keys()
-            assert {one.id for one in each.results} == cluster.unheard.keys() | cluster.stored.keys()
+            assert {
+                one.id for one in each.results
+            } == cluster.unheard.keys() | cluster.stored.keys()
             late = {seq: attempt for seq, attempt in each.abandoned if attempt}
             assert set(cluster.abandoned.items()) <= set(late.items())
             for batch in each.batches:
                 ended = batch.progress.ended.ljust(len(cluster.batches[batch.id].ended), b"\0")
                 assert ended == cluster.batches[batch.id].ended, f"ends of batch {batch.id}"
             marks = {
-                (batch.id, mark.index): mark for batch in each.batches for mark in batch.progress.jobs
+                (batch.id, mark.index): mark
+                for batch in each.batches
+                for mark in batch.progress.jobs
             }
             for job in cluster.jobs.values():
                 if job.spec.attempt:

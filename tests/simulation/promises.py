@@ -260,6 +260,19 @@ def check_used(world: World) -> None:
     check_blobs(world)
     if world.disk is not None and not world.broker.is_in_turn:
         world.disk.check_agrees(world.broker.scheduler.state)
+        check_accepted(world)
+
+
+def check_accepted(world: World) -> None:
+    """Programs know which jobs are on the broker's disk; else they would send them again."""
+    if world.lost_nodes:
+        return  # and some of what they were told
+    for number, wish in world.wishes.items():
+        cluster = wish.client.core.clusters.get(number)
+        if cluster is not None:
+            run = {seq for seq, told in wish.record.ends.items() if told[-1].attempt}
+            missing = [seq for seq in run if seq not in cluster.accepted]
+            assert not missing, f"jobs {missing} of {number} were accepted in silence"
 
 
 def cluster_of(world: World, wish: Wish) -> Cluster:

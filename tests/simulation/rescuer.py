@@ -11,7 +11,7 @@ from dispy.protocol.messages import (
     ABANDONED,
     FINISHED,
     Attach,
-    CancelJobs,
+    Body,
     Identity,
     JobResult,
     Results,
@@ -30,8 +30,9 @@ UNKNOWN = "the broker doesn't know the cluster"  # what it says then begins so
 class Rescuer(Process):
     """Does what `attaching.Rescue` does.
 
-    It cancels jobs that are ``endless``. It hands over what has ended by ``until``; then it closes the clusters if all has, or leaves
-    them to others. ``ends`` are handed over; ``on_done`` is called at the end.
+    Of each cluster it says first what there is in ``orders``. It hands over what has ended by
+    ``until``; then it closes the clusters if all has, or leaves them to others. ``ends`` are
+    handed over; ``on_done`` is called at the end.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Rescuer(Process):
         identity: Identity,
         wanted: list[Attach],
         until: float,
-        endless: dict[int, list[int]],
+        orders: dict[int, list[Body]],
         on_done: Callable[[Rescuer], None],
     ) -> None:
         super().__init__(clock, socket, identity)
@@ -52,7 +53,7 @@ class Rescuer(Process):
         self.completed: set[int] = set()  # clusters of which all was handed over
         self.unknown: set[int] = set()  # clusters of which the broker knows nothing
         self._broker = ""
-        self._endless = endless
+        self._orders = orders
         self._on_done = on_done
         self._leaves_at = FOREVER  # once all is handed over
 
@@ -79,12 +80,12 @@ class Rescuer(Process):
         self.handle(self.exchange.tick(now), now)
         takeover = self.takeover
         takeover.tick(now)
-        if self._leaves_at == FOREVER and takeover.joined:
-            if takeover.settled or (now >= self.until and takeover.gathered):
-                self._hand_over(now)
-        for number in [each for each in self._endless if takeover.clusters[each].said]:
-            jobs = self._endless.pop(number)
-            self.exchange.send(self._broker, CancelJobs(number, jobs))
+        is_time = takeover.settled or (now >= self.until and takeover.gathered)
+        if self._leaves_at == FOREVER and takeover.joined and is_time:
+            self._hand_over(now)
+        for number in [each for each in self._orders if takeover.clusters[each].said]:
+            for message in self._orders.pop(number):
+                self.exchange.send(self._broker, message)
         for message in takeover.take():
             self.exchange.send(self._broker, message)
         self.exchange.flush(now)

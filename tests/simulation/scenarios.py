@@ -94,9 +94,7 @@ def hang(world: World, number: int) -> None:
     world.clock.after(chance.uniform(0.0, 5.0), partial(world.cancel, number, seq))
 
 
-def plan_user(
-    world: World, number: int, jobs: int, extras: Extras, portions_max: int = 4
-) -> None:
+def plan_user(world: World, number: int, jobs: int, extras: Extras, portions_max: int = 4) -> None:
     """Have jobs submitted in a few portions, some cancelled, and maybe the cluster closed."""
     chance = world.chance
     portions = chance.randint(1, portions_max)

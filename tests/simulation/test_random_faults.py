@@ -2,7 +2,8 @@
 
 One client, one broker, three nodes, at most three faults, 200 jobs; a sixth of the runs are of a
 broker that several programs share, and that has a journal: it is killed as well, and so are they.
-``DISPY_SEEDS`` says how many runs (default 1000), ``DISPY_SEED`` which is the first.
+``DISPY_SEEDS`` says how many runs (default 1000), ``DISPY_SHARED_SEEDS`` how many of them are of
+the latter kind, ``DISPY_SEED`` which is the first. For portions of 10,000 of these only: both 10000.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .scenarios import GIVEN_UP_S, GREETED_S, JOBS_MANY, play_cancelled_queue, p
 ROOT = Path(__file__).parents[2]
 FIRST = int(os.environ.get("DISPY_SEED", "0"))
 COUNT = int(os.environ.get("DISPY_SEEDS", "1000"))
-SHARED = COUNT // 6  # of all runs
+SHARED = int(os.environ.get("DISPY_SHARED_SEEDS", COUNT // 6))  # of all runs
 SHARED_FAULTS = 5
 PARTS = 10
 PROCESSES = 2

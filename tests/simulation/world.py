@@ -26,7 +26,9 @@ from dispy.protocol.messages import (
     RESETUP,
     RESUME,
     Attach,
+    Body,
     Buffer,
+    CancelJobs,
     Code,
     ComputationSpec,
     FileSpec,
@@ -106,7 +108,9 @@ class Wish:
 
 
 class World:
-    """All processes, and what the user wants of them."""
+    """All processes, and what users want of them."""
+
+    broker: BrokerProcess  # its latest life
 
     def __init__(self, seed: int | str, settings: Settings | None = None) -> None:
         self.seed = seed
@@ -215,8 +219,9 @@ class World:
         for number, wish in self.wishes.items():
             if wish.client is client and not wish.record.is_closed and not wish.is_taken:
                 wish.is_taken = True
-                accepted = client.core.clusters[number].accepted if number in client.core.clusters else ()
-                wish.accepted = {seq for seq in wish.courses if seq in accepted}
+                cluster = client.core.clusters.get(number)
+                if cluster is not None:
+                    wish.accepted = {seq for seq in wish.courses if seq in cluster.accepted}
 
     def rescue(self, client: ClientProcess, force: bool, patience_s: float) -> None:
         """Have another program take over what a client has left."""
@@ -236,21 +241,23 @@ class World:
         self.note(f"{name} takes over {numbers}, for {patience_s} s, by force: {force}")
         socket, until = Socket(self.network, name), self.now + patience_s
         done = partial(self._on_rescued, client, force)
-        endless = {each: self._end_endless(self.wishes[each]) for each in numbers}
-        rescuer = Rescuer(
-            self.clock, socket, identity("client", name), wanted, until, endless, done
-        )
+        orders = {each: self._go_on(self.wishes[each]) for each in numbers}
+        rescuer = Rescuer(self.clock, socket, identity("client", name), wanted, until, orders, done)
         self.rescuers.append(rescuer)
         for number in numbers:
             self.wishes[number].heirs.append(rescuer)
         rescuer.exchange.dial(BROKER_DOOR)
         rescuer.wake()
 
-    def _end_endless(self, wish: Wish) -> list[int]:
-        """Have jobs cancelled that never end, which their user would have done."""
+    def _go_on(self, wish: Wish) -> list[Body]:
+        """Cancel jobs that never end, and use closed nodes again, as their user would have done."""
+        number = wish.opening.cluster
         endless = [seq for seq, course in wish.courses.items() if course.run_s >= HANG_S]
         wish.cancelled.update(endless)
-        return endless
+        orders: list[Body] = [CancelJobs(number, endless)]
+        if wish.closed_some:
+            orders.append(NodeRequest(number, 1, ALLOCATE, nodes=wish.opening.nodes))
+        return orders
 
     def _on_rescued(self, client: ClientProcess, force: bool, rescuer: Rescuer) -> None:
         """Whoever got something waits for the rest another time."""
