@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from typing import NamedTuple
 
 from dispy.protocol.messages import Accepted, Credit, JobSpec, Submit
 
@@ -17,6 +18,7 @@ from .effects import DropBatch, KeepBatch, KeepProgress
 from .state import Allocation, Batch, Cluster, Job, State
 
 READY_MIN = 64  # jobs in memory, however large; beside twice as many as there are CPUs
+CROWD = 8  # clusters with waiting jobs; when there are more, each has less in memory
 WINDOW = 20_000  # jobs that a client may send before they have been accepted
 
 
@@ -213,6 +215,28 @@ def accept(state: State, cluster: Cluster, seqs: list[int]) -> None:
             accepted.append((first, last))
 
 
+# -- how many of them may be in memory --------------------------------------------------------
+
+
+class Room(NamedTuple):
+    """What may be in memory of a cluster's jobs: so many, or so many bytes of payload.
+
+    Beside that, however large they are, ``ready`` jobs, so that no CPU waits for the disk.
+    """
+
+    jobs: int
+    size: int
+    ready: int
+
+
+def room_for(state: State, cluster: Cluster) -> Room:
+    """Return what may be in memory of a cluster: of all together it is bounded as well."""
+    settings, sharing = state.settings, state.sharing
+    part = min(1.0, CROWD / max(1, sharing.ready.count + sharing.blocked.count))
+    ready = min(READY_MIN, settings.loaded_jobs) + int(2 * cluster.capacity * part)
+    return Room(int(settings.loaded_jobs * part), int(settings.loaded_bytes * part), ready)
+
+
 # -- how many more may come -----------------------------------------------------------------
 
 
@@ -233,7 +257,7 @@ def grant(state: State, cluster: Cluster) -> None:
 
 def _is_crowded(state: State, cluster: Cluster) -> bool:
     """Whether there is enough to do, and much of it can't wait on disk."""
-    settings = state.settings
-    if cluster.line.waiting + cluster.pinned <= READY_MIN + 2 * cluster.capacity:
+    room = room_for(state, cluster)
+    if cluster.line.waiting + cluster.pinned <= room.ready:
         return False
-    return cluster.fixed_jobs > settings.loaded_jobs or cluster.fixed_bytes > settings.loaded_bytes
+    return cluster.fixed_jobs > room.jobs or cluster.fixed_bytes > room.size

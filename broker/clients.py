@@ -131,6 +131,13 @@ def look_after(state: State, now: float) -> None:
     state.clients_due = min((_due(state, each) for each in state.clients.values()), default=FOREVER)
 
 
+def give_time(state: State, seconds: float, now: float) -> None:
+    """Let the leases of clients that are away end so much later."""
+    for client in state.clients.values():
+        client.lost_at += seconds
+    state.clients_due = min(state.clients_due, now)
+
+
 def _due(state: State, client: Client) -> float:
     """When something is to be done about a client."""
     if client.away_since is None:
@@ -151,8 +158,10 @@ def _session_ends(state: State, client: Client) -> float:
 def _kept_until(state: State, cluster: Cluster) -> float:
     if not cluster.meta.away_since:
         return FOREVER  # its client has a session
-    until = cluster.meta.away_since + state.settings.retain_s - state.wall_offset_s
-    return max(until, state.recovering_until + RETAIN_MIN_S)
+    retain_s = state.settings.retain_s
+    until = cluster.meta.away_since + retain_s - state.wall_offset_s
+    least_s = min(RETAIN_MIN_S, retain_s)
+    return max(until, state.recovering_until and state.recovering_until + least_s)
 
 
 def _end_session(state: State, client: Client) -> None:

@@ -235,9 +235,14 @@ def forget_node(state: State, node: Node) -> None:
     state.pulsed.pop(node, None)
     state.idle_nodes.pop(node, None)
     forget_pieces(state, node)
+    unplace(state, node)
+    part(state, node)
+
+
+def unplace(state: State, node: Node) -> None:
+    """The node isn't at its place any more."""
     if state.places.get(node.identity.place) is node:
         del state.places[node.identity.place]
-    part(state, node)
 
 
 HANDLERS: dict[type[Any], Callable[..., None]] = {

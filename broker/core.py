@@ -178,6 +178,12 @@ class Scheduler:
         if state.aside:
             drain.bring_back(state, now)
 
+    def paused(self, seconds: float, now: float) -> None:
+        """Nobody could be heard for so long: whoever was away has as much more time."""
+        for node in self.state.away:
+            node.lost_at += seconds
+        clients.give_time(self.state, seconds, now)
+
     def deadline(self) -> float:
         """When `tick` and `flush` next have something to do by themselves."""
         ends = [blobs.deadline(self.state), drain.deadline(self.state)]

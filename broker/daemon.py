@@ -55,6 +55,7 @@ if TYPE_CHECKING:  # both are only loaded where they are used
 JOURNAL_EFFECTS = frozenset(get_args(JournalEffect))
 BLOB_ERRANDS = frozenset(get_args(BlobErrand))
 SERIAL_BITS = 16  # of a computation's number, which count those of one start of a broker
+PAUSE_S = 3.0  # a turn that is so late: the process was stopped, or the disk was full
 READ_S = 0.02  # how soon to look again whether a client has room for more results
 LOOK_S = 1.0  # how often the room on the disk is looked at
 log = logging.getLogger("dispy.broker")
@@ -68,6 +69,8 @@ class BrokerDaemon:
     Raises `JournalBroken` from `step` when nothing can be kept any more; what was to be said then
     has not been said.
     """
+
+    _turned_at = float("inf")  # when the last turn began
 
     def __init__(
         self,
@@ -123,6 +126,9 @@ class BrokerDaemon:
 
     def turn(self, arrivals: list[Arrival], now: float) -> None:
         """Take in all that has arrived; then keep what comes of it, and only then speak."""
+        if now > self._turned_at + PAUSE_S:
+            self.scheduler.paused(now - self._turned_at, now)
+        self._turned_at = now
         self._handle(self.exchange.tick(now), now)  # it beats: not to acknowledge what isn't kept
         for arrival in arrivals:
             self._handle(self.exchange.receive(arrival, now), now)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dispy.protocol.messages import ABANDONED, JobSpec
 
 from .backlog import follow, report
-from .batches import READY_MIN, accept, has_ended, keep, left_in, size_of, strike
+from .batches import accept, has_ended, keep, left_in, room_for, size_of, strike
 from .blobs import need_for_jobs
 from .effects import Load
 from .jobs import end_hopeless, pin, resume, take_turns
@@ -65,11 +65,12 @@ def _take_and_keep(state: State, cluster: Cluster, specs: list[JobSpec], pinned:
 
 def _is_full(state: State, batch: Batch) -> bool:
     """Whether a new batch can wait on disk, since there is enough to do before it."""
-    cluster, settings = batch.cluster, state.settings
+    cluster = batch.cluster
     if cluster.backlog.has(batch.priority):
         return True
+    room = room_for(state, cluster)
     jobs = cluster.line.waiting + cluster.pinned
-    if jobs < settings.loaded_jobs and cluster.loaded_bytes < settings.loaded_bytes:
+    if jobs < room.jobs and cluster.loaded_bytes < room.size:
         return False
     return not _runs_low(state, cluster, batch.priority)
 
@@ -112,20 +113,20 @@ def load_ahead(state: State) -> None:
         backlog = cluster.backlog
         if not backlog.waiting or cluster.closing:
             continue
-        if any(batch.loading for batch in backlog):
-            continue  # seen again when they are there
         first = next(iter(backlog))
-        if _runs_low(state, cluster, first.priority):
+        if not _runs_low(state, cluster, first.priority):
+            continue
+        if not any(batch.loading for batch in backlog):  # else seen again when they are there
             _load_some(state, cluster, first.priority)
 
 
 def _runs_low(state: State, cluster: Cluster, priority: int) -> bool:
     """Whether few jobs are left in memory that go before further ones of this priority."""
     ready = cluster.line.count_from(priority)
-    settings = state.settings
-    if ready < min(READY_MIN, settings.loaded_jobs) + 2 * cluster.capacity:
+    room = room_for(state, cluster)
+    if ready < room.ready:
         return True
-    return ready < settings.loaded_jobs // 4 and cluster.loaded_bytes < settings.loaded_bytes // 4
+    return ready < room.jobs // 4 and cluster.loaded_bytes < room.size // 4
 
 
 def _load_some(state: State, cluster: Cluster, priority: int) -> None:
@@ -133,7 +134,7 @@ def _load_some(state: State, cluster: Cluster, priority: int) -> None:
 
     When it isn't known how large a batch is, it is the last one for now.
     """
-    settings = state.settings
+    room = room_for(state, cluster)
     jobs = cluster.line.count_from(priority)
     size = cluster.loaded_bytes
     for batch in cluster.backlog:
@@ -142,7 +143,7 @@ def _load_some(state: State, cluster: Cluster, priority: int) -> None:
         load(state, batch)
         jobs += batch.left
         size += batch.left * batch.mean_bytes
-        is_enough = jobs >= settings.loaded_jobs // 2 or size >= settings.loaded_bytes // 2
+        is_enough = jobs >= room.jobs // 2 or size >= room.size // 2
         if is_enough or not batch.mean_bytes:
             return
 

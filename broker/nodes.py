@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import (
     ABANDONED,
     Body,
@@ -20,7 +21,7 @@ from dispy.protocol.messages import (
 )
 
 from .blobs import forget_pieces
-from .closing import forget_node, forsake, reset
+from .closing import forget_node, forsake, reset, unplace
 from .durable import NodeMeta
 from .effects import Forget
 from .jobs import adopt, end_pinned, lose, put_back, take_turns
@@ -33,6 +34,7 @@ from .state import PENDING, Allocation, Cluster, Node, Share, Stage, State
 
 LEASE_PULSES = 5  # a node that can't be reached for so many pulses is given up
 PULSE_S = 5.0
+PULSE_MAX_S = 1000.0
 PULSES_PER_S = 2000  # so many clients are told of a node's vitals in a second
 PULSES_BURST_S = 1.0  # ... on average over this time
 
@@ -41,6 +43,8 @@ def node_joined(
     state: State, peer: str, identity: Identity, undelivered: list[Body], address: str
 ) -> None:
     """A node has registered; next it tells what it holds."""
+    if identity.cpus < 1:
+        raise ProtocolError(f"a node has one CPU at least, not {identity.cpus}")
     other = state.places.get(identity.place)
     if other is not None and other.peer != peer:
         lose_node(state, other, "it was started anew")
@@ -52,7 +56,9 @@ def node_joined(
         recognise(state, node)
         node.since = state.now + state.wall_offset_s
     elif not node.since:  # it was recalled
+        unplace(state, node)  # what was kept may be of another place
         node.identity, node.address = identity, address or identity.address
+        _register(state, node)
         recognise(state, node)
         node.since = state.now + state.wall_offset_s
     node.online, node.lost_at, node.counted = True, float("inf"), False
@@ -78,8 +84,10 @@ def recall(state: State, kept: Mapping[int, NodeMeta], now: float) -> None:
     for number, meta in kept.items():
         state.node_ids = max(state.node_ids, number)
         place = meta.place if meta.place != meta.peer else ""
-        who = Identity("node", meta.peer, meta.name, "", "", "", max(1, meta.cpus), place)
-        node = _register(state, Node(number, meta.peer, who, meta.address))
+        # An instance that has been at two places is the one of before only once.
+        peer = meta.peer if meta.peer not in state.nodes else f"node {number}"
+        who = Identity("node", peer, meta.name, "", "", "", max(1, meta.cpus), place)
+        node = _register(state, Node(number, peer, who, meta.address))
         node.online, node.lost_at = False, now + state.settings.adopt_s
         state.away[node] = None
         recall_past(state, node, meta, now)
@@ -106,7 +114,8 @@ def node_back(state: State, node: Node) -> None:
 
 def _lease_s(node: Node) -> float:
     pulses = [each.cluster.computation.pulse_interval for each in node.allocations.values()]
-    return LEASE_PULSES * min([each for each in pulses if each > 0], default=PULSE_S)
+    pulse_s = min([each for each in pulses if each > 0], default=PULSE_S)
+    return LEASE_PULSES * min(pulse_s, PULSE_MAX_S)
 
 
 def lose_node(state: State, node: Node, reason: str) -> None:

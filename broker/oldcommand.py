@@ -11,7 +11,7 @@ UNPROTECTED = "this release has no secrets and no encryption; a broker listens a
 OPTIONS = [
     Old("-d --debug", to="--debug", is_flag=True),
     Old("-n --node --nodes", to="--node", is_many=True),
-    Old("-i --host --ip_addr", to="--host", is_many=True),
+    Old("-i --host --ip_addr --hosts", to="--host", is_many=True),
     Old("-p --port --dispy_port", to="--dispy-port"),
     Old("--pulse_interval", to="--pulse-interval"),
     Old("--zombie_interval", to="--zombie-interval"),
@@ -22,7 +22,11 @@ OPTIONS = [
     Old("--early_cluster_scheduler", to="--policy=fifo", is_flag=True),
     Old("--fair_cluster_scheduler", to="--policy=fair", is_flag=True),
     Old("--daemon", to="--daemon", is_flag=True),
-    Old("--ext_host --ext_ip_addr", gone="nobody is told an address to dial back", is_many=True),
+    Old(
+        "--ext_host --ext_ip_addr --ext_hosts",
+        gone="nobody is told an address to dial back",
+        is_many=True,
+    ),
     Old("--ipv4_udp_multicast", gone="nodes aren't found by UDP any more", is_flag=True),
     Old("--msg_timeout", gone="a broken connection is made anew, without time limits"),
     Old("--ping_interval", gone="nodes dial the broker, or are dialled until they answer"),

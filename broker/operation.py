@@ -153,7 +153,10 @@ def _cancel_some(state: State, cluster: Cluster, seqs: list[int], title: str) ->
     done = f"{_jobs(len(seqs) - len(unknown))} of {title} cancelled"
     if not unknown:
         return done
-    return f"{done}; not waiting or running there: {_some(str(seq) for seq in unknown)}"
+    text = f"{done}; not waiting or running there: {_some(str(seq) for seq in unknown)}"
+    if len(unknown) == len(seqs):
+        raise Refusal(text)
+    return text
 
 
 def _why(state: State, message: Operate) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import queue
 import reprlib
 import shlex
@@ -272,7 +273,8 @@ def _run(
     "--scheduler-node",
     "broker",
     metavar=BROKER,
-    help="The broker  [default: the one that FILE names, or on this machine]",
+    help="The broker  [default: the one that FILE names; with --cluster that of DISPY_BROKER, or "
+    "of this machine]",
 )
 @click.option(
     "--timeout",
@@ -303,6 +305,8 @@ def recover(
     """
     if file and cluster:
         raise click.UsageError("give FILE or --cluster, not both")
+    if cluster:
+        broker = broker or os.environ.get("DISPY_BROKER")
     with _told_in_one_line():
         from .log import logger
         from .recover import recover_jobs

@@ -121,16 +121,20 @@ class Core:
             return
         cluster.closing = True
         cluster.patient_until = None
-        if cluster.away and not (self.joined and not self.state.unreachable):
-            self.state.effects.append(Warned(unclosed(cluster)))
+        if not self.joined or self.state.unreachable:
+            self._say_unclosed(cluster)
         if not self.joined:
             forget(self.state, number, cluster)
             return
         unsent = [seq for seq in cluster.unfinished if seq not in cluster.away]
         end_here(self.state, number, cluster, unsent)
         self.state.effects.append(Send(CloseCluster(number)))
-        if self.state.unreachable:  # it may be for hours: nobody waits for that
+        if self.state.unreachable:
             forget(self.state, number, cluster)
+
+    def _say_unclosed(self, cluster: Cluster) -> None:
+        if cluster.away:
+            self.state.effects.append(Warned(unclosed(cluster)))
 
     def define(self, number: int, layers: list[Code]) -> None:
         """Make code known to nodes that the jobs to come need."""
@@ -219,6 +223,10 @@ class Core:
     def unreachable(self, reason: str) -> None:
         """The broker can't be reached for now; empty: it can."""
         self.state.unreachable = reason
+        for number, cluster in list(self.clusters.items()) if reason else ():
+            if cluster.closing:  # it may be for hours: nobody waits for that
+                self._say_unclosed(cluster)
+                forget(self.state, number, cluster)
 
     def leave(self) -> None:
         """The session is over. Jobs wait for the next one, clusters that close are closed."""

@@ -189,6 +189,7 @@ class Agent:
         for computation in known:
             if computation.stage is Stage.READY:
                 send(self.node, Prepared(computation.id))
+            watching.announce_again(computation)
 
     def away(self, peer: str, now: float) -> None:
         """The broker can't be reached: go on with what is here, and keep the results."""

@@ -102,7 +102,8 @@ def refusal(node: Node, computation: int) -> str:
     if duty.serves < 0 or (node.broker, computation) in duty.served:
         return ""
     if len(duty.served) >= duty.serves:
-        return f"the node was started to serve {duty.serves} clusters, and has had them"
+        what = "one cluster" if duty.serves == 1 else f"{duty.serves} clusters"
+        return f"the node was started to serve {what}, and has done so"
     duty.served.add((node.broker, computation))
     return ""
 

@@ -12,7 +12,7 @@ DIALS = "a node that can't be reached dials its broker, with --broker"
 OPTIONS = [
     Old("-c --cpus", to="--cpus"),
     Old("-d --debug", to="--debug", is_flag=True),
-    Old("-i --host --ip_addr", to="--host"),
+    Old("-i --host --ip_addr --hosts", to="--host"),
     Old("-p --dispy_port", to="--dispy-port"),
     Old("--name", to="--name"),
     Old("--dest_path_prefix", to="--dest-path-prefix"),
@@ -28,7 +28,7 @@ OPTIONS = [
     Old("--force_cleanup", to="--force-cleanup", is_flag=True),
     Old("--clean", to="--clean", is_flag=True),
     Old("--daemon", to="--daemon", is_flag=True),
-    Old("--ext_host --ext_ip_addr", gone=DIALS, is_many=True),
+    Old("--ext_host --ext_ip_addr --ext_hosts", gone=DIALS, is_many=True),
     Old("--ipv4_udp_multicast", gone="nodes aren't found by UDP any more", is_flag=True),
     Old("--msg_timeout", gone="a broken connection is made anew, without time limits"),
     Old("--unsafe_setup", gone="setup runs once, and each job sees what it has made", is_flag=True),

@@ -45,6 +45,13 @@ def _look_at_worker(node: Node, worker: Worker, now: float) -> bool:
     return running_s >= LONG_S and not worker.tasks[0].announced
 
 
+def announce_again(computation: Computation) -> None:
+    """Have running jobs reported once more: a broker that was started anew doesn't know of them."""
+    for worker in computation.workers.values():
+        if worker.tasks:
+            worker.tasks[0].announced = False
+
+
 def _announce(node: Node, worker: Worker, now: float) -> tuple[int, int, float]:
     task = worker.tasks[0]
     task.announced = True

@@ -44,7 +44,7 @@ ACCEPT_PAUSE_S = 1.0  # when there are no descriptors left, nobody is let in for
 SOCKETS_MAX = 65_000  # of one process; two for each address that is dialled
 DESCRIPTORS_MAX = 100_000  # asked of the system, if it allows that
 MIN_LIBZMQ = (4, 3, 3)  # older ones have holes that need no authentication
-NO_PEER = "something listens there, but it isn't a dispy peer"
+NO_PEER = "what listens there doesn't answer: it hangs, or it isn't a dispy peer"
 
 log = logging.getLogger("dispy.transport")
 
@@ -445,7 +445,7 @@ class Bus:
             reason = (
                 "the connection was closed"
                 if connection.up or event == zmq.EVENT_CLOSED
-                else "something listens there, but it isn't a dispy peer"
+                else NO_PEER
             )
             if connection.dealer is not None:
                 self._drain(connection.dealer, connection.route)  # what came before the end

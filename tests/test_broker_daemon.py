@@ -103,7 +103,8 @@ class World:
         return True
 
     def drop(self, route: Route) -> None:
-        raise AssertionError("nothing goes wrong here")
+        assert isinstance(route, bytes)
+        self.peers[route].coming.clear()
 
 
 def opening() -> OpenCluster:
@@ -141,3 +142,21 @@ def test_results_on_disk_are_read_as_their_client_takes_them_in(
         world.turn(0.01)
     said = [message for message in client.heard if isinstance(message, Results)]
     assert [result.seq for each in said for result in each.results] == [*range(1, count + 1)]
+
+
+def test_a_broker_that_was_stopped_gives_nobody_up_at_once() -> None:
+    """Who was away then has had nobody to come back to."""
+    world = World()
+    client, node = Peer(world, "client", "c"), Peer(world, "node", "n")
+    client.tell(opening())
+    node.tell(Holding([], []))
+    scheduler = world.daemon.scheduler
+    scheduler.away("n", "reset", False, world.now)
+    scheduler.away("c", "reset", False, world.now)
+    world.turn(1.0)
+    world.turn(10 * Settings().client_lease_s)
+    [cluster] = scheduler.clusters.values()
+    assert "n" in scheduler.nodes and not cluster.closing
+    for _ in range(int(2 * Settings().client_lease_s)):
+        world.turn(1.0)
+    assert "n" not in scheduler.nodes and cluster.meta.expired

@@ -262,6 +262,21 @@ def test_a_broker_that_is_away_is_not_waited_for_in_order_to_close() -> None:
     assert not core.state.unclosed
 
 
+def test_a_broker_that_goes_away_while_a_cluster_closes_is_not_waited_for() -> None:
+    core = with_jobs(2)
+    core.close(1)
+    assert sent(core) == [CloseCluster(1)]
+    core.unreachable("silent for 3.5 s")
+    warned, jobs, closed = core.take()
+    assert isinstance(warned, Warned) and "until it is told" in warned.text
+    assert isinstance(jobs, Ended) and {result.status for _, result in jobs.jobs} == {CANCELLED}
+    assert isinstance(closed, Closed)
+    core.check()
+    core.unreachable("")
+    core.receive(ClusterClosed(1), 0.0)
+    assert not core.state.unclosed
+
+
 def test_a_lost_cluster_ends_with_the_reason() -> None:
     core = with_jobs(2)
     core.submit(1, job(3))

@@ -253,7 +253,7 @@ class Model:
         if kind == "P":
             return self._progressed(found["B"])
         if kind == "A":
-            found["A"].append(number)
+            found["A"] = [number]
             return KeepAbandoned(number, [(number, 1)])
         return self._dropped(kind, found[kind]) if drops else self._kept(kind, number, found[kind])
 

@@ -282,6 +282,19 @@ def test_long_jobs_are_reported_as_running_once() -> None:
     assert stage.agent.deadline() == float("inf")  # nothing to do until it ends
 
 
+def test_a_new_session_hears_again_of_jobs_that_have_been_running_for_long() -> None:
+    stage = Stage()
+    stage.run(1)
+    stage.wait(LONG_S + 0.03)
+    before = stage.said(Started)
+    stage.agent.away("b", stage.now)
+    stage.joins(BROKER)
+    stage.wait(0.1)
+    assert stage.said(Started) == before
+    stage.wait(10.0)
+    assert stage.said(Started) == []
+
+
 def test_a_running_job_is_interrupted_then_terminated_then_killed() -> None:
     stage = Stage()
     [(worker, _)] = stage.run(1).items()

@@ -329,7 +329,7 @@ def test_a_node_serves_so_many_clusters_and_stops_when_the_last_is_gone() -> Non
     stage.said(Prepared)
     stage.tell(Prepare(3, ComputationSpec("c", [])))
     [refused] = stage.said(Prepared)
-    assert refused.error == "the node was started to serve 2 clusters, and has had them"
+    assert refused.error == "the node was started to serve 2 clusters, and has done so"
     stage.tell(Release(2))
     assert not stage.take(Leave)
     gone(stage, 2)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 
@@ -26,7 +26,7 @@ from dispy.protocol.messages import RESUME
 from .fault_proxy import FaultProxy
 from .processes import BrokerProcess, NodeProcess, Program
 from .records import noted
-from .waiting import until
+from .waiting import PATIENCE_S, until
 
 SOURCE = Path(__file__).with_name("chaos_client.py").read_text()
 KNOWN = 0  # the end of the job was known to a process that was killed before it could say so
@@ -206,6 +206,8 @@ class Chaos:
         """Kill something, or two things at once, and have it go on."""
         count = self.dice.choice([1, 1, 2])
         strikes = self.dice.sample([*self.STRIKES], count)
+        if {"broker", "politely"} <= set(strikes):
+            strikes.remove("politely")
         repairs = [repair for each in strikes if (repair := self.STRIKES[each](self)) is not None]
         self.dice.shuffle(repairs)
         for repair in repairs:
@@ -214,6 +216,12 @@ class Chaos:
     def _strike_broker(self) -> Callable[[], None]:
         self.broker.kill()
         self.done["broker"] += 1
+        return self._restart_broker
+
+    def _stop_broker(self) -> Callable[[], None]:
+        self.broker.process.terminate()
+        assert self.broker.wait(PATIENCE_S) == 0, self.broker.log()
+        self.done["broker, politely"] += 1
         return self._restart_broker
 
     def _restart_broker(self) -> None:
@@ -245,8 +253,9 @@ class Chaos:
         self.dice.choice(self.doors).reset()
         self.done["connections"] += 1
 
-    STRIKES: dict[str, Callable[[Chaos], Callable[[], None] | None]] = {  # noqa: RUF012
+    STRIKES: ClassVar[dict[str, Callable[[Chaos], Callable[[], None] | None]]] = {
         "broker": _strike_broker,
+        "politely": _stop_broker,
         "node": _strike_node,
         "client": _strike_client,
         "job": _strike_job,

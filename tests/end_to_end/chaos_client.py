@@ -6,20 +6,26 @@ The plan names the files and the numbers of the jobs. What becomes of each is wr
 moment it is known, one line per write; `chaos.py` reads them.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import dispy
-from dispy import RecoverError, recoverfile
+from dispy import DispyJob, RecoverError, recoverfile
 
 WINDOW = 300  # jobs underway, so that every kill comes while some are being submitted
 RECOVER_S = 120.0
 
 
-def compute(record, number, seconds, right=0, name=None):
+def compute(
+    record: str, number: int, seconds: float, right: int = 0, name: str | None = None
+) -> int:
     """Note that it runs, take some time, return the right result."""
     import os
     import time
@@ -38,29 +44,29 @@ def compute(record, number, seconds, right=0, name=None):
 class Log:
     """What became of the jobs."""
 
-    def __init__(self, path, by):
+    def __init__(self, path: str, by: str) -> None:
         self._by = by
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    def ended(self, job):
+    def ended(self, job: DispyJob) -> None:
         """Write down the end of a job."""
         end = {"number": job.id, "status": int(job.status), "result": job.result}
         self._write({**end, "reason": str(job.exception or "")})
 
-    def known(self, number):
+    def known(self, number: int) -> None:
         """The program had known the end of a job when it was killed."""
         self._write({"number": number, "status": 0, "result": None, "reason": "known"})
 
-    def _write(self, line):
+    def _write(self, line: dict[str, Any]) -> None:
         os.write(self._fd, (json.dumps({"by": self._by, **line}) + "\n").encode())
 
 
-def run(plan, broker):
+def run(plan: dict[str, Any], broker: str) -> None:
     """Have all jobs done."""
     log = Log(plan["log"], plan["by"])
     room = threading.Semaphore(WINDOW)
 
-    def on_end(job):
+    def on_end(job: DispyJob) -> None:
         log.ended(job)
         room.release()
 
@@ -83,12 +89,12 @@ def run(plan, broker):
     cluster.close()
 
 
-def recover(plan, broker):
+def recover(plan: dict[str, Any], broker: str) -> None:
     """Get what the broker has of the jobs of a process that was killed."""
     log = Log(plan["log"], plan["by"] + " recovered")
     if not os.path.exists(plan["recover_file"]):
         return  # nothing had been submitted, or the cluster was closed
-    recorded = recoverfile.look_into(recoverfile.Path(plan["recover_file"]))
+    recorded = recoverfile.look_into(Path(plan["recover_file"]))
     for cluster in recorded.clusters.values():
         for seq, number in enumerate(plan["numbers"], 1):
             if cluster.has_ended(seq):

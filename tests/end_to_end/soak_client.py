@@ -5,10 +5,14 @@
 It runs all kinds of jobs, checks what comes of them, closes its clusters and ends.
 """
 
+from __future__ import annotations
+
 import hashlib
 import random
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import dispy
 from dispy import DispyJob
@@ -19,35 +23,35 @@ FILE_BYTES = 300_000
 PATIENCE_S = 60.0
 
 
-def square(number):
+def square(number: int) -> int:
     """Return the square."""
     return number * number
 
 
-def digest(name):
+def digest(name: str) -> str:
     """Return the digest of a file, and send it back."""
     import hashlib
 
-    dispy_send_file(name)  # noqa: F821  (a name that all jobs have)
+    dispy_send_file(name)  # type: ignore[name-defined]  # noqa: F821
     with open(name, "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()
 
 
-def tell(count):
+def tell(count: int) -> int:
     """Say provisional results."""
     for number in range(count):
-        dispy_provisional_result(number)  # noqa: F821
+        dispy_provisional_result(number)  # type: ignore[name-defined]  # noqa: F821
     return count
 
 
-def wait_long():
+def wait_long() -> None:
     """Be cancelled."""
     import time
 
     time.sleep(600)
 
 
-def ended(jobs, status=DispyJob.Finished):
+def ended(jobs: Sequence[DispyJob], status: int = DispyJob.Finished) -> list[Any]:
     """Wait for all of them; return their results."""
     for job in jobs:
         assert job.finish.wait(PATIENCE_S), job
@@ -55,7 +59,7 @@ def ended(jobs, status=DispyJob.Finished):
     return [job.result for job in jobs]
 
 
-def tiny_jobs(broker, dice):
+def tiny_jobs(broker: str, dice: random.Random) -> None:
     """Many jobs that take no time, and some in fresh processes."""
     fresh = dispy.SharedJobCluster(square, scheduler_node=broker)
     reused = dispy.SharedJobCluster(square, scheduler_node=broker, max_tasks_per_child=None)
@@ -64,7 +68,7 @@ def tiny_jobs(broker, dice):
     assert fresh.close() and reused.close()
 
 
-def programs(broker, dice):
+def programs(broker: str, dice: random.Random) -> None:
     """Programs, with output."""
     with dispy.SharedJobCluster("echo", scheduler_node=broker) as cluster:
         jobs = [cluster.submit(f"hello-{n}") for n in range(10)]
@@ -72,7 +76,7 @@ def programs(broker, dice):
         assert [job.stdout for job in jobs] == [b"hello-%d\n" % n for n in range(10)]
 
 
-def files(broker, dice):
+def files(broker: str, dice: random.Random) -> None:
     """Files of clusters and of jobs, there and back."""
     names = [f"data-{dice.randrange(FILES)}" for _ in range(2)]
     for name in names:
@@ -84,11 +88,11 @@ def files(broker, dice):
         assert ended(jobs) == [each.hexdigest() for each in right]
 
 
-def provisional(broker, dice):
+def provisional(broker: str, dice: random.Random) -> None:
     """Provisional results."""
-    told = []
+    told: list[int] = []
 
-    def status(job):
+    def status(job: DispyJob) -> None:
         if job.status == DispyJob.ProvisionalResult:
             told.append(job.result)
 
@@ -97,7 +101,7 @@ def provisional(broker, dice):
     assert sorted(told) == sorted([*range(20)] * 4), told
 
 
-def cancels(broker, dice):
+def cancels(broker: str, dice: random.Random) -> None:
     """Jobs that wait or run, and don't get far."""
     with dispy.SharedJobCluster(wait_long, scheduler_node=broker, cancel_grace=0.2) as cluster:
         jobs = [cluster.submit() for _ in range(30)]
@@ -110,7 +114,7 @@ def cancels(broker, dice):
             assert job.status in (DispyJob.Cancelled, DispyJob.Terminated), job
 
 
-def main(broker, seed):
+def main(broker: str, seed: int) -> None:
     """Do some of it, in any order."""
     dice = random.Random(seed)
     kinds = [tiny_jobs, programs, files, provisional, cancels]

@@ -12,6 +12,7 @@ import random
 import signal
 import sqlite3
 import subprocess
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -27,7 +28,7 @@ from .fault_proxy import FaultProxy
 from .processes import BrokerProcess, Marked, Program, broker_command, free_port
 from .records import note, noted
 from .test_faults import SCALE, assert_all_ran_once, square, statuses, submit_all
-from .waiting import all_ended, finished, until
+from .waiting import PATIENCE_S, all_ended, finished, until
 
 RECONNECT_S = 5.0  # from the start of a broker until jobs end again
 STOP_S = 5.0
@@ -217,6 +218,89 @@ def test_jobs_run_on_while_the_broker_is_away(
     other.touch()
     all_ended(jobs)
     assert_all_ran_once(jobs, record)
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "once"])
+def test_a_node_that_dies_while_the_broker_is_away_is_not_waited_for_when_it_is_started_anew(
+    start_broker: StartBroker,
+    start_node: StartNode,
+    new_shared_cluster: NewSharedCluster,
+    record: Path,
+    gate: Path,
+    reentrant: bool,
+) -> None:
+    broker = start_broker()
+    node = start_node("--name", "alpha", "--broker", broker.for_nodes)
+    cluster = new_shared_cluster(wait_for, broker, reentrant=reentrant)
+    jobs = [cluster.submit(str(record), str(gate), number) for number in range(5)]
+    until(lambda: len(noted(record)) == 2, "jobs that run")
+    broker.kill()
+    node.kill()
+    gate.touch()
+    start_broker(instead_of=broker)
+    start_node("--name", "alpha", "--broker", broker.for_nodes, port=node.port)
+    begin = time.monotonic()
+    all_ended(jobs)
+    print(f"all ended after {time.monotonic() - begin:.1f} s")
+    lost = [job for job in jobs if job.status == DispyJob.Abandoned]
+    assert len(lost) == (0 if reentrant else 2)
+    assert all("alpha was lost: it was started anew" in str(job.exception) for job in lost)
+    assert sorted(noted(record).values()) == [1, 1, 1, *([2, 2] if reentrant else [1, 1])]
+
+
+def test_jobs_that_are_cancelled_while_the_broker_is_away_do_not_run(
+    start_broker: StartBroker,
+    start_node: StartNode,
+    new_shared_cluster: NewSharedCluster,
+    record: Path,
+    gate: Path,
+) -> None:
+    broker = start_broker()
+    start_node("--broker", broker.for_nodes, cpus=1)
+    cluster = new_shared_cluster(wait_for, broker)
+    jobs = [cluster.submit(str(record), str(gate), number) for number in range(4)]
+    until(lambda: noted(record)[0], "the job that runs")
+    broker.kill()
+    jobs.append(cluster.submit(str(record), str(gate), 4))
+    cancelled = [jobs[0], jobs[2], jobs[4]]
+    for job in cancelled:
+        assert cluster.cancel(job) == 0
+    start_broker(instead_of=broker)
+    all_ended(cancelled)
+    gate.touch()
+    all_ended(jobs)
+    assert [job.status for job in jobs] == [
+        DispyJob.Terminated,
+        DispyJob.Finished,
+        DispyJob.Cancelled,
+        DispyJob.Finished,
+        DispyJob.Cancelled,
+    ]
+    assert noted(record) == {0: 1, 1: 1, 3: 1}
+
+
+def test_a_cluster_is_closed_though_the_broker_is_killed_meanwhile(
+    start_broker: StartBroker,
+    start_node: StartNode,
+    new_shared_cluster: NewSharedCluster,
+    record: Path,
+    gate: Path,
+) -> None:
+    broker = start_broker()
+    node = start_node("--broker", broker.for_nodes)
+    cluster = new_shared_cluster(wait_for, broker)
+    jobs = [cluster.submit(str(record), str(gate), number) for number in range(50)]
+    until(lambda: len(noted(record)) == 2, "jobs that run")
+    closing = threading.Thread(target=cluster.close, args=(0, True))
+    closing.start()
+    until(lambda: jobs[49].finish.wait(0.005), "an end")
+    broker.kill()
+    broker = start_broker(instead_of=broker)
+    closing.join(PATIENCE_S)
+    assert not closing.is_alive()
+    assert all(job.status == DispyJob.Cancelled for job in jobs)
+    until(lambda: not broker.status().clusters, "the end of the cluster")
+    until(lambda: not node.job_processes(), "the end of its processes")
 
 
 # -- SIGTERM ---------------------------------------------------------------------------------------

@@ -14,7 +14,9 @@ import pytest
 
 import dispy
 from dispy import DispyJob
+from dispy.protocol import exitcodes
 
+from .at_broker import embedded_only
 from .conftest import NewCluster, RunProgram, StartNode
 from .processes import NodeProcess
 from .waiting import ended, finished, is_there, until
@@ -84,18 +86,18 @@ def test_a_wrong_option_is_named_and_ends_with_2(options: tuple[str, ...], shown
     assert "Error" in done.stderr and shown in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_taken_port_says_what_to_do_and_ends_with_1(start_node: StartNode) -> None:
+def test_a_taken_port_says_what_to_do(start_node: StartNode) -> None:
     node = start_node()
     done = run_node("-p", str(node.port - 1))
-    assert done.returncode == 1
+    assert done.returncode == exitcodes.UNAVAILABLE
     assert str(node.port) in done.stderr and "-p" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_folder_that_cannot_be_made_ends_with_1(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = run_node("-p", "0", "--dest-path-prefix", str(tmp_path / "file" / "folder"))
-    assert done.returncode == 1
+    assert done.returncode == exitcodes.CANNOT_CREATE
     assert "folder" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -118,6 +120,7 @@ def test_several_nodes_run_on_one_machine(start_node: StartNode, new_cluster: Ne
         assert found[0] == node.options[1]
 
 
+@embedded_only("a LocalNode belongs to one program")
 def test_a_node_can_dial_a_broker(start_program: RunProgram) -> None:
     # A private node does so; what it is told on its command line is in the list of processes.
     program = start_program(DIALLED)

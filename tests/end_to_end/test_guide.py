@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from .at_broker import embedded_only
 from .conftest import RunProgram, StartBroker, StartNode
 from .waiting import PATIENCE_S
 
@@ -33,6 +34,7 @@ def test_every_program_of_the_guide_is_found() -> None:
     assert len(PROGRAMS) == GUIDE.count("```python") > 5
 
 
+@embedded_only("its programs name no nodes, and a broker starts none")
 @pytest.mark.parametrize("name", [name for name in PROGRAMS if not name.startswith(SHARED)])
 def test_a_program_of_the_guide_runs(name: str, start_program: RunProgram) -> None:
     program = start_program(PROGRAMS[name])

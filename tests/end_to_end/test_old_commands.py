@@ -135,6 +135,17 @@ def test_the_command_line_comes_before_the_file(folder: Path) -> None:
     assert now.arguments == ["--node=a", "--dispy-port=1"] and not now.notes
 
 
+def test_lists_have_other_names_in_a_file_than_as_options(folder: Path) -> None:
+    path = folder / "old.ini"
+    path.write_text("[DEFAULT]\nhosts = ['127.0.0.1']\next_hosts = []\nnodes = ['c', 'd']\n")
+    arguments = ["--config", str(path)]
+    now = translate("dispyscheduler", "dispy-broker", oldscheduler.OPTIONS, arguments)
+    assert now.arguments == ["--node=c", "--node=d", "--host=127.0.0.1"] and not now.notes
+    path.write_text("[DEFAULT]\nhosts = ['127.0.0.1']\next_hosts = []\n")
+    now = translate("dispynode", "dispy-node", oldnode.OPTIONS, arguments)
+    assert now.arguments == ["--host=127.0.0.1"] and not now.notes
+
+
 def test_a_secret_in_a_file_is_not_left_out_in_silence(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

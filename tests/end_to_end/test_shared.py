@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -217,7 +218,8 @@ def test_a_cluster_is_recovered_by_its_name(
     program.kill()
     gate.touch()
     done = subprocess.run(
-        [*DISPY, "recover", "--cluster", "mine", "--json", "--broker", broker.address],
+        [*DISPY, "recover", "--cluster", "mine", "--json"],
+        env={**os.environ, "DISPY_BROKER": broker.address},
         capture_output=True,
         text=True,
         check=True,

@@ -154,8 +154,8 @@ class Soak:
         """Wait until nothing is left of the round; what nobody could recover is cancelled."""
         with Operator(self.broker.address) as operator:
             until(lambda: not operator.status().clusters, "no clusters", QUIET_S)
-        for node in self.nodes:
-            until(lambda node=node: not node.job_processes(), "no job processes", QUIET_S)
+        running = [node.job_processes for node in self.nodes]
+        until(lambda: not any(each() for each in running), "no job processes", QUIET_S)
 
     def check(self) -> None:
         """Nothing has grown, or not any more."""

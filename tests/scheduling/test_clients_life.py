@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from dispy.broker.clients import SESSION_S
 from dispy.broker.settings import Settings
@@ -37,6 +38,7 @@ from dispy.protocol.messages import (
     Started,
 )
 
+from . import shared_stage
 from .shared_stage import WALL_S, SharedStage
 from .stage import CLIENT, LAYER, VITALS, Stage
 
@@ -391,3 +393,35 @@ def test_a_job_that_was_given_up_and_cancelled_is_not_wanted_back() -> None:
     stage.join("n")
     stage.tell("n", Holding([stage.number], [(stage.number, 1, 1)]))
     assert stage.one(Inventory).jobs == []
+
+
+@pytest.mark.parametrize("days", [-30, 30])
+def test_a_clock_that_was_wrong_drops_no_results(
+    monkeypatch: pytest.MonkeyPatch, days: float
+) -> None:
+    """It is set right before the broker is started again, or has just become wrong."""
+    stage = with_jobs(1)
+    computation = stage.cluster("a").id
+    stage.finish("n", computation, 1)
+    stage.go_away("a")
+    stage.wait(stage.settings.client_lease_s + 40.0)
+    stage.release(computation)
+    assert len(stage.kept_results()) == 1
+    monkeypatch.setattr(shared_stage, "WALL_S", shared_stage.WALL_S + days * 86400)
+    stage.restart()
+    stage.wait(1800.0)
+    assert not stage.dropped()
+    stage.wait(stage.settings.retain_s)
+    assert stage.dropped() == {computation}
+
+
+def test_a_clock_that_was_wrong_does_not_end_a_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = with_jobs(1)
+    stage.go_away("a")
+    stage.wait(40.0)  # its session ends
+    monkeypatch.setattr(shared_stage, "WALL_S", shared_stage.WALL_S + 86400)
+    stage.restart()
+    stage.wait(stage.settings.client_lease_s - 1.0)
+    assert not stage.cluster("a").closing
+    stage.wait(2.0)
+    assert stage.cluster("a").meta.expired

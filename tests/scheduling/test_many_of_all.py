@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dispy.broker import nodes
+from dispy.broker import batches, nodes
+from dispy.broker.settings import Settings
 from dispy.protocol.messages import NodeVitals, Pulse
 
 from .shared_stage import SharedStage
@@ -61,3 +62,19 @@ def test_only_nodes_that_are_away_are_looked_at_as_time_passes() -> None:
     stage.scheduler.away("n", "x", False, stage.now)
     stage.wait(100.0)
     assert set(stage.scheduler.nodes) == {"o"} and not state.away
+
+
+def test_the_jobs_of_many_clusters_are_not_all_in_memory() -> None:
+    limit, clients = 200, 8 * batches.CROWD
+    stage = SharedStage(Settings(durable=True, shared=True, loaded_jobs=limit))
+    stage.node("n", 4)
+    for number in range(clients):
+        stage.client(f"c{number}")
+        stage.open(f"c{number}")
+    stage.prepared()
+    for number in range(clients):
+        for first in range(1, 201, 20):
+            stage.give(f"c{number}", *range(first, first + 20))
+    in_memory = [len(each.jobs) for each in stage.scheduler.clusters.values()]
+    assert sum(in_memory) < 0.6 * clients * limit and min(in_memory) > 0
+    assert in_memory[0] == limit, "it was the first to come"

@@ -252,3 +252,10 @@ def test_each_question_gets_one_answer() -> None:
         [(peer, report)] = stage.take(Report)
         assert (peer, report.request) == (PEOPLE, 5)
         assert bool(report.error) == (action != STATUS)
+
+
+def test_cancelling_only_jobs_that_are_not_there_is_refused() -> None:
+    stage = SharedStage()
+    stage.submit(1)
+    answer = stage.operate(CANCEL, "c", (500, 501))
+    assert answer.error.endswith("not waiting or running there: 500, 501") and not answer.text

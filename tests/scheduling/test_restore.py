@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dispy.broker import tables, unheard
+from dispy.broker.drain import drain
 from dispy.broker.settings import Settings
+from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import (
     ABANDONED,
     CANCELLED,
@@ -332,3 +334,55 @@ def test_results_that_do_not_fit_into_memory_stay_on_disk_over_a_start(
         stage.flush()
     assert [*stage.hear()] == [*range(1, 51)]
     assert not cluster.stored and not stage.scheduler.state.unheard_bytes
+
+
+def test_a_node_that_comes_back_at_another_place() -> None:
+    """No honest node does; but none can have the broker stumble."""
+    stage = DurableStage()
+    stage.node("n")
+    stage.scheduler.left("n", "x")
+    stage.join("n", place="here")
+    stage.crash()
+    stage.join("n", place="there")
+    assert list(stage.scheduler.state.places) == ["there"]
+    stage.lose("n")
+    stage.join("m", place="here")
+    stage.flush()
+    assert list(stage.scheduler.nodes) == ["m"]
+
+
+def test_a_node_without_cpus_is_refused() -> None:
+    stage = DurableStage()
+    stage.node("n", 2)
+    stage.submit(1)
+    stage.crash()
+    with pytest.raises(ProtocolError):
+        stage.join("n", 0)
+    stage.flush()
+
+
+def test_an_instance_that_was_drained_at_two_places_is_there_once() -> None:
+    stage = DurableStage()
+    for place in ("here", "there"):
+        stage.join("n", place=place)
+        drain(stage.scheduler.state, stage.scheduler.nodes["n"], "broken")
+        stage.flush()
+        stage.lose("n")
+    stage.crash()
+    assert {past.drained for past in stage.scheduler.state.pasts.values()} == {"broken"}
+    assert sorted(stage.scheduler.state.places) == ["here", "there"]
+    stage.join("n", place="there")
+    stage.flush()
+    expire(stage)
+    assert list(stage.scheduler.nodes) == ["n"]
+
+
+def test_a_node_that_is_away_is_given_up_whatever_pulse_a_client_wants() -> None:
+    stage = DurableStage()
+    stage.opening.computation.pulse_interval = float("inf")
+    stage.node("n")
+    stage.scheduler.away("n", "x", False, stage.now)
+    stage.now += 1e4
+    stage.scheduler.tick(stage.now)
+    stage.flush()
+    assert not stage.scheduler.nodes

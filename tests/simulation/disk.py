@@ -91,6 +91,7 @@ class Disk(Journal):
             assert (meta.drained, meta.set_aside) == (node.past.drained, node.past.set_aside)
         for each in kept.clusters:
             cluster = state.clusters[each.id]
+            assert (each.meta.owner, each.meta.number) == (cluster.client.peer, cluster.number)
             assert {batch.id for batch in each.batches} == cluster.batches.keys()
             assert {
                 one.id for one in each.results

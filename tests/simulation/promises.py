@@ -76,7 +76,10 @@ def ends_of(wish: Wish) -> dict[int, list[JobResult]]:
 
 def is_reopened(world: World, wish: Wish) -> bool:
     """Whether the cluster was forgotten by the broker, and opened anew by its client."""
-    return world.disk is not None and wish.name in world.disk.reopened
+    if world.disk is None or wish.name not in world.disk.reopened:
+        return False
+    assert world.broker_lives > 1, "a cluster that was taken over is opened by its first client"
+    return True
 
 
 def is_lost_with_cluster(end: JobResult) -> bool:

@@ -174,7 +174,7 @@ def play(world: World, until: float = FAULTS_UNTIL_S + 2.0) -> None:
     assert world.run(lease_s + CLOSE_S, world.is_closed), "a cluster doesn't close"
     world.run(SLACK_S)
     if world.disk is not None:
-        kept_s = lease_s + world.settings.retain_s + SLACK_S
+        kept_s = lease_s + world.settings.adopt_s + world.settings.retain_s + SLACK_S
         world.run(kept_s, lambda: not world.broker.scheduler.clusters)
         world.run(SLACK_S)
     promises.check_ends(world)

@@ -14,15 +14,18 @@ from typing import Any, get_args
 
 import pytest
 
+from dispy.broker.settings import Settings
 from dispy.protocol import messages
 from dispy.protocol.exchange import Event, Received
 from dispy.protocol.messages import (
+    DRAIN,
     SET_CPUS,
     Buffer,
     Envelope,
     JobOptions,
     NodeTrouble,
     Released,
+    Service,
     Withdraw,
 )
 from dispy.protocol.wire import Codec
@@ -36,8 +39,9 @@ from .scenarios import from_seed, play
 from .world import World
 
 REPEATED = 0.3  # of all messages
-# They need a node that fails to set up, or one that is slower than another.
-RARE = {NodeTrouble, Withdraw}
+# They need a node that fails to set up, one that is slower than another, or one with hours.
+RARE = {NodeTrouble, Withdraw, Service}
+STRIDE = 5  # at a shared broker, so few of the messages have their turn
 
 
 def happy_world() -> World:
@@ -64,6 +68,26 @@ def happy_world() -> World:
     return world
 
 
+def happy_shared_world() -> World:
+    """Make a small world with a shared broker, in which a program loses a cluster to another."""
+    world = World("every message of a shared broker", Settings(durable=True, shared=True))
+    assert world.disk is not None
+    for number in range(2):
+        world.start_node(world.add_machine(2, dials=bool(number)))
+    world.lost_nodes = True
+    first = world.open_cluster(max_tasks=0, pulse_s=0.5, grace_s=0.1)
+    second = world.open_cluster(client=world.add_client(), grace_s=0.1)
+    world.submit(first, [Course(0.05)] * 20)
+    world.submit(second, [Course(0.05)] * 20 + [Course(0.5)])
+    later(world, 0.3, world.operate, DRAIN, world.machines["node1"])
+    later(world, 0.3, setattr, world.disk, "is_full", True)
+    later(world, 0.35, world.leave, world.clients[1])
+    later(world, 0.35, world.rescue, world.clients[1], True, 1000.0)
+    later(world, 1.4, world.submit, first, [Course(0.05)] * 5)
+    later(world, 1.6, setattr, world.disk, "is_full", False)
+    return world
+
+
 def later(
     world: World, when: float, act: Callable[..., None], *arguments: Any, **more: Any
 ) -> None:
@@ -71,9 +95,12 @@ def later(
     world.clock.at(when, partial(act, *arguments, **more))
 
 
-def run_with(turn: int, fate: Fate) -> int:
+UNTIL_S = {happy_world: 1.0, happy_shared_world: 1.7}  # when the last thing is planned
+
+
+def run_with(make: Callable[[], World], turn: int, fate: Fate) -> int:
     """Let this happen to one message of the run; return how many there are."""
-    world = happy_world()
+    world = make()
     count = 0
 
     def tamper(end: End, frames: list[Buffer]) -> Fate:
@@ -83,12 +110,12 @@ def run_with(turn: int, fate: Fate) -> int:
 
     world.network.tamper = tamper
     world.has_tampered = True
-    play(world, until=1.0)
+    play(world, until=UNTIL_S[make])
     return count
 
 
 def test_the_run_has_every_kind_of_message() -> None:
-    world, codec = happy_world(), Codec()
+    codec = Codec()
     seen: set[type] = set()
 
     def watch(end: End, frames: list[Buffer]) -> None:
@@ -96,18 +123,30 @@ def test_the_run_has_every_kind_of_message() -> None:
         if isinstance(frame, Envelope):
             seen.update(map(type, frame.messages))
 
-    world.network.watch = watch
-    play(world, until=1.0)
+    for make, until_s in UNTIL_S.items():
+        world = make()
+        world.network.watch = watch
+        play(world, until_s)
     assert set(get_args(messages.Body)) - seen <= RARE
 
 
 @pytest.mark.parametrize("fate", [Fate.LOSE, Fate.DOUBLE, Fate.OVERTAKE])
 def test_any_message_may_go_astray(fate: Fate) -> None:
-    count = run_with(-1, fate)
+    all_go_astray(happy_world, fate, 1)
+
+
+@pytest.mark.parametrize("fate", [Fate.LOSE, Fate.DOUBLE, Fate.OVERTAKE])
+def test_any_message_at_a_shared_broker_may_go_astray(fate: Fate) -> None:
+    all_go_astray(happy_shared_world, fate, STRIDE)
+
+
+def all_go_astray(make: Callable[[], World], fate: Fate, stride: int) -> None:
+    """Let this happen to each message of a run in turn."""
+    count = run_with(make, -1, fate)
     assert count > 50
-    for turn in range(count):
+    for turn in range(0, count, stride):
         try:
-            run_with(turn, fate)
+            run_with(make, turn, fate)
         except AssertionError as error:
             raise AssertionError(f"message {turn}, {fate.value}: {error}") from error
 

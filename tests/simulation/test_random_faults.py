@@ -3,7 +3,7 @@
 One client, one broker, three nodes, at most three faults, 200 jobs; a sixth of the runs are of a
 broker that several programs share, and that has a journal: it is killed as well, and so are they.
 ``DISPY_SEEDS`` says how many runs (default 1000), ``DISPY_SHARED_SEEDS`` how many of them are of
-the latter kind, ``DISPY_SEED`` which is the first. For portions of 10,000 of these only: both 10000.
+the latter kind, ``DISPY_SEED`` which is the first.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +21,15 @@ import pytest
 from dispy.protocol.messages import CANCELLED, FINISHED
 
 from .scenarios import GIVEN_UP_S, GREETED_S, JOBS_MANY, play_cancelled_queue, play_given_up_node
+from .sharedworlds import (
+    play_full_disk,
+    play_lost_records,
+    play_orphan,
+    play_silent_client,
+    play_stopped_nodes,
+    play_taken_over,
+)
+from .world import World
 
 ROOT = Path(__file__).parents[2]
 FIRST = int(os.environ.get("DISPY_SEED", "0"))
@@ -73,6 +84,25 @@ def test_cancelled_jobs_make_room_for_others() -> None:
 @pytest.mark.parametrize("silent_s", [GREETED_S, GIVEN_UP_S])
 def test_a_node_that_was_given_up_comes_back(silent_s: float, is_cut: bool) -> None:
     play_given_up_node(silent_s, is_cut)
+
+
+@pytest.mark.parametrize(
+    "play",
+    [
+        play_taken_over,
+        play_silent_client,
+        partial(play_silent_client, True),
+        play_orphan,
+        play_stopped_nodes,
+        play_lost_records,
+    ],
+)
+def test_who_is_lost_with_a_shared_broker_has_not_lost_its_jobs(play: Callable[[], World]) -> None:
+    play()
+
+
+def test_jobs_that_come_while_the_disk_is_full_wait() -> None:
+    play_full_disk()
 
 
 def test_many_faults_at_once() -> None:
