@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from dispy.protocol import payload
 from dispy.protocol.messages import CANCELLED, JobOptions, JobResult, JobSpec
 
-from .batches import has_ended, left_in, strike
+from .batches import has_ended, left_in, strike, strike_all
 from .state import Batch, Cluster, State
 
 
@@ -20,10 +22,16 @@ def cancel(state: State, cluster: Cluster, seq: int, reason: str) -> None:
 
 
 def end_all(state: State, cluster: Cluster, status: int, reason: str) -> None:
-    """End all jobs that wait on disk."""
+    """End all jobs that wait on disk, which may be a million."""
+    body, ended = _body(reason), []
     for batch in list(cluster.backlog):
-        for index in left_in(batch):
-            _end(state, batch, index, status, reason)
+        cluster.backlog.remove(batch)
+        first = batch.first
+        ended += [JobResult(first + index, 0, status, 0.0, 0.0, body) for index in left_in(batch)]
+        strike_all(state, batch)
+    if ended:
+        state.results.setdefault((cluster, 0), []).extend(ended)
+        cluster.meta.ended += len(ended)
 
 
 def _end(state: State, batch: Batch, index: int, status: int, reason: str) -> None:
@@ -38,10 +46,15 @@ def _end(state: State, batch: Batch, index: int, status: int, reason: str) -> No
 def report(state: State, batch: Batch, index: int, status: int, reason: str) -> None:
     """Tell the client how a job of a plain batch has ended that never was in memory."""
     cluster = batch.cluster
-    body = payload.pack_result(b"", b"", b"", reason)
-    result = JobResult(batch.first + index, 0, status, 0.0, 0.0, body)
+    result = JobResult(batch.first + index, 0, status, 0.0, 0.0, _body(reason))
     state.results.setdefault((cluster, 0), []).append(result)
     cluster.meta.ended += 1
+
+
+@lru_cache(maxsize=16)
+def _body(reason: str) -> bytes:
+    """Return what a job leaves that ends for a reason; there are few, for many jobs each."""
+    return payload.pack_result(b"", b"", b"", reason)
 
 
 def follow_unloaded(cluster: Cluster, seq: int) -> None:

@@ -175,6 +175,13 @@ def strike(state: State, batch: Batch, index: int) -> None:
     state.dirty[batch] = None
 
 
+def strike_all(state: State, batch: Batch) -> None:
+    """Note that all jobs of a batch that waits on disk have ended."""
+    batch.ended[:] = ((1 << batch.count) - 1).to_bytes(len(batch.ended), "little")
+    batch.left = 0
+    state.dirty[batch] = None
+
+
 def has_ended(batch: Batch, index: int) -> bool:
     """Whether a job of a batch has ended."""
     return bool(batch.ended[index >> 3] >> (index & 7) & 1)
@@ -182,6 +189,8 @@ def has_ended(batch: Batch, index: int) -> bool:
 
 def left_in(batch: Batch) -> list[int]:
     """Return the places of the jobs that have not ended."""
+    if batch.left == batch.count:
+        return list(range(batch.count))
     return [index for index in range(batch.count) if not has_ended(batch, index)]
 
 

@@ -28,7 +28,7 @@ from dispy.protocol.exchange import (
     Received,
 )
 from dispy.protocol.identity import describe, random_name
-from dispy.protocol.messages import Identity
+from dispy.protocol.messages import SERIALS, Identity
 from dispy.protocol.transport import Bus
 
 from .core import Scheduler
@@ -40,6 +40,8 @@ from .effects import (
     Forget,
     Goodbye,
     JournalEffect,
+    KeepCluster,
+    KeepNode,
     Load,
     LoadResults,
     Send,
@@ -217,15 +219,20 @@ class BrokerDaemon:
         if isinstance(event, Received):
             scheduler.receive(event.peer, event.message, now)
         elif isinstance(event, Joined):
-            log.debug("%s %s joined", event.identity.role, event.identity.name)
+            level = logging.INFO if event.identity.role == "node" else logging.DEBUG
+            log.log(level, "%s %r joined", event.identity.role, event.identity.name)
             scheduler.joined(event.peer, event.identity, event.undelivered, event.address, now)
         elif isinstance(event, Back):
             scheduler.back(event.peer)
         elif isinstance(event, Away):
+            node = scheduler.nodes.get(event.peer)
+            if node is not None and node.online:  # else it has been said
+                self._log_node(event.peer, f"can't be reached: {event.reason}")
             scheduler.away(event.peer, event.reason, event.gone, now)
             if event.gone:
                 self.exchange.forget(event.peer)
         elif isinstance(event, Left):
+            self._log_node(event.peer, f"has left: {event.reason}")
             scheduler.left(event.peer, event.reason)
         elif isinstance(event, DialFailed):
             self._log_failure(event)
@@ -251,13 +258,14 @@ class BrokerDaemon:
         if isinstance(effect, Send):
             self.exchange.send(effect.peer, effect.message)
         elif type(effect) in JOURNAL_EFFECTS:
-            return
+            self._log_kept(effect)
         elif type(effect) in BLOB_ERRANDS:
             assert self._errands is not None
             self._errands.carry_out(effect)  # type: ignore[arg-type]
         elif isinstance(effect, Dial):
             self.exchange.dial(effect.address)
         elif isinstance(effect, Forget):
+            self._log_node(effect.peer, "is given up")
             self.exchange.forget(effect.peer)
         elif isinstance(effect, Goodbye):
             self.exchange.goodbye(effect.peer, effect.reason)
@@ -268,6 +276,26 @@ class BrokerDaemon:
             self.scheduler.loaded(effect.batch, self.journal.read_batch(effect.batch))
         elif isinstance(effect, LoadResults):
             self._reads.append(effect)
+
+    def _log_node(self, peer: str, what: str) -> None:
+        link = self.exchange.links.get(peer)
+        node = self.scheduler.nodes.get(peer)
+        if node is not None:
+            log.info("node %r %s", node.identity.name, what)
+        elif link is not None and link.peer.role == "node":  # forgotten just now
+            log.info("node %r %s", link.peer.name, what)
+
+    def _log_kept(self, effect: Effect) -> None:
+        """Tell operators what has changed for longer."""
+        if isinstance(effect, KeepNode):
+            meta = effect.meta
+            if meta.set_aside:
+                log.warning("node %r is set aside: %s", meta.name, meta.set_aside)
+            elif meta.drained:
+                log.info("node %r is drained: %s", meta.name, meta.drained)
+        elif isinstance(effect, KeepCluster) and effect.meta.expired and effect.opened is None:
+            number, user = effect.id % SERIALS, effect.meta.user
+            log.warning("cluster %d of %r is given up: its program is away", number, user)
 
     def _read_results(self) -> None:
         """Read results for clients that have taken in those before: else they'd fill the memory."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from dispy.protocol.messages import (
     CANCEL,
+    CANCELLED,
     DRAIN,
     RESUME,
     SERIALS,
@@ -20,7 +21,7 @@ from dispy.protocol.messages import (
     Report,
 )
 
-from .backlog import unended
+from .backlog import end_all, unended
 from .closing import expire
 from .drain import drain, node_of, resume
 from .explain import explain, explain_cluster
@@ -137,9 +138,10 @@ def _cancel(state: State, message: Operate) -> str:
         raise Refusal(f"{title} has been closed, and has no jobs any more")
     if message.jobs:
         return _cancel_some(state, cluster, message.jobs, title)
-    seqs = unended(cluster)
-    cancel_jobs(state, cluster, seqs, BY_OPERATOR)
-    done = f"{_jobs(len(seqs))} of {title} cancelled"
+    count = len(cluster.jobs) + cluster.backlog.waiting
+    cancel_jobs(state, cluster, list(cluster.jobs), BY_OPERATOR)
+    end_all(state, cluster, CANCELLED, BY_OPERATOR)
+    done = f"{_jobs(count)} of {title} cancelled"
     if cluster.client.away_since is None:
         return done
     expire(state, cluster, BY_OPERATOR)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import exp
 
 MEMORY_S = 30.0  # what is older has little weight
+STEP_S = 0.1  # what happens within so short a time counts as one event
 
 
 class Rate:
@@ -18,8 +19,10 @@ class Rate:
 
     def add(self, count: int, now: float) -> None:
         """Note that so many have happened."""
-        self._level = self._faded(now) + count
-        self._at = now
+        if now > self._at + STEP_S:
+            self._level = self._faded(now)
+            self._at = now
+        self._level += count
 
     def per_second(self, now: float) -> float:
         """Return how many happen per second."""

@@ -45,17 +45,18 @@ def _on_done(state: State, peer: str, message: Done, now: float) -> None:
         return
     spent: list[Spent] = []
     accepted = [result for result in message.results if _accept(state, cluster, result, spent)]
+    ended = len(accepted)
     if accepted:
         key = (cluster, node.id)
         if key in state.results:
             state.results[key] += accepted
         else:
             state.results[key] = accepted
-        node.done += len(accepted)
-        cluster.rate.add(len(accepted), now)
-        state.rate.add(len(accepted), now)
+        node.done += ended
+        cluster.rate.add(ended, now)
+        state.rate.add(ended, now)
     if message.results:
-        _measure(state, cluster, message.results, len(accepted))
+        _measure(state, cluster, message.results, ended)
     state.idle_nodes[node] = None
     allocation = node.allocations.get(cluster.id)
     if allocation is not None:
@@ -140,8 +141,7 @@ def _first_part(result: JobResult) -> bytes:
 def _measure(state: State, cluster: Cluster, results: list[JobResult], ended: int) -> None:
     """Note how long attempts took; so many of them have ended their jobs."""
     count = len(results)
-    total_s = max(0.0, sum([result.end - result.start for result in results]))
-    mean = min(total_s / count, LONG_S)
+    mean = min(max(0.0, sum([result.end - result.start for result in results]) / count), LONG_S)
     total_s = mean * count
     cluster.meta.ended += ended
     cluster.meta.used_s += total_s

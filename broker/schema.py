@@ -43,7 +43,8 @@ CREATE TABLE progress (batch INTEGER PRIMARY KEY, state BLOB NOT NULL);
 CREATE TABLE results (id INTEGER PRIMARY KEY, cluster INTEGER NOT NULL, header BLOB NOT NULL);
 CREATE INDEX results_of_cluster ON results (cluster);
 CREATE TABLE abandoned (
-    cluster INTEGER NOT NULL, seq BLOB NOT NULL, attempt INTEGER NOT NULL, PRIMARY KEY (cluster, seq)
+    cluster INTEGER NOT NULL, seq BLOB NOT NULL, attempt INTEGER NOT NULL,
+    PRIMARY KEY (cluster, seq)
 ) WITHOUT ROWID;
 CREATE TABLE nodes (id INTEGER PRIMARY KEY, meta BLOB NOT NULL);
 CREATE TABLE cluster_chunks (id INTEGER PRIMARY KEY, owner INTEGER NOT NULL, data BLOB NOT NULL);

@@ -7,6 +7,9 @@ the others cost less than a byte each.
 
 from __future__ import annotations
 
+from dispy.protocol.errors import ProtocolError
+
+NUMBER_MAX = 1 << 53
 BLOCK = 256  # numbers that share an entry
 
 
@@ -20,7 +23,10 @@ class Seen:
         self._blocks: dict[int, int] = {}  # number // BLOCK -> bits, for numbers above it
 
     def add(self, number: int) -> bool:
-        """Add a number; False if it has been there, or is none that could be."""
+        """Add a number; False if it has been there, or is below 1.
+
+        Raises `ProtocolError` for one that is so large that nobody can have counted so far.
+        """
         if number == self.upto + 1:
             self.upto = number
             if self._blocks:
@@ -28,6 +34,8 @@ class Seen:
             return True
         if number <= self.upto:
             return False
+        if number > NUMBER_MAX:
+            raise ProtocolError(f"jobs are numbered from 1, so there can't be a number {number}")
         block, bit = divmod(number, BLOCK)
         bits = self._blocks.get(block, 0)
         if bits >> bit & 1:

@@ -116,9 +116,26 @@ def _exit(owner: int) -> None:
         if not hasattr(sys, "last_value"):  # else the program has failed, and wants to end
             _wait_for_jobs()
             end(CLEAN_S)
+        elif not isinstance(sys.last_value, KeyboardInterrupt):
+            _leave_behind()
     except KeyboardInterrupt:
         logger.warning("interrupted: the jobs that are left are cancelled")
     end()
+
+
+def _leave_behind() -> None:
+    """A program that has failed leaves its jobs with the brokers that outlive it."""
+    with _lock:
+        for address, session in list(_sessions.items()):
+            count = session.leave_behind(EXIT_S)
+            if count:
+                del _sessions[address]
+                logger.warning(
+                    "the program has failed: the %d jobs that it has at the broker at %s go on; "
+                    "recover_jobs() or 'dispy recover' gets their results, or ends them",
+                    count,
+                    address,
+                )
 
 
 def _wait_for_jobs() -> None:

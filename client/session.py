@@ -68,6 +68,7 @@ from .recording import Recordings
 ORDERS_MAX = 5_000  # taken at a time, so that the network gets its turn
 PAUSE_MAX_S = 1.0
 STOP_S = 2.0  # how long the thread may take to end
+FINISH_S = 0.01  # how often it's looked whether orders are left, when it is to end
 
 
 class Waiter(Protocol):
@@ -107,6 +108,7 @@ class Session:
         self.orders: deque[Order] = deque()
         self._sleeping = False
         self._stopping = False
+        self._left_behind = False  # the end of this process is nobody else's
         self._broker = ""  # the instance id of the broker, once joined
         self._refusal = ""  # the last reason for not getting to the broker
         self._thread = threading.Thread(target=self._run, name="dispy-session", daemon=True)
@@ -162,6 +164,35 @@ class Session:
         if self._thread.is_alive():  # else it has ended, or never begun
             self._thread.join(STOP_S)
 
+    def leave_behind(self, timeout_s: float) -> int:
+        """End the thread, but none of the jobs, and return how many the broker has.
+
+        With 0 the thread goes on: there are none, or the broker is this process's own.
+        """
+        if not self._shared or not self.unfinished() or not self.alive():
+            return 0
+        until = time.monotonic() + timeout_s
+        for number, ledger in list(self._ledgers.items()):
+            ledger.listener.silent = True
+            if ledger.stop_accepting(even_if_pending=False):  # nothing of it is left
+                self.hand_over(Close(number))
+                ledger.wait_closed(max(0.0, until - time.monotonic()))
+        while not self._is_handed_over() and time.monotonic() < until:
+            time.sleep(FINISH_S)
+        left = sum(len(cluster.away) for cluster in list(self._core.clusters.values()))
+        if not left:  # the broker has got none
+            return 0
+        self._left_behind = self._stopping = True
+        self._bus.wake()
+        self._thread.join(STOP_S)
+        return left
+
+    def _is_handed_over(self) -> bool:
+        """Whether the broker has all that it takes now."""
+        clusters = list(self._core.clusters.values())
+        waits = [each.waiting and each.sent < each.credit for each in clusters]
+        return not self.orders and all(each.opened for each in clusters) and not any(waits)
+
     def orphan(self) -> None:
         """In a forked child, where the thread doesn't exist: nothing can be submitted."""
         for ledger in self._ledgers.values():
@@ -184,6 +215,13 @@ class Session:
     def _end(self, reason: str) -> None:
         """Leave nobody waiting: end every job, close every cluster, then the sockets."""
         self._stopping = True
+        if not self._left_behind:
+            self._end_all(reason)
+        self._recordings.flush(time.monotonic())
+        self._files.stop()
+        self._bus.close()
+
+    def _end_all(self, reason: str) -> None:
         _survive(self._exchange.goodbye, self._broker, reason)
         while self.orders or self._core.clusters or self._effects:
             _survive(self._take_orders)
@@ -193,9 +231,6 @@ class Session:
                 _survive(self._carry_out)
         for ledger in list(self._ledgers.values()):  # that the core didn't get to know
             _survive(ledger.close)
-        self._recordings.flush(time.monotonic())
-        self._files.stop()
-        self._bus.close()
 
     def _step(self) -> None:
         """Do all that is to be done now, then wait for more."""

@@ -30,8 +30,8 @@ class SharedJobCluster(JobCluster):
     """A computation whose jobs a broker shares out, beside those of other programs and users.
 
     ``dispy-broker`` must run at ``scheduler_node``. It keeps jobs and results on its disk: they
-    survive its end, and that of this program, which `recover_jobs` makes up for. While it can't
-    be reached, jobs wait.
+    survive its end, and that of this program, be it killed or ended by an exception of its own:
+    then `recover_jobs` gets the results. While the broker can't be reached, jobs wait.
 
     The parameters are those of `JobCluster`, but for these:
 

@@ -54,6 +54,7 @@ from .traffic import Block, Ended, Intake, pack_blocks, pack_files, pack_heard
 INTERRUPT_REPEATS = 5
 GIVEN_MAX = 4096  # jobs that a process may hold: their tokens must fit into a pipe
 READ_BYTES = 1 << 18
+SOCKET_BYTES = 1 << 20  # that may be on their way to a job process and back, if the system lets us
 READS = 16  # at a time, so that one process with a large result holds nobody up
 BUFFERS = 64  # in one system call
 STRANGE = "a job process sent the result of a job that it doesn't have"
@@ -115,6 +116,8 @@ class JobProcess:
         if max_tasks != 1:
             self._open_for_many()
         self.socket, child = socket.socketpair()
+        for end in (self.socket, child):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
         self._passed.insert(0, child.detach())
         self.socket.setblocking(False)
 

@@ -534,8 +534,12 @@ class Launcher:
         if process.fault:
             self._give_up(process)
         elif process.silent:
-            with suppress(KeyError):
-                self._selector.unregister(process.socket)
+            self._unwatch(process)
+
+    def _unwatch(self, process: JobProcess) -> None:
+        """Don't look at its socket any more, whether that is so already or not."""
+        with suppress(KeyError):  # by number: an error that names the socket asks what that is
+            self._selector.unregister(process.socket.fileno())
 
     def _on_worker(self, process: JobProcess, mask: int) -> None:
         if self._workers.get(process.worker) is not process or process.silent:
@@ -555,8 +559,7 @@ class Launcher:
     def _give_up(self, process: JobProcess) -> None:
         """End a process whose bytes make no sense."""
         process.silent = True
-        with suppress(KeyError):
-            self._selector.unregister(process.socket)
+        self._unwatch(process)
         self._signal(process, signal.SIGKILL)
 
     def _on_template(self, template: _Template, mask: int) -> None:
@@ -624,8 +627,7 @@ class Launcher:
         """Close our end of a process that is dead or doomed."""
         del self._workers[process.worker]
         del self._templates[process.computation].workers[process.worker]
-        with suppress(KeyError):  # a silent one is not watched any more
-            self._selector.unregister(process.socket)
+        self._unwatch(process)
         process.close()
 
     def _on_zygote(self, mask: int) -> None:

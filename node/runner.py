@@ -70,6 +70,7 @@ USED, EMPTIED, INTERRUPTED = range(3)  # the words
 OUTPUT_BYTES = 1 << 20  # of stdout and of stderr of one job; the rest is cut
 FLUSH_S = 0.001  # a result waits at most so long for company, while jobs follow each other
 REHEARSALS = 60  # all code that gets adapted has been after so many
+REHEARSED_BYTES = 1024  # more than the result of one
 SKIP_BYTES = 1 << 20  # parts of dropped jobs are read away in such pieces
 FILE_BYTES = 1 << 18  # of a file that a job sends, in one record
 OWN_AHEAD = 6  # records that the client has not dealt with; the node adds two of output
@@ -610,14 +611,14 @@ def rehearse(times: int = REHEARSALS) -> None:
     fork, that spares each job process the copying of these pages.
     """
     ours, theirs = _socket.socketpair()
-    outputs = os.open(os.devnull, os.O_RDWR), os.open(os.devnull, os.O_RDWR)
+    output = os.open(os.devnull, os.O_RDWR)
     body = pack_object([], pickle.dumps(((), {}), 5))
     job = JOB.pack(len(body), 0) + body
     for _ in range(times):
         ours.sendall(BLOCK.pack(len(job), 1, 1) + job)
-        Runner(bool, theirs, -1, None, outputs).serve(1)
-        ours.recv(SKIP_BYTES)
-    for fd in (ours.detach(), theirs.detach(), *outputs):
+        Runner(bool, theirs, -1, None, (output, output)).serve(1)
+        ours.recv(REHEARSED_BYTES)
+    for fd in (ours.detach(), theirs.detach(), output):
         os.close(fd)
 
 

@@ -30,17 +30,21 @@ ENVELOPE_BYTES = 4 * CHUNK_BYTES
 BATCH_FIELDS = ("jobs", "results", "records", "pieces", "ranges")
 
 Transmit = Callable[[list[Buffer]], bool]
+Stamp = tuple[int, int, int]  # epoch, seq, ack
+Fit = tuple[list[Body], list[Large], bytes]  # messages of one envelope, and its header
 
 
 @dataclass(eq=False)
 class Outgoing:
-    """An envelope on its way: encoded only when sent, since epoch and ack change."""
+    """An envelope on its way: encoded when sent, since epoch and ack change."""
 
     seq: int
     messages: list[Body]
     chunks: list[Buffer]
     more: bool
     size: int  # bytes of its chunks
+    header: bytes = b""  # as it was encoded to see whether it fits
+    stamp: Stamp | None = None  # what this header says beside the messages
 
 
 class Link:
@@ -149,12 +153,16 @@ class Link:
         )
 
     def _transmit(self, out: Outgoing, now: float, transmit: Transmit) -> bool:
-        sent = 0 if out.seq else self._sent
-        envelope = Envelope(self.epoch, out.seq, self.confirmed, out.messages, out.more, sent)
-        header, _ = self._codec.encode(envelope)
+        if out.stamp == (self.epoch, out.seq, self.confirmed):
+            header = out.header
+        else:
+            sent = 0 if out.seq else self._sent
+            envelope = Envelope(self.epoch, out.seq, self.confirmed, out.messages, out.more, sent)
+            header, _ = self._codec.encode(envelope)
         if not transmit([header, *out.chunks]):
             self.blocked = True
             return False
+        out.header, out.stamp = b"", None
         self._sent_at = now
         self._acked = self.confirmed
         if self.confirmed == self.received:
@@ -164,25 +172,30 @@ class Link:
     def _pack(self) -> None:
         """Turn the outbox into envelopes: long payloads first, in pieces, then the header."""
         messages, self._outbox = self._outbox, []
-        for batch, larges in self._fitting(messages):
+        stamp = self.epoch, self._seq + 1, self.confirmed
+        for batch, larges, header in self._fitting(messages, stamp):
             pieces = _pieces([chunk for large in larges for chunk in large.chunks])
             for piece in pieces[:-1]:
                 self._make([], piece, more=True)
-            self._make(batch, pieces[-1] if pieces else [], more=False)
+            out = self._make(batch, pieces[-1] if pieces else [], more=False)
+            out.header, out.stamp = header, stamp
 
-    def _make(self, messages: list[Body], chunks: list[Buffer], more: bool) -> None:
+    def _make(self, messages: list[Body], chunks: list[Buffer], more: bool) -> Outgoing:
         self._seq += 1
         size = sum(map(len, chunks))
-        self._waiting.append(Outgoing(self._seq, messages, chunks, more, size))
+        out = Outgoing(self._seq, messages, chunks, more, size)
+        self._waiting.append(out)
+        return out
 
-    def _fitting(self, messages: list[Body]) -> list[tuple[list[Body], list[Large]]]:
+    def _fitting(self, messages: list[Body], stamp: Stamp) -> list[Fit]:
         """Cut a batch until each header fits into a frame, and no message waits for many others."""
-        header, larges = self._codec.encode(Envelope(0, 0, 0, messages))
-        is_long = len(messages) > 1 and sum(large.size for large in larges) > ENVELOPE_BYTES
+        header, larges = self._codec.encode(Envelope(*stamp, messages))
+        fit = messages, larges, header
+        is_long = len(messages) > 1 and sum([large.size for large in larges]) > ENVELOPE_BYTES
         if len(header) <= HEADER_BYTES and not is_long:
-            return [(messages, larges)]
+            return [fit]
         halves = _halves(messages)
-        return [fit for half in halves for fit in self._fitting(half)] or [(messages, larges)]
+        return [part for half in halves for part in self._fitting(half, stamp)] or [fit]
 
     def _ack_is_due(self) -> bool:
         news = self.confirmed - self._acked

@@ -48,6 +48,7 @@ NO_PEER = "what listens there doesn't answer: it hangs, or it isn't a dispy peer
 
 log = logging.getLogger("dispy.transport")
 
+READABLE = int(zmq.POLLIN)  # a plain number: operators of the flag itself are slow
 EVENTS = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -290,7 +291,7 @@ class Bus:
     def _has_undrained(self) -> bool:
         """Sending may have consumed the signal of a message that arrived: look again."""
         for source in list(self._undrained):
-            if not int(source.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            if not int(source.getsockopt(zmq.EVENTS)) & READABLE:
                 del self._undrained[source]
         return bool(self._undrained)
 

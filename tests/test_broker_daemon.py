@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from dispy.broker.journal import Journal
 from dispy.broker.settings import Settings
 from dispy.protocol.exchange import Arrival, Arrived, Exchange, Received, Route, Up
 from dispy.protocol.messages import (
+    DRAIN,
     FINISHED,
     Body,
     Buffer,
@@ -24,6 +26,7 @@ from dispy.protocol.messages import (
     JobSpec,
     NodeSpec,
     OpenCluster,
+    Operate,
     Prepared,
     Results,
     Submit,
@@ -160,3 +163,19 @@ def test_a_broker_that_was_stopped_gives_nobody_up_at_once() -> None:
     for _ in range(int(2 * Settings().client_lease_s)):
         world.turn(1.0)
     assert "n" not in scheduler.nodes and cluster.meta.expired
+
+
+def test_the_log_says_what_becomes_of_nodes_and_clusters(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "dispy.broker")
+    world = World()
+    client, node = Peer(world, "client", "c"), Peer(world, "node", "n")
+    client.tell(opening(), Submit(1, [JobSpec(1, 0, b"x")]))
+    node.tell(Holding([], []))
+    client.tell(Operate(1, DRAIN, "n", reason="new disk"))
+    world.daemon.scheduler.away("c", "reset", False, world.now)
+    for _ in range(int(2 * Settings().client_lease_s)):
+        world.turn(1.0)
+    said = [record.getMessage() for record in caplog.records]
+    assert "node 'n' joined" in said and "node 'n' is drained: new disk" in said
+    assert "node 'n' can't be reached: silent for 3.5 s" in said and "node 'n' is given up" in said
+    assert any(text.endswith("of '' is given up: its program is away") for text in said)

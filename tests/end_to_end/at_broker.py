@@ -41,8 +41,10 @@ def used(address: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dispy, "JobCluster", clusters_at(address))
         _at = address
-        yield
-        _at = ""
+        try:
+            yield
+        finally:
+            _at = ""
 
 
 def clusters_at(address: str) -> Callable[..., dispy.SharedJobCluster]:

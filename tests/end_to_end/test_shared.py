@@ -241,6 +241,20 @@ def test_jobs_that_are_left_are_ended_when_that_is_wanted(
     assert not path.exists()
 
 
+def test_a_program_that_fails_leaves_its_jobs_behind(
+    broker: BrokerProcess, start_node: StartNode, start_program: RunProgram, gate: Path
+) -> None:
+    start_node(*join("alpha", broker), cpus=1)
+    fails = SOURCE.replace("cluster.close()", "raise ValueError('a bug of the user')")
+    program = start_program(fails, broker.address, str(gate), "3")
+    assert program.wait(30) == 1
+    assert "a bug of the user" in program.log() and "'dispy recover'" in program.log()
+    (path,) = program.folder.glob("_dispy_*")
+    gate.touch()
+    jobs = dispy.recover_jobs(path)
+    assert [(job.id, job.result) for job in jobs] == [("id-0", 0), ("id-1", 1), ("id-2", 4)]
+
+
 def test_nobody_to_recover_from_is_an_error() -> None:
     with pytest.raises(RecoverError, match=r"no broker answers at 127\.0\.0\.1:1: "):
         dispy.recover_jobs(cluster="mine", scheduler_node="127.0.0.1:1", timeout=0.1)

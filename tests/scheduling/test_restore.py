@@ -6,6 +6,7 @@ import pytest
 
 from dispy.broker import tables, unheard
 from dispy.broker.drain import drain
+from dispy.broker.seen import NUMBER_MAX
 from dispy.broker.settings import Settings
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import (
@@ -20,6 +21,7 @@ from dispy.protocol.messages import (
     Inventory,
     JobOptions,
     JobResult,
+    JobSpec,
     Kill,
     NodeReady,
     NodeSpec,
@@ -27,6 +29,7 @@ from dispy.protocol.messages import (
     Results,
     Returned,
     Run,
+    Submit,
 )
 
 from . import durablestage
@@ -386,3 +389,13 @@ def test_a_node_that_is_away_is_given_up_whatever_pulse_a_client_wants() -> None
     stage.scheduler.tick(stage.now)
     stage.flush()
     assert not stage.scheduler.nodes
+
+
+def test_no_client_can_count_so_far_that_nobody_can_say_it() -> None:
+    stage = DurableStage()
+    stage.submit(1, NUMBER_MAX)
+    with pytest.raises(ProtocolError):
+        stage.scheduler.receive(CLIENT, Submit(1, [JobSpec(2**64 - 1, 0, b"x")]), stage.now)
+    stage.crash()
+    stage.rejoin()
+    assert stage.one(ClusterOpened).credit < 2**63

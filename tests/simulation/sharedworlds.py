@@ -175,8 +175,8 @@ def play_full_disk() -> World:
 def play_stopped_nodes() -> World:
     """Stop all nodes, which give back what they haven't begun, and then kill the broker."""
     world = small_world("stopped nodes")
-    world.submit(1, [Course(0.01)] * 300)
-    world.run(1.0)
+    world.submit(1, [Course(0.01)] * 600)
+    world.run(3.0)
     for machine in world.machines.values():
         world.stop_node(machine)
     world.run(1.0)
@@ -191,9 +191,9 @@ def play_stopped_nodes() -> World:
 def play_lost_records() -> World:
     """Kill the broker while jobs say much, and their program can't hear it."""
     world = small_world("lost records")
-    world.submit(1, [Course(3.0, records=20)] * 4)
+    world.submit(1, [Course(8.0, records=20)] * 4)
     world.run(4.0)
-    world.client.pause(world.now + 3.0)
+    world.client.pause(world.now + 2.0)
     world.run(0.5)
     world.kill_broker()
     world.start_broker()

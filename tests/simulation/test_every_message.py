@@ -41,7 +41,7 @@ from .world import World
 REPEATED = 0.3  # of all messages
 # They need a node that fails to set up, one that is slower than another, or one with hours.
 RARE = {NodeTrouble, Withdraw, Service}
-STRIDE = 5  # at a shared broker, so few of the messages have their turn
+STRIDE = 7  # at a shared broker, so few of the messages have their turn
 
 
 def happy_world() -> World:

@@ -1,6 +1,6 @@
 """Whatever goes wrong, every job ends once and nothing is left behind (scenario A1).
 
-One client, one broker, three nodes, at most three faults, 200 jobs; a sixth of the runs are of a
+One client, one broker, three nodes, at most three faults, 200 jobs; an eighth of the runs are of a
 broker that several programs share, and that has a journal: it is killed as well, and so are they.
 ``DISPY_SEEDS`` says how many runs (default 1000), ``DISPY_SHARED_SEEDS`` how many of them are of
 the latter kind, ``DISPY_SEED`` which is the first.
@@ -34,7 +34,7 @@ from .world import World
 ROOT = Path(__file__).parents[2]
 FIRST = int(os.environ.get("DISPY_SEED", "0"))
 COUNT = int(os.environ.get("DISPY_SEEDS", "1000"))
-SHARED = int(os.environ.get("DISPY_SHARED_SEEDS", COUNT // 6))  # of all runs
+SHARED = int(os.environ.get("DISPY_SHARED_SEEDS", COUNT // 8))  # of all runs
 SHARED_FAULTS = 5
 PARTS = 10
 PROCESSES = 2

@@ -116,6 +116,7 @@ def test_many_nodes_of_which_some_die(
     promises.check_free(world)
 
 
+@pytest.mark.timeout(120 * max(1.0, SCALE))
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_broker_with_many_nodes_dies_and_goes_on(
     reentrant: bool, unchecked: pytest.MonkeyPatch
@@ -125,9 +126,9 @@ def test_a_broker_with_many_nodes_dies_and_goes_on(
     shortest_s = plan(world, JOBS_KEPT, reentrant)
     for part, point in ((0.2, ""), (0.5, "before-commit"), (0.7, "sending")):
         world.clock.at(part * shortest_s, partial(lose_broker, world, point))
-    began = time.monotonic()
+    began = time.process_time()
     assert world.run(HOURS_MAX * 3600, world.is_idle), "not all jobs have ended"
-    assert time.monotonic() - began < REAL_S_MAX
+    assert time.process_time() - began < REAL_S_MAX
     assert world.broker_lives == 4
     promises.check_ends(world)
     unchecked.undo()
