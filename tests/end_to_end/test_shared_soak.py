@@ -27,6 +27,7 @@ import psutil
 import pytest
 
 from dispy.operator import Operator
+from dispy.protocol.messages import CANCEL, SERIALS
 
 from .processes import BrokerProcess, NodeProcess, Program
 from .waiting import until
@@ -151,9 +152,9 @@ class Soak:
         assert recovery.wait(ROUND_S) == 0, recovery.log()
 
     def _quieten(self) -> None:
-        """Wait until nothing is left of the round; what nobody could recover is cancelled."""
+        """Wait until nothing is left of the round."""
         with Operator(self.broker.address) as operator:
-            until(lambda: not operator.status().clusters, "no clusters", QUIET_S)
+            until(lambda: _is_cleared(operator), "no clusters", QUIET_S)
         running = [node.job_processes for node in self.nodes]
         until(lambda: not any(each() for each in running), "no job processes", QUIET_S)
 
@@ -189,6 +190,15 @@ class Soak:
         """End what is left by force."""
         for process in (*self.nodes, self.broker):
             process.clear_away()
+
+
+def _is_cleared(operator: Operator) -> bool:
+    """Whether no cluster is left; one that was killed before it had any job isn't recovered."""
+    clusters = operator.status().clusters
+    for cluster in clusters:
+        if cluster.state == "away" and not cluster.waiting + cluster.running + cluster.ended:
+            operator.ask(CANCEL, str(cluster.id % SERIALS))
+    return not clusters
 
 
 def size_of(folder: Path) -> int:

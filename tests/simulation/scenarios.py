@@ -9,7 +9,7 @@ from functools import partial
 from dispy.broker.nodes import LEASE_PULSES
 from dispy.protocol.exchange import GREETING_S, REDIAL_MAX_S, REFUSED_PAUSE_S
 from dispy.protocol.link import BEAT_S, SILENCE_S
-from dispy.protocol.messages import JobOptions, Large
+from dispy.protocol.messages import CLOSE, JobOptions, Large
 
 from . import promises
 from .extras import Extras
@@ -230,6 +230,30 @@ def play_given_up_node(silent_s: float = GIVEN_UP_S, is_cut: bool = False) -> Wo
         (end,) = [each for each in ends if each.other.socket.machine == first.name]
         world.network.cut(end, (0.0, 0.0))
     world.run(silent_s)
+    play(world, until=0.0)
+    return world
+
+
+def play_closed_node() -> World:
+    """Close a node that is given up before its last job has ended, and comes back."""
+    world = World("closed node")
+    first = world.add_machine(2, dials=True)
+    world.start_node(first)
+    world.start_node(world.add_machine(2, dials=True))
+    number = world.open_cluster(reentrant=True, pulse_s=0.2)
+    world.run(1.0)
+    nodes = world.client.records[number].met.values()
+    (node,) = [each.id for each in nodes if each.name == first.name]
+    world.submit(number, [Course(GIVEN_UP_S)] * 4)
+    world.run(0.5)
+    world.request(number, CLOSE, node)
+    world.run(0.5)
+    world.lost_nodes = True
+    assert first.node is not None
+    first.node.pause(world.now + GIVEN_UP_S)
+    world.longest_pause_s = GIVEN_UP_S
+    world.run(GIVEN_UP_S + 1.0)
+    assert not [each for each in world.client.records[number].nodes if each == node]
     play(world, until=0.0)
     return world
 

@@ -51,7 +51,13 @@ from dispy.node import setups as node_setups
 from dispy.protocol import exchange, fetching, link
 from dispy.reports import Report
 
-from .scenarios import GREETED_S, play_cancelled_queue, play_given_up_node, play_seed
+from .scenarios import (
+    GREETED_S,
+    play_cancelled_queue,
+    play_closed_node,
+    play_given_up_node,
+    play_seed,
+)
 from .sharedworlds import (
     play_full_disk,
     play_lost_records,
@@ -73,6 +79,7 @@ SHARED_SEEDS: Sequence[int] = (*SHARED_GOOD, *range(SHARED_FAULTS, 900, SHARED_F
 
 
 DIRECTED: dict[int, Callable[[], World]] = {
+    -5: play_closed_node,
     -4: partial(play_given_up_node, is_cut=True),
     -3: partial(play_given_up_node, GREETED_S),
     -2: play_given_up_node,
@@ -208,7 +215,7 @@ SHARED_BUGS = [
     # Jobs that wait on disk.
     Bug(intake, "load_ahead", "_load_some(state, cluster, first.priority)", "pass"),
     Bug(intake, "loaded", "_go_on(state, cluster, pinned)", "pass"),
-    Bug(backlog, "end_all", "_end(state, batch, index, status, reason)", "pass"),
+    Bug(backlog, "end_all", "strike_all(state, batch)", "pass"),
     Bug(backlog, "_end", "strike(state, batch, index)", "pass"),
     # Who has a cluster.
     Bug(attaching, "_on_attach", "tell_all(state, found)", "pass"),

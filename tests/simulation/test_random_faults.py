@@ -20,7 +20,14 @@ import pytest
 
 from dispy.protocol.messages import CANCELLED, FINISHED
 
-from .scenarios import GIVEN_UP_S, GREETED_S, JOBS_MANY, play_cancelled_queue, play_given_up_node
+from .scenarios import (
+    GIVEN_UP_S,
+    GREETED_S,
+    JOBS_MANY,
+    play_cancelled_queue,
+    play_closed_node,
+    play_given_up_node,
+)
 from .sharedworlds import (
     play_full_disk,
     play_lost_records,
@@ -78,6 +85,10 @@ def test_cancelled_jobs_make_room_for_others() -> None:
     world = play_cancelled_queue()
     ends = [end.status for ended in world.client.records[1].ends.values() for end in ended]
     assert ends.count(CANCELLED) == ends.count(FINISHED) == JOBS_MANY
+
+
+def test_a_closed_node_that_was_given_up_is_not_used_again() -> None:
+    play_closed_node()
 
 
 @pytest.mark.parametrize("is_cut", [False, True])
