@@ -147,7 +147,7 @@ def newcomer(count: int) -> float:
             jobs = [cluster.submit(LONG_S) for _ in range(10)]
             for job in jobs:
                 job()
-            return float(max(job.start_time for job in jobs) - asked) / LONG_S
+            return (max(job.start_time or 0.0 for job in jobs) - asked) / LONG_S
 
 
 def rates(journal: bool, jobs: int, fresh_jobs: int) -> tuple[float, float]:
