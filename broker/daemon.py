@@ -106,6 +106,8 @@ class BrokerDaemon:
         self._reads: list[LoadResults] = []  # to be done when their clients have room for more
         self._look_at = 0.0
         self._since = time.time()
+        # A program tells its user of nodes by itself; operators have only this log.
+        self._news = logging.INFO if self.scheduler.state.settings.shared else logging.DEBUG
 
     def restore(self) -> None:
         """Go on where the journal ends; with one, to be called before the first step."""
@@ -219,8 +221,8 @@ class BrokerDaemon:
         if isinstance(event, Received):
             scheduler.receive(event.peer, event.message, now)
         elif isinstance(event, Joined):
-            level = logging.INFO if event.identity.role == "node" else logging.DEBUG
-            log.log(level, "%s %r joined", event.identity.role, event.identity.name)
+            if event.identity.role == "node":
+                log.log(self._news, "node %r joined", event.identity.name)
             scheduler.joined(event.peer, event.identity, event.undelivered, event.address, now)
         elif isinstance(event, Back):
             scheduler.back(event.peer)
@@ -281,9 +283,9 @@ class BrokerDaemon:
         link = self.exchange.links.get(peer)
         node = self.scheduler.nodes.get(peer)
         if node is not None:
-            log.info("node %r %s", node.identity.name, what)
+            log.log(self._news, "node %r %s", node.identity.name, what)
         elif link is not None and link.peer.role == "node":  # forgotten just now
-            log.info("node %r %s", link.peer.name, what)
+            log.log(self._news, "node %r %s", link.peer.name, what)
 
     def _log_kept(self, effect: Effect) -> None:
         """Tell operators what has changed for longer."""

@@ -115,3 +115,16 @@ def test_an_idle_node_that_gets_no_jobs_gets_none_either() -> None:
     come_back(stage, "n")
     stage.submit(1)
     assert not stage.runs()
+
+
+def test_a_node_that_was_lost_while_it_was_closed_is_not_used_when_it_is_back() -> None:
+    stage = DurableStage()
+    node = stage.node("n", 4)
+    stage.submit(1)
+    stage.runs()
+    stage.ask(CLOSE, node)
+    stage.lose("n")
+    stage.submit(2)
+    come_back(stage, "n", (1, 1))
+    assert stage.one(Release).computation == stage.number
+    assert not stage.take(Run) and not stage.take(Prepare)
