@@ -193,6 +193,19 @@ def test_a_node_dials_for_as_long_as_it_takes(start_node: StartNode, new_broker:
     assert node.log().count("; still trying") <= 2
 
 
+def taken_door(port: int) -> socket.socket:
+    """Listen in place of a broker that was just killed, as soon as its port is free."""
+    doors: list[socket.socket] = []
+
+    def is_free() -> bool:
+        with suppress(OSError):
+            doors.append(socket.create_server(("127.0.0.1", port)))
+        return bool(doors)
+
+    until(is_free, "a free port")
+    return doors[0]
+
+
 def test_a_broker_that_is_away_for_long_does_not_fill_the_log(
     start_node: StartNode, new_broker: NewBroker
 ) -> None:
@@ -201,7 +214,7 @@ def test_a_broker_that_is_away_for_long_does_not_fill_the_log(
     broker.expect(Joined)
     broker.expect(Holding)  # it has heard of it, too
     broker.kill()
-    with socket.create_server(("127.0.0.1", broker.port)) as server:  # to count the attempts
+    with taken_door(broker.port) as server:  # to count the attempts
         server.settimeout(PATIENCE_S)
         for _ in range(8):  # each is two connections
             server.accept()[0].close()

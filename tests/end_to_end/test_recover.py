@@ -433,6 +433,7 @@ def test_results_wait_for_who_has_their_classes(
     program = start_program(OWN_CLASS, start_node(cpus=1).address, str(gate))
     path = program.folder / "mine"
     until(lambda: _running(gate) == 1, "a job that runs")  # what is only recorded may be unsent
+    until(lambda: path.exists() and path.stat().st_size, "the file")  # and the other way round
     program.kill()
     gate.touch()
     (job,) = dispy.recover_jobs(path)

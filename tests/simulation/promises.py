@@ -280,8 +280,9 @@ def check_accepted(world: World) -> None:
 
 def cluster_of(world: World, wish: Wish) -> Cluster:
     """Return what the broker knows of a cluster."""
-    clients = world.broker.scheduler.clients
-    return clients[wish.client.identity.instance].clusters[wish.opening.cluster]
+    client = world.broker.scheduler.clients.get(wish.client.identity.instance)
+    assert client is not None, "a client is not registered"
+    return client.clusters[wish.opening.cluster]
 
 
 def check_blobs(world: World) -> None:
