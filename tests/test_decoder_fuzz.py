@@ -1,6 +1,6 @@
 """Random and mutated bytes from the network: nothing but `ProtocolError` leaves the decoder.
 
-Scenario A6. ``DISPY_FUZZ`` says how many mutations, by default a million.
+Scenario A6. ``DISPY_FUZZ`` says how many mutations, by default 200,000.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dispy.protocol.errors import ProtocolError
 from dispy.protocol.exchange import Arrived, Exchange, Up
 from dispy.protocol.wire import Codec
 
-COUNT = int(os.environ.get("DISPY_FUZZ", "1000000"))
+COUNT = int(os.environ.get("DISPY_FUZZ", "200000"))
 PORTION = 10_000
 MEAN_S_MAX = 100e-6  # of a decoding; ten times what it takes, since machines are busy
 MEMORY_MAX = 1 << 20  # reserved for a message of a few bytes, whatever it announces

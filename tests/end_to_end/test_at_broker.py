@@ -5,11 +5,11 @@ A part of them, here always; all of them with DISPY_TEST_SHARED=1. See `at_broke
 
 from __future__ import annotations
 
-from . import test_inside_jobs, test_live_output, test_setup, test_values
+from . import test_live_output, test_values
 
 AT_A_BROKER = True
-MODULES = (test_inside_jobs, test_live_output, test_setup, test_values)
-FIXTURES = {"gate": test_live_output.gate, "here": test_inside_jobs.here}
+MODULES = (test_live_output, test_values)
+FIXTURES = {"gate": test_live_output.gate}
 
 for module in MODULES:
     for name, thing in vars(module).items():

@@ -22,7 +22,7 @@ from dispy.broker.journal import Journal
 from .chaos import Chaos
 from .waiting import until
 
-JOBS = int(os.environ.get("DISPY_TEST_CHAOS", "2000"))
+JOBS = int(os.environ.get("DISPY_TEST_CHAOS", "600"))
 SEED = int(os.environ.get("DISPY_TEST_SEED", str(time.time_ns() % 1_000_000)))
 STRIKES = JOBS // 60  # at most: on a busy machine the jobs take longer, and each strike as well
 PAUSE_S = (0.1, 1.0)  # between two strikes

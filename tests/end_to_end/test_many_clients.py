@@ -24,7 +24,7 @@ from dispy.session import Session
 from .conftest import StartBroker, StartNode
 from .waiting import until
 
-CLIENTS = int(os.environ.get("DISPY_TEST_CLIENTS", "200"))
+CLIENTS = int(os.environ.get("DISPY_TEST_CLIENTS", "60"))
 JOBS = 10  # of each
 PATIENCE_S = 30 + CLIENTS / 4
 MEMORY_BYTES = 400_000  # of the broker, for each client

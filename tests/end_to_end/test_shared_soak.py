@@ -32,7 +32,7 @@ from dispy.protocol.messages import CANCEL, SERIALS
 from .processes import BrokerProcess, NodeProcess, Program
 from .waiting import until
 
-MINUTES = float(os.environ.get("DISPY_TEST_SOAK_MINUTES", "0.33"))
+MINUTES = float(os.environ.get("DISPY_TEST_SOAK_MINUTES", "0.1"))
 SEED = int(os.environ.get("DISPY_TEST_SEED", "1"))
 SOURCE = Path(__file__).with_name("soak_client.py").read_text()
 CLIENTS = 3

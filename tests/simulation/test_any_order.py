@@ -18,7 +18,7 @@ from .jobs import HANG_S, Course, End
 from .scenarios import play
 from .world import Machine, World
 
-EXAMPLES = int(os.environ.get("DISPY_EXAMPLES", "200"))
+EXAMPLES = int(os.environ.get("DISPY_EXAMPLES", "100"))
 STEPS = 25
 MACHINES_MAX = 4
 CLUSTERS_MAX = 3
