@@ -106,8 +106,6 @@ class BrokerDaemon:
         self._reads: list[LoadResults] = []  # to be done when their clients have room for more
         self._look_at = 0.0
         self._since = time.time()
-        # A program tells its user of nodes by itself; operators have only this log.
-        self._news = logging.INFO if self.scheduler.state.settings.shared else logging.DEBUG
 
     def restore(self) -> None:
         """Go on where the journal ends; with one, to be called before the first step."""
@@ -278,6 +276,11 @@ class BrokerDaemon:
             self.scheduler.loaded(effect.batch, self.journal.read_batch(effect.batch))
         elif isinstance(effect, LoadResults):
             self._reads.append(effect)
+
+    @property
+    def _news(self) -> int:
+        """Operators have only this log; a program tells its user of nodes by itself."""
+        return logging.INFO if self.scheduler.state.settings.shared else logging.DEBUG
 
     def _log_node(self, peer: str, what: str) -> None:
         link = self.exchange.links.get(peer)
