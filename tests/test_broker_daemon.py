@@ -91,7 +91,7 @@ class World:
         self.peers: dict[bytes, Peer] = {}
         self.journal = Journal(None)
         bus: Any = self
-        self.daemon = BrokerDaemon(bus, "0", "b", Settings(durable=True), self.journal)
+        self.daemon = BrokerDaemon(bus, "0", "b", Settings(durable=True, shared=True), self.journal)
 
     def turn(self, seconds: float = 0.0) -> None:
         """Have the broker do what is to be done."""
