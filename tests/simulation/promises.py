@@ -282,7 +282,9 @@ def cluster_of(world: World, wish: Wish) -> Cluster:
     """Return what the broker knows of a cluster."""
     client = world.broker.scheduler.clients.get(wish.client.identity.instance)
     assert client is not None, "a client is not registered"
-    return client.clusters[wish.opening.cluster]
+    cluster = client.clusters.get(wish.opening.cluster)
+    assert cluster is not None, "a cluster is not open"
+    return cluster
 
 
 def check_blobs(world: World) -> None:
