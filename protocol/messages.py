@@ -48,6 +48,12 @@ RESUME = "resume"
 CANCEL = "cancel"
 WHY = "why"
 
+# What `Relayed` tells of a peer behind a relay.
+CARRIED = 0  # what it says, or what is said to it: frames follow
+INTRODUCED = 1  # the relay has dialled it: say Hello
+LOST = 2  # its connection is gone
+DROPPED = 3  # to the relay: close its connection
+
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 
@@ -97,6 +103,7 @@ class Identity(Frozen, frozen=True):
     place: str = ""  # nodes: machine and port; a new instance at a place proves the old one gone
     address: str = ""  # nodes: the address of their own door, "host:port"
     user: str = ""  # clients: who runs the program, "login@host"; shares are counted by user
+    addresses: list[str] = []  # all addresses of its own door, "host:port", the best one first
 
 
 class FileSpec(Frozen, frozen=True):
@@ -313,6 +320,8 @@ class Hello(Message, tag=1):
     identity: Identity
     session: str = ""  # empty: a new one
     received: int = 0  # envelopes of that session that have arrived here
+    token: bytes = b""  # proves that ``identity.instance`` is the sender's: see `guard`
+    proof: bytes = b""  # ... that it knows the secret, and may have its role
 
 
 class Welcome(Message, tag=2):
@@ -323,6 +332,7 @@ class Welcome(Message, tag=2):
     session: str
     epoch: int  # how many connections this session has had
     received: int = 0
+    token: bytes = b""  # as in `Hello`
 
 
 class Refused(Message, tag=3):
@@ -339,6 +349,29 @@ class Goodbye(Message, tag=5):
     """The sender ends the session on purpose; nothing more will come, nothing is kept."""
 
     reason: str = ""
+
+
+class Relayed(Message, tag=7):
+    """What follows is from or for a peer behind a relay: its own header frame and payloads.
+
+    It goes between a relay and the side that it brings its peers to. Relays in a row put one
+    before the other.
+    """
+
+    child: int  # the relay's number for its connection to that peer; never used again
+    event: int = CARRIED
+    text: str = ""  # INTRODUCED: the peer's address; LOST: why
+    refused: bool = False  # LOST: nothing listens there, so the peer's process is gone
+
+
+class Cached(Message, tag=8):
+    """Frames of the message that follows which its receiver has had before, so they're missing."""
+
+    frames: list[tuple[int, bytes]]  # position among the frames that follow, and its digest
+
+
+class Nudge(Message, tag=9):
+    """No meaning: a relay says it to peers that dialled, to notice which of them are gone."""
 
 
 # -- client to broker ---------------------------------------------------------------------
@@ -860,4 +893,6 @@ class Envelope(Message, tag=6):
     sent: int = 0  # in a sign of life: the last envelope sent before it
 
 
-Frame: TypeAlias = Hello | Welcome | Refused | Unknown | Goodbye | Envelope
+Frame: TypeAlias = (
+    Hello | Welcome | Refused | Unknown | Goodbye | Envelope | Relayed | Cached | Nudge
+)
