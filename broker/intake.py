@@ -12,6 +12,7 @@ from .batches import accept, has_ended, keep, left_in, room_for, size_of, strike
 from .blobs import need_for_jobs
 from .effects import Load
 from .jobs import end_hopeless, pin, resume, take_turns
+from .seen import check_numbers
 from .state import Batch, Cluster, Job, State
 
 UNREADABLE = "the job can't be read from the broker's journal any more"
@@ -20,6 +21,7 @@ UNREADABLE = "the job can't be read from the broker's journal any more"
 def take_in(state: State, cluster: Cluster, specs: list[JobSpec]) -> None:
     """Take jobs that a client has submitted; those that are known were sent again."""
     pinned: list[Job] = []
+    check_numbers([spec.seq for spec in specs])  # before any of them is taken
     if state.settings.durable:
         _take_and_keep(state, cluster, specs, pinned)
     else:

@@ -179,6 +179,8 @@ def _on_holding(state: State, peer: str, message: Holding, now: float) -> None:
             ready(state, allocation)  # it was set up before the broker was started
         if allocation.stage in PENDING and (allocation.suspended or node.barred):
             vacate(state, allocation, False)  # what it was told of that may be lost
+    if state.nodes.get(peer) is not node:
+        return  # the last cluster that asked for it has been closed by that
     for computation in message.computations:
         if computation not in node.allocations:
             state.send(peer, Release(computation))

@@ -7,10 +7,19 @@ the others cost less than a byte each.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from dispy.protocol.errors import ProtocolError
 
 NUMBER_MAX = 1 << 53
 BLOCK = 256  # numbers that share an entry
+
+
+def check_numbers(numbers: Collection[int]) -> None:
+    """Raise `ProtocolError` if one is so large that nobody can have counted so far."""
+    if numbers and max(numbers) > NUMBER_MAX:
+        number = max(numbers)
+        raise ProtocolError(f"jobs are numbered from 1, so there can't be a number {number}")
 
 
 class Seen:
@@ -23,10 +32,7 @@ class Seen:
         self._blocks: dict[int, int] = {}  # number // BLOCK -> bits, for numbers above it
 
     def add(self, number: int) -> bool:
-        """Add a number; False if it has been there, or is below 1.
-
-        Raises `ProtocolError` for one that is so large that nobody can have counted so far.
-        """
+        """Add a number that `check_numbers` lets through; False if it was there, or is below 1."""
         if number == self.upto + 1:
             self.upto = number
             if self._blocks:
@@ -34,8 +40,6 @@ class Seen:
             return True
         if number <= self.upto:
             return False
-        if number > NUMBER_MAX:
-            raise ProtocolError(f"jobs are numbered from 1, so there can't be a number {number}")
         block, bit = divmod(number, BLOCK)
         bits = self._blocks.get(block, 0)
         if bits >> bit & 1:
