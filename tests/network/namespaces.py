@@ -74,6 +74,7 @@ class Host:
     namespace: str
     plugs: list[Plug] = field(default_factory=list)
     cut_off: set[tuple[str, str]] = field(default_factory=set)  # address, interface
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def join(self, subnet: Subnet, *addresses: str) -> str:
         """Connect it to a subnet as the next interface (eth0, ...).
@@ -125,7 +126,7 @@ class Host:
         self, *command: str, environment: Mapping[str, str] | None = None
     ) -> subprocess.Popen[str]:
         """Start a command there; it is killed with the network at the latest."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*self.through, *command],
             env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,
@@ -133,6 +134,8 @@ class Host:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self.started.append(process)  # it may be on its way into the namespace for a while
+        return process
 
     @contextmanager
     def inside(self) -> Iterator[None]:
@@ -196,6 +199,7 @@ class Network:
     def __init__(self) -> None:
         self._prefix = f"{PREFIX}x{next(_numbers)}"
         self._namespaces: list[str] = []
+        self._hosts: list[Host] = []
 
     def __enter__(self) -> Network:
         return self
@@ -205,7 +209,8 @@ class Network:
 
     def host(self, name: str) -> Host:
         """Make a host without any connection."""
-        return Host(name, self._namespace(name))
+        self._hosts.append(Host(name, self._namespace(name)))
+        return self._hosts[-1]
 
     def subnet(self, name: str) -> Subnet:
         """Make a subnet that nobody has joined so far."""
@@ -223,6 +228,11 @@ class Network:
 
     def close(self) -> None:
         """Kill what still runs in the hosts, and remove them with all that was connected."""
+        for process in [process for host in self._hosts for process in host.started]:
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
         while self._namespaces:
             namespace = self._namespaces.pop()
             for pid in ip("netns", "pids", namespace).split():
