@@ -17,6 +17,7 @@ from .backlog import unended
 from .batches import ranges
 from .clients import tell_all
 from .closing import forget_if_absent
+from .effects import DropTaken, KeepTaken
 from .naming import label_of, named, titles_of
 from .records import say_unsaid
 from .state import Client, Cluster, State
@@ -104,18 +105,30 @@ def _move(state: State, cluster: Cluster, client: Client, number: int) -> None:
     cluster.opened = msgspec.structs.replace(cluster.opened, cluster=number)
     cluster.client = client
     client.clusters[number] = cluster
-    state.taken.pop((client.peer, number), None)
-    remember(state, cluster)
+    _note_taken(state, cluster, (owner.peer, old), (client.peer, number))
     state.keep(cluster)
     forget_if_absent(state, owner)
 
 
+def _note_taken(
+    state: State, cluster: Cluster, loser: tuple[str, int], taker: tuple[str, int]
+) -> None:
+    """Remember from whom a cluster was taken, also when it and this broker have ended."""
+    gone = [taker] if state.taken.pop(taker, None) else []
+    state.taken.pop(loser, None)
+    state.taken[loser] = cluster.id
+    if len(state.taken) > TAKEN_MAX:
+        gone.append(next(iter(state.taken)))
+        del state.taken[gone[-1]]
+    if state.settings.durable:
+        state.effects += [DropTaken(*each) for each in gone]
+        state.effects.append(KeepTaken(*loser, cluster.id))
+
+
 def remember(state: State, cluster: Cluster) -> None:
-    """Remember from whom a cluster was taken."""
+    """Remember from whom a cluster was taken that was kept."""
     for key in cluster.meta.before:
-        state.taken[key] = cluster.id
-    while len(state.taken) > TAKEN_MAX:
-        del state.taken[next(iter(state.taken))]
+        state.taken.setdefault(key, cluster.id)
 
 
 def _say_attached(state: State, cluster: Cluster) -> None:

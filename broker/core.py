@@ -33,6 +33,7 @@ from . import (
     clients,
     closing,
     drain,
+    exclusive,
     intake,
     nodes,
     operation,
@@ -222,6 +223,8 @@ class Scheduler:
             drain.bar_anew(state)
         if state.pulsed:
             nodes.say_pulses(state)
+        if state.exclusives:
+            exclusive.look(state)
         turns.place(state)
         if state.idle_nodes:
             turns.take_back(state)

@@ -73,6 +73,9 @@ class NodeMeta(msgspec.Struct, array_like=True, gc=False):
     set_aside: str = ""  # why the broker doesn't use it
     place: str = ""  # a node that is started anew at its place stays drained or set aside
     cpus: int = 1
+    mishaps: list[tuple[float, int]] = []  # when, in seconds since the epoch; cluster, or 0: lost
+    unfit: list[tuple[int, bool]] = []  # clusters that it couldn't set up; whether another could
+    returned: bool = False  # it had been set aside before, and is used again
 
 
 @dataclass
@@ -118,6 +121,8 @@ class Kept:
 
     clusters: list[KeptCluster] = field(default_factory=list)
     nodes: dict[int, NodeMeta] = field(default_factory=dict)  # by id
+    # Clusters that were taken from their clients: whose and what that called it -> its id.
+    taken: dict[tuple[str, int], int] = field(default_factory=dict)  # the oldest first
     last_node: int = 0  # highest id that any node has ever had
     last_record: int = 0  # highest number that any batch or any results have ever had
 

@@ -123,6 +123,21 @@ class DropNode(NamedTuple):
     id: int
 
 
+class KeepTaken(NamedTuple):
+    """Remember that a client has lost a cluster, by what it called it."""
+
+    owner: str
+    number: int
+    cluster: int
+
+
+class DropTaken(NamedTuple):
+    """Forget that: the client has the cluster again, or it was too long ago."""
+
+    owner: str
+    number: int
+
+
 class Load(NamedTuple):
     """Read a batch from the disk; `Scheduler.loaded` gets its jobs."""
 
@@ -147,6 +162,8 @@ JournalEffect: TypeAlias = (
     | KeepAbandoned
     | KeepNode
     | DropNode
+    | KeepTaken
+    | DropTaken
 )
 
 # -- files that the broker itself has a copy of ----------------------------------------------

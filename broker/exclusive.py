@@ -1,8 +1,10 @@
 """Clusters that want all nodes for themselves, and who waits for whom because of that.
 
 Such a cluster waits until all that were opened before it are closed, and whatever is opened
-after it waits until it is closed. Jobs are taken meanwhile, but no node is. Only this file says
-which clusters wait. As long as no cluster is exclusive, nothing of this costs anything.
+after it waits until it is closed. Jobs are taken meanwhile, but no node is. One that was taken
+over holds nobody up once its jobs have ended: who took it over submits none, and closes it when
+those of the same program have ended, too. Only this file says which clusters wait. As long as no
+cluster is exclusive, nothing of this costs anything.
 """
 
 from __future__ import annotations
@@ -36,11 +38,18 @@ def leave(state: State, cluster: Cluster) -> None:
 
 def update(state: State) -> None:
     """Find out who waits after a start; clusters have been opened in the order of their ids."""
-    in_use = [each for each in state.clusters.values() if not _is_over(each)]
+    in_use = [each for each in state.clusters.values() if not _has_left(each)]
     state.exclusives = {each: None for each in in_use if each.opened.exclusive}
     if state.exclusives:
         for cluster in in_use:
-            cluster.waits = True
+            cluster.waits = not _is_done(cluster)
+        _review(state)
+
+
+def look(state: State) -> None:
+    """Let others go on when a cluster that was taken over has come to its end."""
+    clusters = state.clusters.values()
+    if any(each.waits for each in clusters) and any(map(_is_done, clusters)):
         _review(state)
 
 
@@ -49,7 +58,7 @@ def _review(state: State) -> None:
 
     Whoever has nodes keeps them: an exclusive cluster waits for all others that have some.
     """
-    in_use = [each for each in state.clusters.values() if not _is_over(each)]
+    in_use = [each for each in state.clusters.values() if not is_over(each)]
     going = sum(not each.waits for each in in_use)
     for cluster in in_use:
         alone = cluster.opened.exclusive
@@ -62,7 +71,7 @@ def _review(state: State) -> None:
 
 def _has_holder(state: State) -> bool:
     """Whether an exclusive cluster has all nodes."""
-    return any(not each.waits for each in state.exclusives)
+    return any(not each.waits and not is_over(each) for each in state.exclusives)
 
 
 def _let_go(state: State, cluster: Cluster) -> None:
@@ -71,9 +80,20 @@ def _let_go(state: State, cluster: Cluster) -> None:
         allocate(state, cluster, node)
 
 
-def _is_over(cluster: Cluster) -> bool:
-    """Whether it has no nodes and will get none, unless it is opened again."""
+def is_over(cluster: Cluster) -> bool:
+    """Whether nobody needs to wait for it, unless it is opened again."""
+    return _has_left(cluster) or _is_done(cluster)
+
+
+def _has_left(cluster: Cluster) -> bool:
     return cluster.closing and not cluster.allocations
+
+
+def _is_done(cluster: Cluster) -> bool:
+    """Whether it was taken over, has had its turn, and has no job any more."""
+    if not cluster.meta.before or cluster.waits:
+        return False
+    return not cluster.jobs and not cluster.backlog.waiting
 
 
 def why(state: State, cluster: Cluster) -> str:
@@ -91,7 +111,7 @@ def why(state: State, cluster: Cluster) -> str:
 
 
 def _goes_before(other: Cluster, cluster: Cluster) -> bool:
-    if other is cluster or _is_over(other):
+    if other is cluster or is_over(other):
         return False
     return not other.waits or other.id < cluster.id
 

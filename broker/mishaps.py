@@ -56,10 +56,10 @@ def keep(state: State, node: Node) -> None:
     if past.kept_id not in (0, node.id):
         state.effects.append(DropNode(past.kept_id))  # the one before at this place
     past.kept_id = node.id
-    state.effects.append(KeepNode(node.id, describe(past, node.peer, node.identity)))
+    state.effects.append(KeepNode(node.id, _describe(state, past, node.peer, node.identity)))
 
 
-def describe(past: Past, peer: str, identity: Identity) -> NodeMeta:
+def _describe(state: State, past: Past, peer: str, identity: Identity) -> NodeMeta:
     """Return what is kept of a node."""
     return NodeMeta(
         peer,
@@ -69,12 +69,17 @@ def describe(past: Past, peer: str, identity: Identity) -> NodeMeta:
         past.set_aside,
         place_of(identity),
         identity.cpus,
+        [(at + state.wall_offset_s, cluster) for at, cluster in past.mishaps],
+        list(past.unfit.items()),
+        past.returned,
     )
 
 
 def recall_past(state: State, node: Node, meta: NodeMeta, now: float) -> None:
     """Take what the journal says of a node."""
     past = Past(meta.drained, meta.set_aside, name=meta.name, address=meta.address)
+    past.mishaps = [(min(at - state.wall_offset_s, now), each) for at, each in meta.mishaps]
+    past.unfit, past.returned = dict(meta.unfit), meta.returned
     past.kept_id = node.id
     node.past = state.pasts[place_of(node.identity)] = past
     if past.set_aside:
@@ -93,12 +98,11 @@ def part(state: State, node: Node) -> None:
     """A node is gone: remember what matters should it be started anew."""
     past = node.past
     state.barred_anew.pop(node, None)
-    if past.drained or past.set_aside:
+    if past.drained or past.set_aside or past.mishaps or past.unfit:
         keep(state, node)
     else:
         drop(state, past)
-        if not past.mishaps and not past.unfit:
-            state.pasts.pop(place_of(node.identity), None)
+        state.pasts.pop(place_of(node.identity), None)
 
 
 # -- what goes wrong ------------------------------------------------------------------------
@@ -136,7 +140,9 @@ def note_unfit(state: State, allocation: Allocation) -> None:
 def note_fit(state: State, allocation: Allocation) -> None:
     """A node has set a cluster up; so those that could not are to blame themselves."""
     node, cluster = allocation.node, allocation.cluster
-    node.past.unfit.clear()
+    if node.past.unfit:
+        node.past.unfit.clear()
+        keep(state, node)
     if node.id in cluster.fit or len(cluster.fit) >= FIT_MAX:
         return
     cluster.fit.append(node.id)
@@ -152,10 +158,13 @@ def note_fit(state: State, allocation: Allocation) -> None:
 
 
 def _weigh(state: State, node: Node) -> None:
-    """Set a node aside that fails too often; `drain` tells all whom it concerns."""
+    """Set a node aside that fails too often; `drain` tells all whom it concerns, and keeps it."""
     past = node.past
+    if past.set_aside:
+        return
     reason = verdict(past, state.now)
-    if not reason or past.set_aside or not state.settings.shared:
+    if not reason or not state.settings.shared:
+        keep(state, node)
         return
     past.set_aside = reason
     past.until = float("inf") if past.returned else state.now + ASIDE_S

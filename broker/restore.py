@@ -28,6 +28,7 @@ def restore(state: State, kept: Kept, now: float) -> None:
     state.record_ids = max(kept.last_record, int(epoch_s * 1e6))
     state.node_ids = max(state.node_ids, kept.last_node)
     state.recovering_until = now + state.settings.adopt_s
+    state.taken.update(kept.taken)
     recall_nodes(state, kept.nodes, now)
     nodes = {node.id: node for node in state.nodes.values()}
     for each in sorted(kept.clusters, key=_number):

@@ -52,6 +52,11 @@ CREATE INDEX cluster_chunks_of_owner ON cluster_chunks (owner);
 CREATE TABLE record_chunks (id INTEGER PRIMARY KEY, owner INTEGER NOT NULL, data BLOB NOT NULL);
 CREATE INDEX record_chunks_of_owner ON record_chunks (owner);
 """
+LATER_TABLES = """
+CREATE TABLE IF NOT EXISTS taken (
+    id INTEGER PRIMARY KEY, loser BLOB NOT NULL UNIQUE, cluster INTEGER NOT NULL
+)
+"""  # a journal of an earlier version gets them when it is opened
 
 
 def in_memory(instance: str) -> sqlite3.Connection:
@@ -79,6 +84,7 @@ def opened(folder: Path, durability: str, instance: str) -> sqlite3.Connection:
             _create(connection, instance)
             _sync(folder)
         _check_version(connection, folder)
+        connection.execute(LATER_TABLES)
     except sqlite3.Error as error:
         connection.close()
         raise explained(error, folder) from None
@@ -168,7 +174,7 @@ def _create(connection: sqlite3.Connection, instance: str) -> None:
     connection.execute("BEGIN IMMEDIATE")
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    for statement in TABLES.split(";"):
+    for statement in (*TABLES.split(";"), LATER_TABLES):
         connection.execute(statement)
     values = [("instance", instance), ("last_node", 0), ("last_record", 0)]
     connection.executemany("INSERT INTO meta VALUES (?, ?)", values)

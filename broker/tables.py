@@ -35,6 +35,7 @@ from .effects import (
     DropCluster,
     DropNode,
     DropResults,
+    DropTaken,
     JournalEffect,
     KeepAbandoned,
     KeepBatch,
@@ -42,6 +43,7 @@ from .effects import (
     KeepNode,
     KeepProgress,
     KeepResults,
+    KeepTaken,
 )
 from .packing import Packer
 
@@ -97,6 +99,7 @@ class Tables:
         self._decode_extent = msgspec.msgpack.Decoder(Extent).decode
         self._decode_progress = msgspec.msgpack.Decoder(Progress).decode
         self._decode_node = msgspec.msgpack.Decoder(NodeMeta).decode
+        self._decode_loser = msgspec.msgpack.Decoder(tuple[str, int]).decode
 
     # -- writing, within a transaction -----------------------------------------------------------
 
@@ -177,6 +180,17 @@ class Tables:
     def _drop_nodes(self, effects: Sequence[DropNode]) -> None:
         self._many("DELETE FROM nodes WHERE id = ?", _ids(effects))
 
+    def _keep_taken(self, effects: Sequence[KeepTaken]) -> None:
+        rows: Rows = [(self._loser(effect), effect.cluster) for effect in effects]
+        self._many("INSERT OR REPLACE INTO taken (loser, cluster) VALUES (?, ?)", rows)
+
+    def _drop_taken(self, effects: Sequence[DropTaken]) -> None:
+        rows: Rows = [(self._loser(effect),) for effect in effects]
+        self._many("DELETE FROM taken WHERE loser = ?", rows)
+
+    def _loser(self, effect: KeepTaken | DropTaken) -> bytes:
+        return self._encode((effect.owner, effect.number))
+
     def _packed(self, record: int, message: Body) -> bytes:
         """Write the chunks of a message, and return its header."""
         header, chunks = self._packer.pack(message)
@@ -199,6 +213,7 @@ class Tables:
         kept = Kept(
             clusters=[self._as_cluster(*row) for row in self._rows(f"{CLUSTER} ORDER BY id")],
             nodes=dict(map(self._as_node, self._rows("SELECT id, meta FROM nodes"))),
+            taken=dict(map(self._as_taken, self._rows("SELECT * FROM taken ORDER BY id"))),
             last_node=self._meta("last_node"),
             last_record=self._meta("last_record"),
         )
@@ -298,6 +313,9 @@ class Tables:
     def _as_node(self, row: tuple[int, bytes]) -> tuple[int, NodeMeta]:
         return row[0], self._decode_node(row[1])
 
+    def _as_taken(self, row: tuple[int, bytes, int]) -> tuple[tuple[str, int], int]:
+        return self._decode_loser(row[1]), row[2]
+
     def _as_results(self, record: int, header: bytes) -> Results:
         return self._expect_results(record, self._unpacked(record, header))
 
@@ -336,6 +354,8 @@ WRITERS: dict[type, Callable[[Tables, list[Any]], None]] = {
     KeepAbandoned: Tables._keep_abandoned,
     KeepNode: Tables._keep_nodes,
     DropNode: Tables._drop_nodes,
+    KeepTaken: Tables._keep_taken,
+    DropTaken: Tables._drop_taken,
 }
 
 

@@ -6,6 +6,7 @@ Deaths, full disks and damage are in test_journal_misfortunes.py.
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -29,6 +30,7 @@ from dispy.broker.effects import (
     DropCluster,
     DropNode,
     DropResults,
+    DropTaken,
     JournalEffect,
     KeepAbandoned,
     KeepBatch,
@@ -36,6 +38,7 @@ from dispy.broker.effects import (
     KeepNode,
     KeepProgress,
     KeepResults,
+    KeepTaken,
 )
 from dispy.broker.journal import Journal
 from dispy.protocol.messages import (
@@ -161,6 +164,24 @@ def test_what_is_dropped_is_gone(journal: Journal) -> None:
     assert journal.read_batch(20) is None and journal.read_batch(21) is None
     journal.apply([DropCluster(1), DropNode(5)])
     assert journal.load() == Kept(last_node=7, last_record=23)
+
+
+def test_who_has_lost_a_cluster_is_kept_in_order(journal: Journal) -> None:
+    journal.apply([KeepTaken("a", 1, 5), KeepTaken("b", HUGE, 5), KeepTaken("c", 1, 6)])
+    journal.apply([DropTaken("b", HUGE), DropTaken("nobody", 1), KeepTaken("a", 1, 7)])
+    assert list(journal.load().taken.items()) == [(("c", 1), 6), (("a", 1), 7)]
+
+
+def test_a_journal_of_before_that_was_kept_is_read(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path)) as journal:
+        journal.apply([cluster()])
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as database:
+        database.execute("DROP TABLE taken")
+    with closing(Journal(tmp_path)) as journal:
+        kept = journal.load()
+        assert ([each.id for each in kept.clusters], kept.taken) == ([1], {})
+        journal.apply([KeepTaken("a", 1, 5)])
+        assert journal.load().taken == {("a", 1): 5}
 
 
 def test_an_attempt_that_will_not_finish_is_forgotten(journal: Journal) -> None:

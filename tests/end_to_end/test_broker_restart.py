@@ -453,6 +453,38 @@ def test_a_killed_program_is_recovered_from_a_broker_that_was_killed_too(
     assert noted(record) == Counter(range(count))
 
 
+ONE_AFTER_THE_OTHER = """
+import sys
+import dispy
+
+address, count, path = sys.argv[1], int(sys.argv[2]), "both"
+for name, exclusive in (("first", True), ("second", False)):
+    cluster = dispy.SharedJobCluster(
+        abs, scheduler_node=address, name=name, exclusive=exclusive, recover_file=path
+    )
+    for n in range(count):
+        cluster.submit_job_id((name, n), n)
+print("submitted", flush=True)
+cluster.wait()
+"""
+
+
+def test_clusters_of_one_program_that_wait_for_each_other_are_recovered(
+    start_broker: StartBroker, start_node: StartNode, start_program: RunProgram
+) -> None:
+    broker = start_broker()
+    program = start_program(ONE_AFTER_THE_OTHER, broker.address, "3")
+    until(lambda: submitted(program), "its last job")
+    until(lambda: [each.waiting for each in broker.status().clusters] == [3, 3], "all jobs")
+    program.kill()
+    start_node("--broker", broker.for_nodes)
+    jobs = dispy.recover_jobs(program.folder / "both")
+    assert {job.id: job.result for job in jobs} == {
+        (name, n): n for name in ("first", "second") for n in range(3)
+    }
+    until(lambda: not broker.status().clusters, "the end of both")
+
+
 LONG_RESULTS = """
 import sys
 import dispy

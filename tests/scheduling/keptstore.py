@@ -22,6 +22,7 @@ from dispy.broker.effects import (
     DropCluster,
     DropNode,
     DropResults,
+    DropTaken,
     Effect,
     KeepAbandoned,
     KeepBatch,
@@ -29,6 +30,7 @@ from dispy.broker.effects import (
     KeepNode,
     KeepProgress,
     KeepResults,
+    KeepTaken,
 )
 from dispy.broker.journal import Journal
 from dispy.broker.packing import Packer
@@ -61,6 +63,7 @@ class KeptStore:
         self.results: dict[int, tuple[int, Packed]] = {}  # cluster
         self.abandoned: dict[int, dict[int, int]] = {}
         self.nodes: dict[int, bytes] = {}
+        self.taken: dict[tuple[str, int], int] = {}
         self.last_node = self.last_record = 0
 
     def apply(self, effects: Iterable[Effect]) -> None:
@@ -101,6 +104,12 @@ class KeptStore:
     def _drop_node(self, number: int) -> None:
         self.nodes.pop(number, None)
 
+    def _keep_taken(self, owner: str, number: int, cluster: int) -> None:
+        self.taken[owner, number] = cluster
+
+    def _drop_taken(self, owner: str, number: int) -> None:
+        self.taken.pop((owner, number), None)
+
     def _keep_batch(
         self, number: int, cluster: int, submit: Submit, plain: bool, priority: int
     ) -> None:
@@ -137,7 +146,7 @@ class KeptStore:
             key: msgspec.msgpack.decode(each, type=NodeMeta) for key, each in self.nodes.items()
         }
         clusters = [self._cluster(number) for number in sorted(self.clusters)]
-        return Kept(clusters, nodes, self.last_node, self.last_record)
+        return Kept(clusters, nodes, dict(self.taken), self.last_node, self.last_record)
 
     def _cluster(self, number: int) -> KeptCluster:
         meta, opened = self.clusters[number]
@@ -206,4 +215,6 @@ KEEPING: dict[type[Effect], Callable[..., None]] = {
     KeepAbandoned: KeptStore._keep_abandoned,
     KeepNode: KeptStore._keep_node,
     DropNode: KeptStore._drop_node,
+    KeepTaken: KeptStore._keep_taken,
+    DropTaken: KeptStore._drop_taken,
 }

@@ -239,6 +239,30 @@ def test_what_was_taken_is_remembered_after_a_start() -> None:
     assert stage.cluster("c").meta.before == [("a", 1), ("b", 4)]
 
 
+def test_what_was_taken_is_remembered_even_when_it_was_closed_before_the_start() -> None:
+    stage = abandoned()
+    stage.wait(60.0)
+    stage.attach("b", 4, label="runs")
+    stage.close("b", 4)
+    assert not stage.store.clusters
+    stage.restart()
+    stage.client("a")
+    stage.open("a")
+    assert "taken over" in refusal(stage, "a")
+    assert stage.take(ClusterOpened) == [] and not stage.scheduler.clusters
+
+
+def test_what_was_taken_back_is_not_remembered_after_a_start() -> None:
+    stage = abandoned()
+    stage.attach("b", label="runs")
+    stage.attach("a", 1, label="runs", force=True)
+    stage.restart()
+    assert stage.scheduler.state.taken.keys() == {("b", 1)}
+    stage.client("a")
+    stage.open("a")
+    assert stage.one(ClusterOpened).known
+
+
 def test_a_cluster_is_taken_over_after_a_start() -> None:
     stage = abandoned()
     stage.restart()
@@ -255,4 +279,4 @@ def test_what_was_taken_is_not_remembered_for_ever(monkeypatch: pytest.MonkeyPat
     for name in ("b", "c", "d"):
         stage.client(name)
         stage.attach(name, label="runs", force=True)
-    assert stage.scheduler.state.taken.keys() == {("b", 1), ("c", 1)}
+    assert stage.scheduler.state.taken.keys() == {("b", 1), ("c", 1)} == stage.store.taken.keys()

@@ -171,6 +171,50 @@ def test_the_order_is_kept_over_a_start() -> None:
         stage.close(name)
 
 
+def test_an_exclusive_cluster_that_was_taken_over_holds_nobody_up_idle() -> None:
+    stage = shared()
+    stage.open("a", 1, exclusive=True)
+    stage.open("a", 2, exclusive=True)
+    stage.open("a", 3)
+    first, second, third = (stage.cluster("a", number).id for number in (1, 2, 3))
+    prepared(stage)
+    for number in (1, 2, 3):
+        stage.give("a", 1, number=number)
+    stage.finish("n", first, 1)
+    assert prepared(stage) == []  # its program may submit more
+    stage.go_away("a")
+    for number in (1, 2, 3):
+        stage.attach("b", number, owner="a", number=number)
+    assert prepared(stage) == [second]
+    stage.finish("n", second, 1)
+    assert prepared(stage) == [third]
+    stage.finish("n", third, 1)
+    for number in (3, 2, 1):
+        stage.close("b", number)
+    assert not stage.scheduler.clusters and not stage.scheduler.state.exclusives
+
+
+def test_it_holds_nobody_up_after_a_start_either() -> None:
+    stage = shared()
+    stage.open("a", 1, exclusive=True)
+    stage.open("a", 2)
+    prepared(stage)
+    stage.give("a", 1, number=2)
+    stage.go_away("a")
+    stage.attach("b", 1, owner="a", number=1)
+    stage.attach("b", 2, owner="a", number=2)
+    stage.restart()
+    stage.join("n")
+    stage.tell("n", Holding([], []))
+    assert stage.cluster("b", 2).id in prepared(stage)
+    stage.client("c")
+    stage.open("c", exclusive=True)
+    assert prepared(stage) == []
+    stage.close("b", 1)
+    stage.close("b", 2)
+    assert prepared(stage) == [stage.cluster("c").id]
+
+
 def test_cpus_of_shared_nodes_are_not_for_everyone_to_set() -> None:
     stage = shared()
     stage.open("a", exclusive=True)

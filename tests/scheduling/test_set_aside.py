@@ -5,6 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dispy.broker.durable import Kept, NodeMeta
+from dispy.broker.effects import DropNode, KeepNode
 from dispy.broker.mishaps import ASIDE_S, MISHAPS_ENOUGH, MISHAPS_S, UNFIT_ENOUGH
 from dispy.broker.settings import Settings
 from dispy.broker.setups import BREAKDOWNS_MAX
@@ -208,6 +210,46 @@ def test_it_takes_less_the_second_time() -> None:
     for seq in range(10, 13):
         lose_with_a_job(stage, seq)
     assert past.set_aside and past.until == float("inf")
+
+
+def restarted(stage: SharedStage) -> SharedStage:
+    """Return a stage with the broker started again, two hundred seconds later by its clock."""
+    kept: dict[int, NodeMeta] = {}
+    for effect in stage.all_effects:
+        if isinstance(effect, KeepNode):
+            kept[effect.id] = effect.meta
+        elif isinstance(effect, DropNode):
+            del kept[effect.id]
+    again = SharedStage(durable=True)
+    again.scheduler.state.wall_offset_s = stage.scheduler.state.wall_offset_s + stage.now + 200.0
+    again.scheduler.restore(Kept(nodes=kept), again.now)
+    again.flush()
+    return again
+
+
+def test_crashes_count_also_when_the_broker_was_started_anew() -> None:
+    stage = SharedStage(durable=True)
+    for seq in range(1, MISHAPS_ENOUGH):
+        lose_with_a_job(stage, seq)
+    assert set(stage.kept_nodes().values()) == {""}
+    stage = restarted(stage)
+    [past] = stage.scheduler.state.pasts.values()
+    assert past.mishaps == [(-200.0, 0)] * (MISHAPS_ENOUGH - 1)
+    lose_with_a_job(stage, 1)
+    assert past.set_aside
+    assert restarted(stage).scheduler.state.aside
+
+
+def test_what_it_could_not_set_up_counts_also_then() -> None:
+    stage = SharedStage(durable=True)
+    stage.node("bad", place="here")
+    stage.node("good", place="there")
+    clusters_fail_at(stage, "bad", 2, UNFIT_ENOUGH - 1)
+    pasts = restarted(stage).scheduler.state.pasts
+    assert (list(pasts["here"].unfit.values()), pasts["there"].unfit) == ([True, True], {})
+    stage.open(8)
+    stage.prepare()
+    assert restarted(stage).scheduler.state.pasts["here"].unfit == {}
 
 
 # -- in any order ---------------------------------------------------------------------------
