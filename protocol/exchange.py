@@ -7,13 +7,16 @@ handshake it makes no difference which side dialled.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, Protocol, TypeAlias
 
 from .errors import Gap, ProtocolError
+from .guard import OPEN, Guard
 from .link import RETRY_S, SILENCE_S, Link
+from .logs import Seldom
 from .messages import (
     VERSION_MAJOR,
     VERSION_MINOR,
@@ -38,13 +41,16 @@ REFUSED_PAUSE_S = 5.0  # a peer that said no is asked again, but not often
 DOUBTFUL_ROUNDS = 3  # in which all accepted connections are tried, after one was closed
 GREETING_S = 3.0  # how long a Hello may stay unanswered
 
+log = logging.getLogger("dispy.exchange")
+
 Route: TypeAlias = int | bytes
 
 
 class Up(NamedTuple):
-    """A dialled connection is there."""
+    """A dialled connection is there. ``key``: our public key on it; empty: not encrypted."""
 
     route: Route
+    key: bytes = b""
 
 
 class Down(NamedTuple):
@@ -53,6 +59,7 @@ class Down(NamedTuple):
     route: Route
     reason: str
     refused: bool = False  # nothing listens there: the peer's process is gone
+    denied: bool = False  # the secrets don't fit, so there is no hurry to try again
 
 
 class HungUp(NamedTuple):
@@ -60,10 +67,16 @@ class HungUp(NamedTuple):
 
 
 class Arrived(NamedTuple):
-    """The frames of one message."""
+    """The frames of one message.
+
+    ``key``: the peer's public key, unless the connection isn't encrypted or was dialled.
+    ``door``: where it has come in, as `Guard` counts them.
+    """
 
     route: Route
     frames: Sequence[Buffer]
+    key: bytes = b""
+    door: int = 0
 
 
 Arrival: TypeAlias = Up | Down | HungUp | Arrived
@@ -142,10 +155,15 @@ class Dial:
 
     address: str
     route: Route | None = None
-    peer: str = ""  # the instance that answered last
+    peer: str = ""  # the instance that answered last, or that is expected
     again_at: float = 0.0  # while there is no route: when to try next
     pause_s: float = REDIAL_S
     greeted_at: float | None = None  # waiting for the answer to a Hello since
+    expected: str = ""  # the only instance that is wanted there; empty: any
+    proven: bool = False  # a peer has answered there
+    key: bytes = b""  # ours, on the present connection
+    waits: bool = False  # connected; says Hello should another address of its group fail
+    rivals: list[Dial] = field(default_factory=list)  # its group: one of them is enough
 
 
 def admit_all(identity: Identity) -> str:
@@ -157,6 +175,7 @@ class Exchange:
     """Every link of this process, by the peer's instance id.
 
     ``admit`` is asked about each new peer that dials in; a text is the reason to refuse it.
+    Before that, ``guard`` examines whether it is who it says it is.
     With ``acks_late``, what arrives is acknowledged only after `confirm`: until then its sender
     keeps it, should this process be killed.
     """
@@ -167,6 +186,7 @@ class Exchange:
         transport: Transport,
         name_session: Callable[[], str],
         admit: Callable[[Identity], str] = admit_all,
+        guard: Guard = OPEN,
     ) -> None:
         self.identity = identity
         self.links: dict[str, Link] = {}
@@ -174,11 +194,14 @@ class Exchange:
         self.malformed = 0  # messages dropped because they could not be understood
         self._transport = transport
         self._admit = admit
+        self._guard = guard
+        self._refusals = Seldom()
         self._name_session = name_session
         self._codec = Codec()
         self._routes: dict[Route, Link] = {}
         self._dials: dict[str, Dial] = {}
         self._dialled: dict[Route, Dial] = {}
+        self._groups: dict[str, list[Dial]] = {}  # dials that lead to the same peer
         self._unflushed: dict[Link, None] = {}  # in order, so that runs can be repeated
         self._unconfirmed: dict[Link, None] = {}
         # Greetings say what has arrived, so they wait for `flush` as all other acknowledgements.
@@ -188,16 +211,33 @@ class Exchange:
 
     # -- what a shell calls --------------------------------------------------------------
 
-    def dial(self, address: str) -> None:
-        """Connect to an address, and again whenever the connection is lost."""
-        if address not in self._dials:
-            self._dials[address] = Dial(address)
-            self._next_round = 0.0
+    def dial(self, address: str, expected: str = "", group: str = "") -> None:
+        """Connect to an address, and again whenever the connection is lost.
+
+        ``expected`` is the instance that is wanted there: no other may answer. All addresses
+        that are dialled for one instance, or for one ``group``, lead to the same peer: they are
+        tried at once, and the first that works is kept; `DialFailed` tells of the others.
+        """
+        if address in self._dials:
+            return
+        group = group or expected
+        rivals = self._groups.setdefault(group, []) if group else []
+        known = next((each.peer for each in rivals), expected)
+        dial = Dial(address, peer=known, expected=expected, rivals=rivals)
+        rivals.append(dial)
+        self._dials[address] = dial
+        self._next_round = 0.0
 
     def undial(self, address: str) -> None:
         """Don't try this address again; an established session goes on."""
         dial = self._dials.pop(address, None)
-        if dial is not None and dial.route is not None and dial.route not in self._routes:
+        if dial is None:
+            return
+        if dial in dial.rivals:
+            dial.rivals.remove(dial)
+        if not dial.rivals:
+            self._groups = {name: group for name, group in self._groups.items() if group}
+        if dial.route is not None and dial.route not in self._routes:
             self._hang_up(dial)
 
     def send(self, peer: str, message: Body) -> None:
@@ -298,9 +338,9 @@ class Exchange:
     def receive(self, arrival: Arrival, now: float) -> list[Event]:
         """Handle what the transport has delivered."""
         if isinstance(arrival, Arrived):
-            return self._on_frames(arrival.route, arrival.frames, now)
+            return self._on_frames(arrival, now)
         if isinstance(arrival, Up):
-            return self._on_up(arrival.route, now)
+            return self._on_up(arrival, now)
         if isinstance(arrival, Down):
             return self._on_down(arrival, now)
         self._doubtful_rounds = DOUBTFUL_ROUNDS
@@ -311,14 +351,15 @@ class Exchange:
 
     def _tick_dial(self, dial: Dial, now: float, events: list[Event]) -> None:
         if dial.route is None:
-            link = self.links.get(dial.peer)
-            if link is not None and link.route is not None:
-                return  # the peer has dialled us meanwhile
+            if self._is_linked(dial):
+                return  # the peer has dialled us meanwhile, or another address has worked
             if now >= dial.again_at:
                 dial.route = self._transport.dial(dial.address)
                 self._dialled[dial.route] = dial
             else:
                 self._next_round = min(self._next_round, dial.again_at)
+        elif dial.waits:
+            self._take_turn(dial, dial.route, now)
         elif dial.greeted_at is not None and now > dial.greeted_at + GREETING_S:
             self._hang_up(dial)
             self._pause(dial, now)
@@ -331,21 +372,42 @@ class Exchange:
             self._transport.drop(dial.route)
             dial.route = None
         dial.greeted_at = None
+        dial.waits = False
 
     def _pause(self, dial: Dial, now: float, pause_s: float = 0.0) -> None:
         dial.again_at = now + max(dial.pause_s, pause_s)
         dial.pause_s = min(dial.pause_s * 2, REDIAL_MAX_S)
         self._next_round = min(self._next_round, dial.again_at)
 
-    def _on_up(self, route: Route, now: float) -> list[Event]:
-        dial = self._dialled.get(route)
+    def _on_up(self, up: Up, now: float) -> list[Event]:
+        dial = self._dialled.get(up.route)
         if dial is not None:
-            link = self.links.get(dial.peer)
-            session, received = (link.session, link.confirmed) if link else ("", 0)
-            hello = Hello(VERSION_MAJOR, VERSION_MINOR, self.identity, session, received)
-            dial.greeted_at = now
-            self._greetings.append((route, hello))
+            dial.key = up.key
+            self._take_turn(dial, up.route, now)
         return []
+
+    def _is_linked(self, dial: Dial) -> bool:
+        link = self.links.get(dial.peer)
+        return link is not None and link.route is not None
+
+    def _take_turn(self, dial: Dial, route: Route, now: float) -> None:
+        """Say Hello, unless another address of the same peer is about to work.
+
+        Two at once would begin two sessions with it.
+        """
+        if self._is_linked(dial):
+            self._hang_up(dial)
+            return
+        dial.waits = any(rival.greeted_at is not None for rival in dial.rivals)
+        if dial.waits:
+            return
+        link = self.links.get(dial.peer)
+        session, received = (link.session, link.confirmed) if link else ("", 0)
+        me = self.identity
+        proofs = self._guard.present(me.role, me.instance, dial.key)
+        hello = Hello(VERSION_MAJOR, VERSION_MINOR, me, session, received, *proofs)
+        dial.greeted_at = now
+        self._greetings.append((route, hello))
 
     def _on_down(self, down: Down, now: float) -> list[Event]:
         events: list[Event] = []
@@ -355,10 +417,10 @@ class Exchange:
             self._broken(link, down.reason, down.refused, now, events)
         elif dial is not None:
             self._hang_up(dial)
-            self._pause(dial, now)
+            self._pause(dial, now, REFUSED_PAUSE_S if down.denied else 0.0)
             events.append(DialFailed(dial.address, down.reason))
             away = self.links.get(dial.peer)
-            if away is not None and away.route is None:
+            if dial.proven and away is not None and away.route is None:
                 events.append(Away(dial.peer, down.reason, down.refused))
         return events
 
@@ -381,11 +443,14 @@ class Exchange:
 
     # -- frames --------------------------------------------------------------------------
 
-    def _on_frames(self, route: Route, frames: Sequence[Buffer], now: float) -> list[Event]:
+    def _on_frames(self, arrived: Arrived, now: float) -> list[Event]:
+        route, frames = arrived.route, arrived.frames
         try:
             if not frames:
                 raise ProtocolError("an empty message")
             frame, larges = self._codec.decode(frames[0])
+            if isinstance(frame, Hello):
+                return self._on_hello(arrived, frame, now)
             return self._on_frame(route, frame, larges, list(frames[1:]), now)
         except Gap as gap:
             return self._incomplete(route, str(gap), now)
@@ -407,8 +472,6 @@ class Exchange:
             if link.needs_flush(now):
                 self._unflushed[link] = None
             return [Received(link.peer.instance, message) for message in messages]
-        if isinstance(frame, Hello):
-            return self._on_hello(route, frame, now)
         dial = self._dialled.get(route)
         if isinstance(frame, Welcome):
             return self._on_welcome(route, dial, frame, now)
@@ -423,10 +486,12 @@ class Exchange:
         self._broken(link, "the other side didn't know this connection", False, now, events)
         return events
 
-    def _on_hello(self, route: Route, hello: Hello, now: float) -> list[Event]:
+    def _on_hello(self, arrived: Arrived, hello: Hello, now: float) -> list[Event]:
+        route = arrived.route
         if route in self._routes:
             return []  # said twice: there is one Hello for each connection
-        reason = self._refusal(hello)
+        reason = self._refusal(hello) or self._suspicion(arrived, hello, now)
+        reason = reason or self._admit(hello.identity)
         if reason:
             self._say(route, Refused(reason))
             return []
@@ -442,7 +507,12 @@ class Exchange:
         self._routes[route] = link
         self._unflushed[link] = None
         welcome = Welcome(
-            min(VERSION_MINOR, hello.minor), self.identity, link.session, link.epoch, link.confirmed
+            min(VERSION_MINOR, hello.minor),
+            self.identity,
+            link.session,
+            link.epoch,
+            link.confirmed,
+            self._guard.token,
         )
         self._greetings.append((route, welcome))
         return events
@@ -454,7 +524,15 @@ class Exchange:
                 f"(dispy {self.identity.software}), {hello.identity.name} version {hello.major} "
                 f"(dispy {hello.identity.software}): install the same release on both"
             )
-        return self._admit(hello.identity)
+        return ""
+
+    def _suspicion(self, arrived: Arrived, hello: Hello, now: float) -> str:
+        """Return why a peer can't be who it says."""
+        reason = self._guard.refuse(hello, arrived.key, arrived.door)
+        if reason and self._refusals.allows((hello.identity.name, reason), now):
+            who = f"{hello.identity.role!r} {hello.identity.name!r}"
+            log.warning("%s at door %d was refused: %s", who, arrived.door, reason)
+        return reason
 
     def _on_welcome(
         self, route: Route, dial: Dial | None, welcome: Welcome, now: float
@@ -464,9 +542,14 @@ class Exchange:
         if dial is None or dial.greeted_at is None:
             raise ProtocolError("a Welcome that nobody asked for")
         peer = welcome.identity.instance
+        reason = self._guard.refuse_instance(peer, welcome.token)
+        if dial.expected not in ("", peer):
+            reason = reason or "another process answers there than was found"
+        if reason:
+            return self._on_refused(dial, Refused(reason), now)
         link = self.links.get(peer)
         before, dial.peer = dial.peer, peer
-        dial.greeted_at, dial.pause_s = None, REDIAL_S
+        dial.greeted_at, dial.pause_s, dial.proven = None, REDIAL_S, True
         events: list[Event] = []
         if before and before != peer and before in self.links:
             self.forget(before)
@@ -480,7 +563,15 @@ class Exchange:
             events += begun
         self._routes[route] = link
         self._unflushed[link] = None
+        self._settle(dial)
         return events
+
+    def _settle(self, dial: Dial) -> None:
+        """An address has worked: those that lead to the same peer aren't needed now."""
+        for rival in dial.rivals:
+            rival.peer = dial.peer
+            if rival is not dial and rival.route is not None:
+                self._hang_up(rival)
 
     def _begin(
         self, identity: Identity, session: str, route: Route, epoch: int, now: float

@@ -5,28 +5,50 @@ from __future__ import annotations
 import getpass
 import os
 import platform
+import secrets
 import socket
 import sys
 import uuid
 from pathlib import Path
 
+from .guard import Guard, instance_of
+from .keys import Keys
 from .messages import Identity
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+TOKEN_BYTES = 32
+
+
+def new_token() -> bytes:
+    """Return what proves an instance; a process makes one for each peer that it is."""
+    return secrets.token_bytes(TOKEN_BYTES)
+
+
+def new_guard(keys: Keys | None = None) -> Guard:
+    """Return the guard of a new instance, with one secret or none for all that it does."""
+    return Guard(new_token(), keys)
 
 
 def describe(
-    role: str, software: str, *, name: str = "", cpus: int = 0, door: str = "", address: str = ""
+    role: str,
+    software: str,
+    *,
+    name: str = "",
+    cpus: int = 0,
+    door: str = "",
+    address: str = "",
+    token: bytes = b"",
 ) -> Identity:
     """Describe this process as a peer of the given role, with a new instance id.
 
+    ``token`` is that of its `Guard`, which proves the instance; without one nobody believes it.
     ``door`` is something that only one process of this machine can have at a time, such as a
     port that it listens at: whoever has it later proves that this instance is gone.
     """
     host = socket.gethostname()
     return Identity(
         role=role,
-        instance=uuid.uuid4().hex,
+        instance=instance_of(token or new_token()),
         name=name or host,
         software=software,
         python="{}.{}.{}".format(*sys.version_info[:3]),

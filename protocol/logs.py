@@ -69,3 +69,25 @@ def configure(level: int, format: str = TEXT, file: Path | None = None) -> None:
 def later(logger: str, message: str) -> None:
     """Warn of something as soon as it is known how to log."""
     _waiting.append((logger, message))
+
+
+class Seldom:
+    """Remembers what has been logged of late, so that nobody can fill the log."""
+
+    def __init__(self, interval_s: float = 60.0, most: int = 200) -> None:
+        """Allow each thing once in ``interval_s`` seconds, and in that time ``most`` things."""
+        self._interval_s = interval_s
+        self._most = most
+        self._said: dict[object, float] = {}  # in the order of time
+
+    def allows(self, thing: object, now: float) -> bool:
+        """Return whether to log this now; if so, it counts as logged."""
+        while self._said:
+            oldest = next(iter(self._said))
+            if now < self._said[oldest] + self._interval_s:
+                break
+            del self._said[oldest]
+        if thing in self._said or len(self._said) >= self._most:
+            return False
+        self._said[thing] = now
+        return True

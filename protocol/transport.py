@@ -1,13 +1,14 @@
 """The sockets of one process, and the loop that waits for them.
 
-The only module that knows ZeroMQ. A `Bus` has at most one listening ROUTER, any number of
-dialled DEALERs, and other descriptors to watch; one thread owns it. A socket is one
-connection: when that breaks, the socket is closed and never used again.
+The only module that has sockets of ZeroMQ. A `Bus` has a listening ROUTER for each secret, any
+number of dialled DEALERs, and other descriptors to watch; one thread owns it. A dialled socket
+is one connection: when that breaks, the socket is closed and never used again.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import selectors
@@ -18,11 +19,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from types import EllipsisType
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from . import curve
 from .exchange import Arrival, Arrived, Down, HungUp, Route, Up
+from .keys import Keys
+from .logs import Seldom
 from .messages import Buffer
 from .wire import FRAME_BYTES_MAX
 
@@ -46,6 +51,17 @@ DESCRIPTORS_MAX = 100_000  # asked of the system, if it allows that
 MIN_LIBZMQ = (4, 3, 3)  # older ones have holes that need no authentication
 NO_PEER = "what listens there doesn't answer: it hangs, or it isn't a dispy peer"
 
+SECRETS_DIFFER = (
+    "the connection was refused: the secrets differ, or what listens there isn't a dispy peer"
+)
+NO_SECRET_THERE = "there is a secret here, and none there: use the same on both sides"
+NO_SECRET_HERE = "it asks for a secret, and there is none here: use the same on both sides"
+NOT_LET_IN = "what dials has another secret, or none that fits"
+NOT_LET_IN_EITHER = "one side has a secret and the other has none"
+UNKNOWN = "an address that has gone already"
+ROUTE_BYTES = 5  # as ZeroMQ makes them; others are chosen by peers, which ours never do
+ACCEPTED_MAX = 10_000  # addresses and keys of accepted connections that are kept
+
 log = logging.getLogger("dispy.transport")
 
 READABLE = int(zmq.POLLIN)  # a plain number: operators of the flag itself are slow
@@ -56,6 +72,19 @@ EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_CLOSED  # who listened a moment ago doesn't any more, or has hung up at once
+)
+DOOR_EVENTS = (
+    zmq.EVENT_ACCEPTED
+    | zmq.EVENT_ACCEPT_FAILED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_DISCONNECTED
+)
+FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 
 
@@ -95,6 +124,26 @@ def open_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socke
     return opened
 
 
+@functools.lru_cache(maxsize=64)
+def _server_pair(keys: Keys) -> curve.KeyPair:
+    return curve.server_pair(keys)
+
+
+class Listener:
+    """A ROUTER: all that listens with the same secret, and who has come there."""
+
+    def __init__(self, door: int, keys: Keys | None, router: zmq.Socket[bytes]) -> None:
+        self.door = door
+        self.keys = keys
+        self.router = router
+        self.suffix = bytes([door]) if door else b""  # so that no two have the same routes
+        self.endpoints: list[str] = []
+        self.monitor = router.get_monitor_socket(DOOR_EVENTS)
+        self.peers: dict[int, str] = {}  # addresses of connections, by descriptor
+        self.keys_of: dict[bytes, bytes] = {}  # public keys, by route
+        self.has_failed = False  # the connection of which the monitor tells next
+
+
 class Connection:
     """A dialled address: first a TCP probe that can tell why it fails, then a DEALER."""
 
@@ -111,14 +160,21 @@ class Connection:
 class Bus:
     """Implements `exchange.Transport` with sockets, and waits for all of them at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: Keys | None = None) -> None:
+        """With ``keys``, all that is dialled and listened at is encrypted with them."""
+        self._keys = keys
+        self._pair = curve.random_pair() if keys is not None else curve.KeyPair(b"", b"")
+        self.public_key = self._pair.public  # of all connections that are dialled; or empty
+        self._own: zmq.Context[zmq.Socket[bytes]] | None = None  # those with secrets have one
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        self._zap: zmq.Socket[bytes] | None = None
         self._selector = selectors.DefaultSelector()
-        self._router: zmq.Socket[bytes] | None = None
-        self._hangups: zmq.Socket[bytes] | None = None  # tells of connections that were closed
-        self._doors: list[str] = []  # where the router listens
-        self._closed: list[str] = []  # of these, the ones that are closed, since accepting fails
+        self._listeners: list[Listener] = []
+        self._listening: dict[zmq.Socket[bytes], Listener] = {}
+        # Doors that are closed for a while, since accepting fails.
+        self._closed: list[tuple[Listener, str]] = []
         self._closed_until = 0.0
+        self._strangers = Seldom()
         self._connections: dict[int, Connection] = {}
         self._last_route = 0
         self._arrivals: deque[Arrival] = deque()
@@ -133,46 +189,103 @@ class Bus:
         self._sleeping = False
         self._owner: int | None = None
         self.watch(self._bell.fileno(), self._on_wake)
+        if keys is not None:
+            self._isolate()
 
     # -- opening and closing -------------------------------------------------------------
 
-    def listen(self, address: str) -> str:
+    def listen(self, address: str, keys: Keys | None | EllipsisType = ...) -> str:
         """Listen at "host:port" (port 0: any free one) or "inproc://name"; return the address.
 
-        Raises `OSError` when that isn't possible, for example because the port is taken.
+        The host "*" stands for all addresses of this machine. Peers need the secret of ``keys``,
+        by default that of the bus; None: there is none. `Arrived.door` counts different keys, in
+        the order of their first use here. Raises `OSError` when it isn't possible to listen, for
+        example because the port is taken.
         """
-        if self._router is None:
-            self._router = open_socket(self._context, zmq.ROUTER)
-            self._register(self._router, self._drain_router)
-            self._hangups = self._router.get_monitor_socket(
-                zmq.EVENT_DISCONNECTED | zmq.EVENT_ACCEPT_FAILED
-            )
-            self._register(self._hangups, self._on_hangup)
-        self._router.setsockopt(zmq.IPV6, int("[" in address))
-        try:
-            self._router.bind(_endpoint(address))
-        except zmq.ZMQError as error:
-            raise OSError(error.errno, f"can't listen at {address}: {error.strerror}") from None
+        listener = self._listener(self._keys if keys is ... else keys)
+        endpoint = _endpoint(address)
+        is_new = endpoint.endswith(":0")
+        for host in _hosts(endpoint):
+            try:
+                self._bind(listener, host)
+                break
+            except OSError:
+                if host == _hosts(endpoint)[-1]:
+                    raise
         if address.startswith("inproc://"):
             return address
-        door = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._doors.append(door)
-        return door.removeprefix("tcp://")
+        bound = listener.router.getsockopt_string(zmq.LAST_ENDPOINT)
+        listener.endpoints.append(bound)
+        if address.startswith("*:"):
+            return f"*:{bound.rpartition(':')[2]}" if is_new else address
+        return bound.removeprefix("tcp://")
 
     def close(self) -> None:
         """Close every socket at once; what was not sent is lost."""
         for route in list(self._connections):
             self.drop(route)
-        if self._router is not None and self._hangups is not None:
-            self._unregister(self._hangups)
-            self._router.disable_monitor()
-            self._hangups.close(0)
-            self._unregister(self._router)
-            self._router.close(FAREWELL_MS)
-            self._router = None
+        for listener in self._listeners:
+            self._unregister(listener.monitor)
+            listener.router.disable_monitor()
+            listener.monitor.close(0)
+            self._unregister(listener.router)
+            listener.router.close(FAREWELL_MS)
+        self._listeners.clear()
+        self._listening.clear()
         self._selector.close()
         self._bell.close()
         self._button.close()
+        if self._zap is not None:
+            self._zap.close(0)
+        if self._own is not None:
+            self._own.term()  # all its sockets are closed: it waits for `FAREWELL_MS` at most
+
+    def _isolate(self) -> None:
+        """Use a context of our own: the place where ZeroMQ asks about peers is one for each."""
+        if self._own is None:
+            limit = self._context.get(zmq.MAX_SOCKETS)
+            self._own = self._context = zmq.Context()
+            self._own.set(zmq.MAX_SOCKETS, limit)
+
+    def _listener(self, keys: Keys | None) -> Listener:
+        for listener in self._listeners:
+            if listener.keys == keys:
+                return listener
+        if keys is not None:
+            self._answer_zap()
+        router = open_socket(self._context, zmq.ROUTER)
+        if keys is not None:
+            curve.secure_listener(router, _server_pair(keys))
+        listener = Listener(len(self._listeners), keys, router)
+        self._listeners.append(listener)
+        self._listening[router] = listener
+        self._register(router, lambda: self._drain_router(listener))
+        self._register(listener.monitor, lambda: self._on_hangup(listener))
+        return listener
+
+    def _bind(self, listener: Listener, endpoint: str) -> None:
+        listener.router.setsockopt(zmq.IPV6, int("[" in endpoint))
+        try:
+            listener.router.bind(endpoint)
+        except zmq.ZMQError as error:
+            where = endpoint.removeprefix("tcp://")
+            raise OSError(error.errno, f"can't listen at {where}: {error.strerror}") from None
+
+    def _answer_zap(self) -> None:
+        """Be there to be asked about peers, before the first of them can come."""
+        if self._zap is None:
+            assert self._own is not None, "a bus without keys listens without keys"
+            self._zap = open_socket(self._context, zmq.REP)
+            self._zap.bind(curve.ZAP_ENDPOINT)
+            self._register(self._zap, self._on_zap)
+
+    def _on_zap(self) -> None:
+        """Answer all that is asked: whoever isn't answered for isn't let in."""
+        assert self._zap is not None
+        with suppress(zmq.Again):
+            while True:
+                request = self._zap.recv_multipart(zmq.NOBLOCK)
+                self._zap.send_multipart(curve.answer(request), zmq.NOBLOCK)
 
     # -- what an exchange calls ----------------------------------------------------------
 
@@ -209,7 +322,11 @@ class Bus:
     def send(self, route: Route, frames: list[Buffer]) -> bool:
         """Send without waiting; False when the socket takes no more now."""
         if isinstance(route, bytes):
-            sender, message = self._router, [route, *frames]
+            if len(route) == ROUTE_BYTES:
+                door, peer = 0, route
+            else:
+                door, peer = route[-1], route[:-1]
+            sender, message = self._router_of(door), [peer, *frames]
         else:
             connection = self._connections.get(route)
             sender, message = connection.dealer if connection else None, frames
@@ -295,58 +412,99 @@ class Bus:
                 del self._undrained[source]
         return bool(self._undrained)
 
-    def _on_hangup(self) -> None:
-        assert self._hangups is not None
+    def _router_of(self, door: int) -> zmq.Socket[bytes] | None:
+        return self._listeners[door].router if door < len(self._listeners) else None
+
+    def _on_hangup(self, listener: Listener) -> None:
         with suppress(zmq.Again):
             while True:
-                message = self._hangups.recv_multipart(zmq.NOBLOCK)
-                if parse_monitor_message(message)["event"] == zmq.EVENT_ACCEPT_FAILED:
+                message = parse_monitor_message(listener.monitor.recv_multipart(zmq.NOBLOCK))
+                event = message["event"]
+                if event == zmq.EVENT_ACCEPTED:
+                    self._on_accepted(listener, int(message["value"]))
+                elif event == zmq.EVENT_ACCEPT_FAILED:
                     self._close_doors()
-                else:
-                    self._hung_up = True
+                elif event == zmq.EVENT_DISCONNECTED:
+                    self._on_disconnected(listener, int(message["value"]))
+                elif event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:  # that's who only looks
+                    listener.has_failed = True
+
+    def _on_accepted(self, listener: Listener, fd: int) -> None:
+        if len(listener.peers) < ACCEPTED_MAX:
+            listener.peers[fd] = _peer_of(fd)
+
+    def _on_disconnected(self, listener: Listener, fd: int) -> None:
+        self._hung_up = True
+        address = listener.peers.pop(fd, UNKNOWN)
+        failed, listener.has_failed = listener.has_failed, False  # it's told of just before
+        if failed and self._strangers.allows(address, time.monotonic()):
+            reason = NOT_LET_IN if listener.keys is not None else NOT_LET_IN_EITHER
+            log.warning("a connection from %s was refused: %s", address, reason)
 
     def _close_doors(self) -> None:
         """Let nobody in for a while: ZeroMQ would try without a pause, at the cost of a core."""
-        assert self._router is not None
         if not self._closed:
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if CAN_LIMIT else "unknown"
             log.warning("no more connections can be accepted; limit of open files: %s", limit)
-        for door in self._doors:
-            if door not in self._closed:
-                self._router.unbind(door)
-                self._closed.append(door)
+        for listener in self._listeners:
+            for endpoint in listener.endpoints:
+                if (listener, endpoint) not in self._closed:
+                    listener.router.unbind(endpoint)
+                    self._closed.append((listener, endpoint))
         self._closed_until = time.monotonic() + ACCEPT_PAUSE_S
 
     def _open_doors(self) -> None:
-        if not self._closed or self._router is None or time.monotonic() < self._closed_until:
+        if not self._closed or time.monotonic() < self._closed_until:
             return
-        for door in list(self._closed):
+        for closed in list(self._closed):
             try:
-                self._router.bind(door)
-            except zmq.ZMQError as error:  # the old one isn't gone so far, or no descriptor free
-                log.debug("can't listen at %s again: %s", door, error)
+                self._bind(*closed)
+            except OSError as error:  # the old one isn't gone so far, or no descriptor free
+                log.debug("not again so far: %s", error)
                 self._closed_until = time.monotonic() + ACCEPT_PAUSE_S
             else:
-                self._closed.remove(door)
+                self._closed.remove(closed)
 
     # -- receiving -----------------------------------------------------------------------
 
-    def _drain_router(self) -> None:
-        if self._router is not None:
-            self._undrained[self._router] = b""
+    def _drain_router(self, listener: Listener) -> None:
+        if listener.router in self._listening:
+            self._undrained[listener.router] = b""
 
     def _drain(self, source: zmq.Socket[bytes], route: Route) -> None:
         """Take what has arrived, up to a limit: then others get their turn first."""
+        listener = self._listening.get(source)
         for _ in range(DRAIN_MAX):
             try:
                 first = source.recv(zmq.NOBLOCK)
             except zmq.Again:
                 self._undrained.pop(source, None)
                 return
-            if source is self._router:
-                self._arrivals.append(Arrived(first, self._rest(source, [])))
-            else:
+            if listener is None:
                 self._arrivals.append(Arrived(route, self._rest(source, [first])))
+            elif listener.keys is None:
+                arrived = Arrived(first + listener.suffix, self._rest(source, []))
+                if len(first) == ROUTE_BYTES:  # else it's the peer that has chosen it
+                    self._arrivals.append(arrived)
+            else:
+                self._secured(listener, first)
+
+    def _secured(self, listener: Listener, route: bytes) -> None:
+        """Take a message of a peer whose key is known, or gets known by it."""
+        source, known = listener.router, listener.keys_of
+        if route not in known:
+            header = source.recv(zmq.NOBLOCK, copy=False)
+            if len(known) >= ACCEPTED_MAX:
+                del known[next(iter(known))]
+            known[route] = str(header.get("User-Id")).encode()
+            frames: list[Buffer] = [header.bytes]
+        else:
+            frames = []
+        frames = self._rest(source, frames)
+        if len(route) == ROUTE_BYTES:
+            self._arrivals.append(
+                Arrived(route + listener.suffix, frames, known[route], listener.door)
+            )
 
     def _rest(self, source: zmq.Socket[bytes], frames: list[Buffer]) -> list[Buffer]:
         """Receive the further frames: the header as bytes, payloads without a copy."""
@@ -415,6 +573,8 @@ class Bus:
 
     def _connect(self, connection: Connection) -> None:
         dealer = connection.dealer = open_socket(self._context, zmq.DEALER)
+        if self._keys is not None:
+            curve.secure_dialler(dealer, _server_pair(self._keys).public, self._pair)
         route = connection.route
         self._register(dealer, lambda: self._on_dealer(connection))
         if not connection.address.startswith("inproc://"):
@@ -441,7 +601,7 @@ class Bus:
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 connection.up = True
                 self._greeting.discard(connection.route)
-                self._arrivals.append(Up(connection.route))
+                self._arrivals.append(Up(connection.route, self.public_key))
                 continue
             reason = (
                 "the connection was closed"
@@ -457,6 +617,28 @@ class Bus:
 
 def _descriptor(source: zmq.Socket[bytes]) -> int:
     return int(source.getsockopt(zmq.FD))
+
+
+def _peer_of(fd: int) -> str:
+    """Return the address of who is at the other end of a connection of ZeroMQ."""
+    try:
+        connection = socket.socket(fileno=fd)
+    except OSError:
+        return UNKNOWN
+    try:
+        return str(connection.getpeername()[0])
+    except (OSError, IndexError):  # it has hung up by now
+        return UNKNOWN
+    finally:
+        connection.detach()
+
+
+def _hosts(endpoint: str) -> list[str]:
+    """Return what to bind to, one if the other fails: IPv6 with IPv4, or without."""
+    if not endpoint.startswith("tcp://*:"):
+        return [endpoint]
+    port = endpoint.rpartition(":")[2]
+    return [f"tcp://[::]:{port}", f"tcp://0.0.0.0:{port}"]
 
 
 def _endpoint(address: str) -> str:
