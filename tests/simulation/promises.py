@@ -146,12 +146,14 @@ def check_failure(world: World, wish: Wish, seq: int, end: JobResult) -> None:
 def check_told(world: World, wish: Wish, record: Record) -> None:
     """What jobs said came in order, and of attempts that returned all of it.
 
-    A broker that is killed takes with it what it was about to pass on.
+    A broker that is killed takes with it what it was about to pass on, and who is away for too
+    long isn't told.
     """
+    expired = world.disk is not None and wish.name in world.disk.expired
     for key, numbers in record.told.items():
         assert numbers == sorted(set(numbers)), f"job and attempt {key} said {numbers}"
     for seq, ends in record.ends.items():
-        whole = world.broker_lives == 1 and not wish.is_taken
+        whole = world.broker_lives == 1 and not wish.is_taken and not expired
         if whole and len(ends) == 1 and ends[0].status == FINISHED:
             attempt = ends[0].attempt
             said = world.diary.said.get((wish.name, seq, attempt), 0)

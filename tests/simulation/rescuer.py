@@ -14,6 +14,7 @@ from dispy.protocol.messages import (
     Body,
     Identity,
     JobResult,
+    Report,
     Results,
 )
 
@@ -32,7 +33,7 @@ class Rescuer(Process):
 
     Of each cluster it says first what there is in ``orders``. It hands over what has ended by
     ``until``; then it closes the clusters if all has, or leaves them to others. ``ends`` are
-    handed over; ``on_done`` is called at the end.
+    handed over; ``on_done`` is called at the end, ``on_report`` when an operator gets an answer.
     """
 
     def __init__(
@@ -49,10 +50,11 @@ class Rescuer(Process):
         self.takeover = Takeover(wanted)
         self.until = until
         self.ends: dict[int, dict[int, JobResult]] = {}  # by cluster and job
-        self.told: dict[tuple[int, int], JobResult] = {}  # the last end that came
+        self.told: dict[tuple[int, int], list[JobResult]] = {}  # the ends that came, in order
         self.completed: set[int] = set()  # clusters of which all was handed over
         self.unknown: set[int] = set()  # clusters of which the broker knows nothing
-        self._broker = ""
+        self.on_report: Callable[[Report], None] = lambda report: None
+        self.broker = ""
         self._orders = orders
         self._on_done = on_done
         self._leaves_at = FOREVER  # once all is handed over
@@ -62,18 +64,21 @@ class Rescuer(Process):
         if isinstance(event, Received):
             if isinstance(event.message, Results):
                 self._note(event.message)
+            if isinstance(event.message, Report):
+                self.on_report(event.message)
             self.takeover.receive(event.message, now)
         elif isinstance(event, Joined):
-            self._broker = event.peer
+            self.broker = event.peer
             self.takeover.join(now)
 
     def _note(self, message: Results) -> None:
-        """What comes twice is the same both times."""
+        """What comes twice is the same both times; all may come again, from the beginning."""
         for result in message.results:
             key = (message.cluster, result.seq)
-            before = self.told.setdefault(key, result)
-            assert is_same_or_later(before, result), f"job {key} has ended twice"
-            self.told[key] = result
+            told = self.told.setdefault(key, [result])
+            if result not in told:
+                assert is_same_or_later(told[-1], result), f"job {key} has ended twice"
+                told.append(result)
 
     def round(self, now: float) -> None:
         """As its phases."""
@@ -85,16 +90,16 @@ class Rescuer(Process):
             self._hand_over(now)
         for number in [each for each in self._orders if takeover.clusters[each].said]:
             for message in self._orders.pop(number):
-                self.exchange.send(self._broker, message)
+                self.exchange.send(self.broker, message)
         for message in takeover.take():
-            self.exchange.send(self._broker, message)
+            self.exchange.send(self.broker, message)
         self.exchange.flush(now)
-        link = self.exchange.links.get(self._broker)
+        link = self.exchange.links.get(self.broker)
         delivered = link is None or not link.undelivered()
         is_over = takeover.closed if self.completed else delivered
         if self._leaves_at < FOREVER and (is_over or now >= self._leaves_at):
             if self.completed:
-                self.exchange.goodbye(self._broker, "its jobs have been recovered")
+                self.exchange.goodbye(self.broker, "its jobs have been recovered")
             self.kill()
             self.finish()
 

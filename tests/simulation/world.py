@@ -243,6 +243,7 @@ class World:
         done = partial(self._on_rescued, client, force)
         orders = {each: self._go_on(self.wishes[each]) for each in numbers}
         rescuer = Rescuer(self.clock, socket, identity("client", name), wanted, until, orders, done)
+        rescuer.on_report = self._on_report
         self.rescuers.append(rescuer)
         for number in numbers:
             self.wishes[number].heirs.append(rescuer)
@@ -275,7 +276,8 @@ class World:
 
     def operate(self, action: str, machine: Machine) -> None:
         """Have an operator drain a node, or resume it."""
-        live = [client for client in self.live_clients() if client.broker]
+        live: list[ClientProcess | Rescuer] = [each for each in self.live_clients() if each.broker]
+        live = live or [each for each in self.rescuers if each.broker]
         if not live:
             return
         if action == RESUME:
