@@ -1,1 +1,1 @@
-"""The bridge between subnets. Only the package's place so far."""
+"""The bridge between a broker and peers that can't reach each other."""

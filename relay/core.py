@@ -1,0 +1,512 @@
+"""The relay: it brings peers to a broker where neither could reach the other.
+
+It has one connection towards the broker, the trunk. Sessions go through it from end to end, so
+it keeps nothing whose loss would cost anything: what a peer behind it (a child) says is passed
+on with a number in front, undecoded. Pure: the transport, the time and the guard are passed in.
+
+Its rule: the broker is told of each child, then of its end; whenever the trunk is another one,
+all children are told to begin anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import msgspec
+
+from dispy.protocol.errors import ProtocolError
+from dispy.protocol.exchange import (
+    DOUBTFUL_ROUNDS,
+    GREETING_S,
+    REDIAL_MAX_S,
+    REDIAL_S,
+    REFUSED_PAUSE_S,
+    ROUND_S,
+    Arrival,
+    Arrived,
+    Away,
+    Back,
+    DialFailed,
+    Down,
+    Event,
+    Exchange,
+    Joined,
+    Left,
+    Route,
+    Transport,
+    Up,
+)
+from dispy.protocol.guard import NODES, OPEN, Guard
+from dispy.protocol.link import RETRY_S
+from dispy.protocol.messages import (
+    CARRIED,
+    DROPPED,
+    INTRODUCED,
+    LOST,
+    MARK,
+    MARKED,
+    Buffer,
+    Cached,
+    Frame,
+    Hello,
+    Identity,
+    Nudge,
+    Refused,
+    Relayed,
+    Unknown,
+    Welcome,
+)
+from dispy.protocol.pacing import FULL_BYTES, OWN, Pacing, size_of
+from dispy.protocol.wire import Codec
+
+from .children import Caller, Child, Place
+
+PATIENCE_S = 2.5  # a child's Hello may wait so long for an up-link; it gives up after 3 s
+KEEP_S = 5.0  # an up-link that is away for so long may be replaced by another
+WAITING_MAX_BYTES = 8 << 20  # a child that takes in less than it is sent is given up
+
+
+class News(NamedTuple):
+    """Something for the log."""
+
+    text: str
+    is_warning: bool = False
+
+
+class Relay:
+    """All connections of a relay, and what passes between them."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        transport: Transport,
+        name_session: Callable[[], str],
+        guard: Guard = OPEN,
+    ) -> None:
+        self.identity = identity
+        self.exchange = Exchange(identity, transport, name_session, self._admit, guard)
+        self.trunk: Route | None = None
+        self.broker = ""  # the instance at the other end of the trunk, also while it's away
+        self.broker_name = ""
+        self.malformed = 0  # messages dropped because they could not be understood
+        self.news: list[News] = []
+        self._transport = transport
+        self._guard = guard
+        self._codec = Codec()
+        self._children: dict[Route, Child] = {}
+        self._numbers: dict[int, Child] = {}
+        self._last_number = 0
+        self._callers: dict[Route, Caller] = {}
+        self._places: dict[str, Place] = {}
+        self._dialled: dict[Route, Place] = {}
+        self._up_address = ""
+        self._is_home = False  # the broker was found at that address
+        self._upward = Pacing(self._codec)
+        self._slow: dict[Child, None] = {}  # something waits for these
+        self._away_since: float | None = None
+        self._doubtful_rounds = 0
+        self._next_round = 0.0
+        self._retry_at = float("inf")
+
+    # -- what a shell calls ----------------------------------------------------------------
+
+    def dial_up(self, address: str) -> None:
+        """Look for a broker, or a relay nearer to it, at this address."""
+        self._up_address = address
+        self._next_round = 0.0
+
+    def dial_down(self, address: str) -> None:
+        """Keep a node, or a relay behind this one, connected while there is an up-link."""
+        if address not in self._places:
+            self._places[address] = Place(address)
+            self._next_round = 0.0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits to go up that nothing more should be taken from children."""
+        return self._upward.waiting_bytes > FULL_BYTES
+
+    @property
+    def has_room(self) -> bool:
+        """Whether children may be listened to again."""
+        return self._upward.waiting_bytes <= FULL_BYTES // 2
+
+    @property
+    def children(self) -> int:
+        """How many peers are behind it at present."""
+        return len(self._children)
+
+    def receive(self, arrival: Arrival, now: float) -> None:
+        """Handle what the transport has delivered."""
+        if isinstance(arrival, Arrived):
+            self._on_frames(arrival, now)
+        elif isinstance(arrival, Up):
+            self._on_up(arrival, now)
+        elif isinstance(arrival, Down):
+            self._on_down(arrival, now)
+        else:
+            self._doubtful_rounds = DOUBTFUL_ROUNDS
+            self._next_round = now
+            self._handle(self.exchange.receive(arrival, now), now)
+
+    def deadline(self) -> float:
+        """When `tick` next has something to do, in seconds of the same clock as ``now``."""
+        return min(self._next_round, self._retry_at, self.exchange.deadline())
+
+    def tick(self, now: float) -> None:
+        """Dial, beat, and notice who has been silent or has waited for too long."""
+        self._handle(self.exchange.tick(now), now)
+        if now < self._next_round:
+            return
+        self._next_round = now + ROUND_S
+        self._seek_broker(now)
+        if self.trunk is not None:
+            for place in self._places.values():
+                self._tick_place(place, now)
+        for route, caller in list(self._callers.items()):
+            if now >= caller.until:
+                del self._callers[route]
+                self._say(route, Refused(f"relay {self.identity.name} has no broker at present"))
+        if self._doubtful_rounds:
+            self._doubtful_rounds -= 1
+            for route in [*self._children, *self._callers]:
+                if isinstance(route, bytes):
+                    self._say(route, Nudge())
+
+    def flush(self, now: float) -> None:
+        """Hand over what waits, as far as the transport takes it."""
+        self.exchange.flush(now)
+        is_done = True
+        trunk = self.trunk
+        if trunk is not None:
+            is_done = self._upward.flush(now, partial(self._transport.send, trunk))
+        for child in list(self._slow):
+            is_done &= self._flush_child(child)
+        self._retry_at = float("inf") if is_done else now + RETRY_S
+
+    def stop(self, reason: str = "the relay was stopped") -> None:
+        """Tell all that it is over."""
+        self._tell_children()
+        for route in self._callers:
+            self._say(route, Refused(reason))
+        self._callers.clear()
+        for peer in list(self.exchange.links):
+            self.exchange.goodbye(peer, reason)
+        self.trunk = None
+
+    def check(self) -> None:
+        """Assert what must hold between any two calls."""
+        self._upward.check()
+        assert {child.number for child in self._children.values()} == set(self._numbers)
+        assert not self._children or self.trunk is not None
+        assert not self._callers or self.trunk is None
+        for route, child in self._children.items():
+            assert child.route == route
+            assert child.place is self._dialled.get(route)
+            assert child.waiting_bytes == sum(size_of(list(each)) for each in child.waiting)
+            assert bool(child.waiting) == (child in self._slow)
+        for route, place in self._dialled.items():
+            assert place.route == route
+
+    # -- the trunk -------------------------------------------------------------------------
+
+    def _admit(self, identity: Identity) -> str:
+        if identity.role != "broker":
+            return f"a relay takes nodes, relays and brokers, not a {identity.role}"
+        if self.broker not in ("", identity.instance):
+            return f"this relay works for {self.broker_name}"
+        return ""
+
+    def _seek_broker(self, now: float) -> None:
+        if self._away_since is not None and now > self._away_since + KEEP_S:
+            self.news.append(News(f"{self.broker_name} is given up: another may use this relay"))
+            self.exchange.forget(self.broker)
+            self._let_go()
+        if self._up_address:
+            if not self.broker or self._is_home:
+                self.exchange.dial(self._up_address)
+            else:
+                self.exchange.undial(self._up_address)
+
+    def _handle(self, events: list[Event], now: float) -> None:
+        for event in events:
+            if isinstance(event, Joined):
+                self._on_joined(event, now)
+            elif isinstance(event, Back):
+                self.news.append(News(f"{self.broker_name} can be reached again"))
+                self._begin_trunk(now)
+            elif isinstance(event, Away) and event.peer == self.broker:
+                self.news.append(News(f"{self.broker_name} can't be reached: {event.reason}"))
+                self._end_trunk()
+                self._away_since = now
+            elif isinstance(event, Left) and event.peer == self.broker:
+                reason = event.reason or "it said goodbye"
+                self.news.append(News(f"{self.broker_name} is gone: {reason}"))
+                self._end_trunk()
+                self._let_go()
+            elif isinstance(event, DialFailed):
+                text = f"broker {event.address}: {event.reason}; still trying"
+                self.news.append(News(text, is_warning=True))
+
+    def _on_joined(self, event: Joined, now: float) -> None:
+        if self.broker not in ("", event.peer):
+            self.exchange.goodbye(event.peer, f"this relay works for {self.broker_name}")
+            return
+        if event.identity.role != "broker":
+            self.exchange.goodbye(event.peer, f"a relay can't work for a {event.identity.role}")
+            self.news.append(News(f"{event.identity.name} is no broker", is_warning=True))
+            return
+        self.broker, self.broker_name = event.peer, event.identity.name
+        self._is_home = bool(event.address)
+        self.news.append(News(f"working for {self.broker_name}"))
+        self._begin_trunk(now)
+
+    def _let_go(self) -> None:
+        self.broker = self.broker_name = ""
+        self._away_since = None
+
+    def _begin_trunk(self, now: float) -> None:
+        """There is a new connection to the broker: bring all children to it."""
+        self._end_trunk()
+        self._away_since = None
+        self.trunk = self.exchange.links[self.broker].route
+        self._next_round = now
+        callers, self._callers = self._callers, {}
+        for caller in callers.values():
+            self._bring(caller.arrival, caller.name)
+
+    def _end_trunk(self) -> None:
+        self._tell_children()
+        self._upward = Pacing(self._codec)
+        self.trunk = None
+
+    def _tell_children(self) -> None:
+        """Whom they talked to through this relay can't be reached that way any more."""
+        for route in self._children:
+            self._say(route, Unknown())
+        for place in self._places.values():
+            self._hang_up(place)
+            place.lost, place.again_at, place.pause_s = 0, 0.0, REDIAL_S
+        self._children.clear()
+        self._numbers.clear()
+        self._slow.clear()
+
+    def _tell(
+        self, child: int, event: int, text: str = "", refused: bool = False, first: bool = False
+    ) -> None:
+        """Say something about a child on the trunk, after all that it has said itself."""
+        header, _ = self._codec.encode(Relayed(child, event, text, refused))
+        self._upward.add(OWN if first else child, [header])
+
+    # -- frames ----------------------------------------------------------------------------
+
+    def _on_frames(self, arrival: Arrived, now: float) -> None:
+        route = arrival.route
+        if route == self.trunk:
+            self._from_trunk(arrival, now)
+            return
+        child = self._children.get(route)
+        try:
+            if child is None:
+                self._from_stranger(arrival, now)
+            elif child.has_answered or self._is_answer(child, arrival.frames):
+                self._upward.add(child.number, [child.header, *arrival.frames])
+        except ProtocolError:
+            self.malformed += 1
+
+    def _from_trunk(self, arrival: Arrived, now: float) -> None:
+        link = self.exchange.links[self.broker]
+        frames = arrival.frames
+        try:
+            frame, _ = self._codec.decode(frames[0] if frames else b"")
+        except ProtocolError:
+            frame = Unknown()  # the exchange looks at it once more, and says what is to be said
+        if not isinstance(frame, (Relayed, Cached)):
+            self._handle(self.exchange.receive(arrival, now), now)
+            return
+        link.heard = now
+        if isinstance(frame, Relayed):
+            self._on_relayed(frame, frames[1:], now)
+
+    def _on_relayed(self, relayed: Relayed, frames: Sequence[Buffer], now: float) -> None:
+        if relayed.event == MARK:
+            self._tell(relayed.child, MARKED, first=True)
+        elif relayed.event == MARKED:
+            self._upward.marked(relayed.child, now)
+        else:
+            child = self._numbers.get(relayed.child)
+            if child is None:
+                return  # it is gone, and the broker will hear that
+            if relayed.event == DROPPED:
+                self._say(child.route, Unknown())
+                self._drop(child, REFUSED_PAUSE_S if relayed.refused else 0.0, now)
+            elif relayed.event == CARRIED and frames:
+                self._carry_down(child, frames, now)
+
+    def _from_stranger(self, arrival: Arrived, now: float) -> None:
+        """Look at what comes first over a connection: only children's Hellos are ours."""
+        route = arrival.route
+        if route in self._callers:
+            return
+        frame, _ = self._codec.decode(arrival.frames[0] if arrival.frames else b"")
+        if not isinstance(frame, Hello) or frame.identity.role not in NODES:
+            self._handle(self.exchange.receive(arrival, now), now)
+            return
+        who = frame.identity
+        reason = self._guard.refuse(frame, arrival.key, arrival.door)
+        if reason:
+            self.news.append(News(f"{who.role} {who.name} is refused: {reason}", is_warning=True))
+            self._say(route, Refused(reason))
+        elif self.trunk is None:
+            self._callers[route] = Caller(arrival, now + PATIENCE_S, who.name)
+        else:
+            self._bring(arrival, who.name)
+
+    # -- children --------------------------------------------------------------------------
+
+    def _bring(self, arrival: Arrived, name: str) -> None:
+        """Pass a child's Hello on; from now on all that it says is."""
+        child = self._add_child(arrival.route)
+        child.name = name
+        self._upward.add(child.number, [child.header, *arrival.frames])
+
+    def _add_child(self, route: Route, place: Place | None = None) -> Child:
+        self._last_number += 1
+        number = self._last_number
+        header, _ = self._codec.encode(Relayed(number))
+        is_old = place is None
+        child = Child(number, route, header, place, is_greeted=is_old, has_answered=is_old)
+        self._children[route] = self._numbers[number] = child
+        return child
+
+    def _introduce(self, place: Place, up: Up, now: float) -> None:
+        """Have the broker say Hello to a peer that was dialled."""
+        place.lost = 0
+        child = self._add_child(up.route, place)
+        child.name, child.key, child.since = place.address, up.key, now
+        self._tell(child.number, INTRODUCED, place.address)
+
+    def _is_answer(self, child: Child, frames: Sequence[Buffer]) -> bool:
+        """Tell whether a dialled child answers the broker's Hello; before that nothing counts."""
+        frame, _ = self._codec.decode(frames[0] if frames else b"")
+        if not child.is_greeted or not isinstance(frame, (Welcome, Refused)):
+            return False
+        child.has_answered = True
+        if isinstance(frame, Welcome):
+            child.name = frame.identity.name
+            assert child.place is not None
+            child.place.pause_s = REDIAL_S
+        return True
+
+    def _carry_down(self, child: Child, frames: Sequence[Buffer], now: float) -> None:
+        if not child.is_greeted:
+            frames = [self._vouch(child, frames[0])]
+            child.is_greeted = True
+        if not child.waiting and self._transport.send(child.route, list(frames)):
+            return
+        child.waiting.append(frames)
+        child.waiting_bytes += size_of(list(frames))
+        self._slow[child] = None
+        if child.waiting_bytes > WAITING_MAX_BYTES:
+            self.news.append(News(f"{child.name} is given up: it is too slow", is_warning=True))
+            self._lose(child, "it is too slow", now)
+
+    def _vouch(self, child: Child, header: Buffer) -> Buffer:
+        """Sign a broker's Hello for the connection that it goes over: the relay has dialled it."""
+        frame, _ = self._codec.decode(header)
+        if isinstance(frame, Hello):
+            who = frame.identity
+            _, proof = self._guard.present(who.role, who.instance, child.key)
+            frame = msgspec.structs.replace(frame, proof=proof)
+        signed, _ = self._codec.encode(frame)
+        return signed
+
+    def _flush_child(self, child: Child) -> bool:
+        while child.waiting:
+            if not self._transport.send(child.route, list(child.waiting[0])):
+                return False
+            child.waiting_bytes -= size_of(list(child.waiting.popleft()))
+        del self._slow[child]
+        return True
+
+    def _lose(self, child: Child, reason: str, now: float) -> None:
+        """The connection to a child is of no use any more; the broker is told."""
+        self._tell(child.number, LOST, reason)
+        self._drop(child, 0.0, now)
+
+    def _drop(self, child: Child, pause_s: float, now: float) -> None:
+        """Close a child's connection; one that was accepted is forgotten."""
+        self._forget(child)
+        place = child.place
+        if place is not None:
+            self._hang_up(place)
+            self._pause(place, now, pause_s)
+
+    def _forget(self, child: Child) -> None:
+        del self._children[child.route]
+        del self._numbers[child.number]
+        self._slow.pop(child, None)
+
+    # -- connections -----------------------------------------------------------------------
+
+    def _tick_place(self, place: Place, now: float) -> None:
+        if place.route is not None:
+            child = self._children.get(place.route)
+            if child is not None and not child.is_greeted and now > child.since + GREETING_S:
+                self._lose(child, "the broker didn't greet it", now)
+            return
+        if now >= place.again_at:
+            place.route = self._transport.dial(place.address)
+            self._dialled[place.route] = place
+        else:
+            self._next_round = min(self._next_round, place.again_at)
+
+    def _on_up(self, up: Up, now: float) -> None:
+        place = self._dialled.get(up.route)
+        if place is None:
+            self._handle(self.exchange.receive(up, now), now)
+            return
+        place.trouble = ""
+        self._introduce(place, up, now)
+
+    def _on_down(self, down: Down, now: float) -> None:
+        child = self._children.get(down.route)
+        place = self._dialled.get(down.route)
+        if child is not None:
+            self._tell(child.number, LOST, down.reason, down.refused)
+            if place is not None:
+                place.lost = 0 if down.refused else child.number
+            self._drop(child, 0.0, now)
+        elif place is not None:
+            self._unreached(place, down, now)
+        elif self._callers.pop(down.route, None) is None:
+            self._handle(self.exchange.receive(down, now), now)
+
+    def _unreached(self, place: Place, down: Down, now: float) -> None:
+        """An address doesn't lead to a peer; perhaps that proves the end of the last one there."""
+        if down.refused and place.lost:
+            self._tell(place.lost, LOST, down.reason, refused=True)
+            place.lost = 0
+        if down.reason != place.trouble:
+            place.trouble = down.reason
+            text = f"node {place.address}: {down.reason}; still trying"
+            self.news.append(News(text, is_warning=True))
+        self._hang_up(place)
+        self._pause(place, now, REFUSED_PAUSE_S if down.denied else 0.0)
+
+    def _hang_up(self, place: Place) -> None:
+        if place.route is not None:
+            del self._dialled[place.route]
+            self._transport.drop(place.route)
+            place.route = None
+
+    def _pause(self, place: Place, now: float, pause_s: float) -> None:
+        place.again_at = now + max(place.pause_s, pause_s)
+        place.pause_s = min(place.pause_s * 2, REDIAL_MAX_S)
+        self._next_round = min(self._next_round, place.again_at)
+
+    def _say(self, route: Route, frame: Frame) -> None:
+        header, _ = self._codec.encode(frame)
+        self._transport.send(route, [header])

@@ -1,0 +1,430 @@
+"""The relay's decisions, played by hand: what it says to the broker and to the peers behind it."""
+
+from __future__ import annotations
+
+from dispy.protocol.exchange import Arrived, Down, HungUp, Route, Up
+from dispy.protocol.guard import Guard
+from dispy.protocol.identity import new_token
+from dispy.protocol.keys import Keys
+from dispy.protocol.messages import (
+    CARRIED,
+    DROPPED,
+    INTRODUCED,
+    LOST,
+    MARK,
+    MARKED,
+    VERSION_MAJOR,
+    VERSION_MINOR,
+    Buffer,
+    Envelope,
+    Frame,
+    Goodbye,
+    Hello,
+    Identity,
+    Nudge,
+    Refused,
+    Relayed,
+    Unknown,
+    Welcome,
+)
+from dispy.protocol.pacing import FULL_BYTES, WAY_MAX_BYTES
+from dispy.protocol.wire import Codec
+from dispy.relay.core import KEEP_S, PATIENCE_S, WAITING_MAX_BYTES, Relay
+
+ME = Identity("relay", "r", "bridge", "0", "3", "Linux")
+BROKER = Identity("broker", "b", "boss", "0", "3", "Linux")
+OTHER = Identity("broker", "o", "other", "0", "3", "Linux")
+NODE = Identity("node", "n", "worker", "0", "3", "Linux")
+CLIENT = Identity("client", "c", "program", "0", "3", "Linux")
+UP, DOOR, DOOR2 = b"up", b"1", b"2"  # accepted connections: of the broker, of nodes
+PLACE = "127.0.0.1:9711"
+
+
+class Wire:
+    """A transport that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[Route, list[Buffer]]] = []
+        self.dialled: dict[Route, str] = {}
+        self.dropped: list[Route] = []
+        self.stuck: set[Route] = set()
+
+    def dial(self, address: str) -> Route:
+        route = len(self.dialled) + 1
+        self.dialled[route] = address
+        return route
+
+    def drop(self, route: Route) -> None:
+        self.dropped.append(route)
+
+    def send(self, route: Route, frames: list[Buffer]) -> bool:
+        if route in self.stuck:
+            return False
+        self.sent.append((route, frames))
+        return True
+
+
+def hello(who: Identity, token: bytes = b"", proof: bytes = b"") -> Hello:
+    return Hello(VERSION_MAJOR, VERSION_MINOR, who, token=token, proof=proof)
+
+
+def encoded(*frames: Frame | bytes) -> list[Buffer]:
+    return [each if isinstance(each, bytes) else Codec().encode(each)[0] for each in frames]
+
+
+def decoded(frames: list[Buffer]) -> list[Frame | bytes]:
+    """Decode what was sent; payloads, which begin with an x, stay as they are."""
+    return [bytes(each) if each[0] == ord("x") else Codec().decode(each)[0] for each in frames]
+
+
+class Stage:
+    """A relay, and what it does, step by step."""
+
+    def __init__(self, relay_guard: Guard | None = None) -> None:
+        self.wire = Wire()
+        more = () if relay_guard is None else (relay_guard,)
+        self.relay = Relay(ME, self.wire, lambda: "s", *more)
+        self.now = 0.0
+
+    def says(self, route: Route, *frames: Frame | bytes) -> list[tuple[Route, list[Frame | bytes]]]:
+        """Let something arrive; return what follows."""
+        self.relay.receive(Arrived(route, encoded(*frames)), self.now)
+        return self.follows()
+
+    def follows(self) -> list[tuple[Route, list[Frame | bytes]]]:
+        """Return what is sent, beats on the trunk left out."""
+        self.relay.tick(self.now)
+        self.relay.flush(self.now)
+        self.relay.check()
+        sent, self.wire.sent = self.wire.sent, []
+        said = [(route, decoded(frames)) for route, frames in sent]
+        return [each for each in said if not isinstance(each[1][0], Envelope)]
+
+    def after(self, seconds: float) -> list[tuple[Route, list[Frame | bytes]]]:
+        """Let time pass, in which the broker beats."""
+        self.now += seconds
+        return self.follows()
+
+    def beat(self) -> None:
+        """Let the broker give a sign of life."""
+        self.says(UP, Envelope(1, 0, 0, []))
+
+    def up(self, who: Identity = BROKER) -> None:
+        """Let the broker dial in."""
+        [(route, [welcome])] = [
+            each for each in self.says(UP, hello(who)) if isinstance(each[1][0], Welcome)
+        ]
+        assert route == UP and isinstance(welcome, Welcome)
+
+    def with_place(self) -> Route:
+        """Let the relay dial a node, and tell the broker."""
+        self.relay.dial_down(PLACE)
+        self.up()
+        self.follows()
+        [route] = self.wire.dialled
+        self.relay.receive(Up(route), self.now)
+        assert self.follows() == [(UP, [Relayed(1, INTRODUCED, PLACE)])]
+        return route
+
+    def heard(self) -> list[str]:
+        """Return the log."""
+        news, self.relay.news = self.relay.news, []
+        return [each.text for each in news]
+
+
+def test_what_a_child_says_goes_up_with_its_number_and_back() -> None:
+    stage = Stage()
+    stage.up()
+    assert stage.says(DOOR, hello(NODE)) == [(UP, [Relayed(1), hello(NODE)])]
+    assert stage.says(DOOR2, hello(NODE)) == [(UP, [Relayed(2), hello(NODE)])]
+    assert stage.says(DOOR, b"xany", b"xpayload") == [(UP, [Relayed(1), b"xany", b"xpayload"])]
+    assert stage.says(UP, Relayed(2), b"xback", b"xmore") == [(DOOR2, [b"xback", b"xmore"])]
+    assert stage.says(UP, Relayed(7), b"xback") == []
+
+
+def test_relays_in_a_row_put_one_number_before_the_other() -> None:
+    stage = Stage()
+    stage.up()
+    stage.says(DOOR, hello(ME))
+    up = [(UP, [Relayed(1), Relayed(5), b"xany"])]
+    assert stage.says(DOOR, Relayed(5), b"xany") == up
+    assert stage.says(UP, Relayed(1), Relayed(5), b"xback") == [(DOOR, [Relayed(5), b"xback"])]
+
+
+def test_a_hello_waits_for_an_up_link() -> None:
+    stage = Stage()
+    assert stage.says(DOOR, hello(NODE)) == []
+    assert stage.says(DOOR, b"xearly") == []
+    said = stage.says(UP, hello(BROKER))
+    assert [type(frames[0]).__name__ for _, frames in said] == ["Welcome", "Relayed"]
+    assert said[1] == (UP, [Relayed(1), hello(NODE)])
+
+
+def test_a_hello_does_not_wait_for_ever() -> None:
+    stage = Stage()
+    stage.says(DOOR, hello(NODE))
+    assert stage.after(PATIENCE_S - 0.1) == []
+    assert stage.after(0.4) == [(DOOR, [Refused("relay bridge has no broker at present")])]
+
+
+def test_one_broker_at_a_time() -> None:
+    stage = Stage()
+    stage.up()
+    refused = [(b"9", [Refused("this relay works for boss")])]
+    assert stage.says(b"9", hello(OTHER)) == refused
+    stage.says(UP, Goodbye("done"))
+    [(_, [welcome])] = stage.says(b"9", hello(OTHER))
+    assert isinstance(welcome, Welcome)
+
+
+def test_a_broker_that_is_away_for_long_is_replaced() -> None:
+    stage = Stage()
+    stage.up()
+    stage.after(20.0)  # silent
+    assert stage.relay.trunk is None
+    assert stage.says(b"9", hello(OTHER)) == [(b"9", [Refused("this relay works for boss")])]
+    stage.after(KEEP_S + 0.1)
+    [(_, [welcome])] = stage.says(b"9", hello(OTHER))
+    assert isinstance(welcome, Welcome)
+
+
+def test_clients_are_told_to_go_elsewhere() -> None:
+    stage = Stage()
+    said = "a relay takes nodes, relays and brokers, not a client"
+    assert stage.says(DOOR, hello(CLIENT)) == [(DOOR, [Refused(said)])]
+
+
+def test_all_children_begin_anew_when_the_trunk_is_gone() -> None:
+    stage = Stage()
+    stage.up()
+    stage.says(DOOR, hello(NODE))
+    assert stage.says(UP, Goodbye("done")) == [(DOOR, [Unknown()])]
+    assert stage.says(DOOR, Envelope(1, 1, 0, [])) == [(DOOR, [Unknown()])]
+
+
+def test_another_connection_of_the_broker_is_another_trunk() -> None:
+    stage = Stage()
+    stage.up()
+    stage.says(DOOR, hello(NODE))
+    said = stage.says(b"up2", hello(BROKER))
+    assert (DOOR, [Unknown()]) in said
+    assert stage.says(DOOR2, hello(NODE)) == [(b"up2", [Relayed(2), hello(NODE)])]
+
+
+def test_a_node_is_dialled_for_the_broker_and_greeted_by_it() -> None:
+    stage = Stage()
+    route = stage.with_place()
+    assert stage.says(route, b"xbefore") == []
+    assert stage.says(UP, Relayed(1), hello(BROKER)) == [(route, [hello(BROKER)])]
+    assert stage.says(route, Envelope(1, 1, 0, [])) == []  # before the answer
+    welcome = Welcome(0, NODE, "s", 1)
+    assert stage.says(route, welcome) == [(UP, [Relayed(1), welcome])]
+    assert stage.says(route, b"xany") == [(UP, [Relayed(1), b"xany"])]
+
+
+def test_nodes_are_not_dialled_without_a_broker() -> None:
+    stage = Stage()
+    stage.relay.dial_down(PLACE)
+    stage.after(1.0)
+    assert not stage.wire.dialled
+
+
+def test_a_node_that_the_broker_forgets_to_greet_is_introduced_again() -> None:
+    stage = Stage()
+    stage.with_place()
+    for _ in range(4):
+        stage.beat()
+        said = stage.after(1.0)
+    assert said == [(UP, [Relayed(1, LOST, "the broker didn't greet it")])]
+    stage.after(0.5)
+    assert len(stage.wire.dialled) == 2
+
+
+def test_the_end_of_a_connection_is_told_after_what_came_before() -> None:
+    stage = Stage()
+    stage.up()
+    stage.says(DOOR, hello(NODE))
+    stage.relay.receive(Arrived(DOOR, encoded(b"xlast")), 0.0)
+    stage.relay.receive(Down(DOOR, "closed"), 0.0)
+    up = [(UP, [Relayed(1), b"xlast"]), (UP, [Relayed(1, LOST, "closed")])]
+    assert stage.follows() == up
+    assert stage.relay.children == 0
+
+
+def test_that_nothing_listens_any_more_proves_the_end() -> None:
+    stage = Stage()
+    route = stage.with_place()
+    stage.relay.receive(Down(route, "closed"), 0.0)
+    assert stage.follows() == [(UP, [Relayed(1, LOST, "closed")])]
+    stage.after(0.2)
+    [_, again] = stage.wire.dialled
+    stage.relay.receive(Down(again, "refused", refused=True), stage.now)
+    assert stage.follows() == [(UP, [Relayed(1, LOST, "refused", refused=True)])]
+    stage.beat()
+    stage.after(0.5)
+    last = list(stage.wire.dialled)[-1]
+    stage.relay.receive(Down(last, "refused", refused=True), stage.now)
+    assert stage.follows() == []  # it has been said
+    assert stage.heard().count(f"node {PLACE}: refused; still trying") == 1
+
+
+def test_a_peer_that_the_broker_drops_begins_anew() -> None:
+    stage = Stage()
+    stage.up()
+    stage.says(DOOR, hello(NODE))
+    assert stage.says(UP, Relayed(1, DROPPED)) == [(DOOR, [Unknown()])]
+    assert stage.says(UP, Relayed(1), b"xany") == []
+
+
+def test_a_node_that_is_dropped_is_dialled_again() -> None:
+    stage = Stage()
+    route = stage.with_place()
+    stage.says(UP, Relayed(1, DROPPED, refused=True))
+    assert route in stage.wire.dropped
+    for _ in range(4):
+        stage.beat()
+        stage.after(1.0)
+    assert len(stage.wire.dialled) == 1
+    stage.beat()
+    stage.after(1.1)
+    assert len(stage.wire.dialled) == 2
+
+
+def test_after_a_hangup_all_that_have_dialled_are_tried() -> None:
+    stage = Stage()
+    stage.up()
+    stage.says(DOOR, hello(NODE))
+    stage.relay.receive(HungUp(), 0.0)
+    assert (DOOR, [Nudge()]) in stage.follows()
+
+
+def test_marks_are_answered() -> None:
+    stage = Stage()
+    stage.up()
+    assert stage.says(UP, Relayed(3, MARK)) == [(UP, [Relayed(3, MARKED)])]
+
+
+def test_what_goes_up_is_bounded_while_the_broker_does_not_take_it_in() -> None:
+    stage = Stage()
+    stage.up()
+    stage.says(DOOR, hello(NODE))
+    payload = b"x" * (1 << 20)
+    sent = 0
+    while not stage.relay.is_full:
+        sent += len(payload)
+        assert sent < 2 * (FULL_BYTES + WAY_MAX_BYTES)
+        stage.says(DOOR, b"xany", payload)
+    stage.relay.receive(Down(UP, "closed"), 0.0)
+    assert stage.relay.has_room
+
+
+def test_answered_marks_let_more_go_up() -> None:
+    stage = Stage()
+    stage.up()
+    stage.says(DOOR, hello(NODE))
+    payload = b"x" * (1 << 20)
+    carried = 0
+    said = []
+    for _ in range(40):
+        said += stage.says(DOOR, b"xany", payload)
+    while said:
+        carried += sum(1 for _, frames in said if frames[0] == Relayed(1, CARRIED))
+        marks = [frames[0].child for _, frames in said if _is_mark(frames[0])]
+        said = [each for mark in marks for each in stage.says(UP, Relayed(mark, MARKED))]
+    assert carried == 40
+    assert stage.relay.has_room
+
+
+def _is_mark(frame: Frame | bytes) -> bool:
+    return isinstance(frame, Relayed) and frame.event == MARK
+
+
+def test_a_child_that_takes_nothing_in_is_given_up() -> None:
+    stage = Stage()
+    stage.up()
+    stage.says(DOOR, hello(NODE))
+    stage.says(DOOR2, hello(NODE))
+    stage.wire.stuck.add(DOOR)
+    payload = b"x" * (1 << 20)
+    for _ in range(WAITING_MAX_BYTES >> 20):
+        assert stage.says(UP, Relayed(2), payload) == [(DOOR2, [payload])]
+        said = stage.says(UP, Relayed(1), payload)
+    assert said == [(UP, [Relayed(1, LOST, "it is too slow")])]
+
+
+def test_what_waits_for_a_child_comes_in_order() -> None:
+    stage = Stage()
+    stage.up()
+    stage.says(DOOR, hello(NODE))
+    stage.wire.stuck.add(DOOR)
+    stage.says(UP, Relayed(1), b"x1")
+    stage.says(UP, Relayed(1), b"x2")
+    stage.wire.stuck.clear()
+    assert stage.says(UP, Relayed(1), b"x3") == [(DOOR, [b"x1"]), (DOOR, [b"x2"]), (DOOR, [b"x3"])]
+
+
+def test_a_relay_that_stops_tells_everybody() -> None:
+    stage = Stage()
+    stage.up()
+    stage.says(DOOR, hello(NODE))
+    stage.relay.stop()
+    assert stage.follows() == [(DOOR, [Unknown()]), (UP, [Goodbye("the relay was stopped")])]
+
+
+def test_nonsense_is_dropped() -> None:
+    stage = Stage()
+    assert stage.says(DOOR, b"xnonsense") == []
+    stage.up()
+    stage.says(UP, Relayed(0), b"xany")
+    stage.says(DOOR, b"xnonsense")
+    stage.relay.receive(Arrived(DOOR, []), 0.0)
+    assert stage.relay.malformed == 3
+    assert stage.relay.children == 0
+
+
+KEYS = Keys(b"1" * 32)
+
+
+def guarded() -> Guard:
+    return Guard(new_token(), KEYS)
+
+
+def who_is(role: str, guard: Guard) -> Identity:
+    return Identity(role, guard.instance, role, "0", "3", "Linux")
+
+
+def test_a_child_has_to_prove_who_it_is() -> None:
+    stage = Stage(guarded())
+    node, broker = guarded(), guarded()
+    me = who_is("node", node)
+    key = b"k" * 40
+    stage.relay.receive(
+        Arrived(UP, encoded(_proven(broker, who_is("broker", broker), key)), key), 0.0
+    )
+    stage.follows()
+    stage.relay.receive(Arrived(DOOR, encoded(_proven(node, me, b"another")), key), 0.0)
+    [(route, [refused])] = stage.follows()
+    assert route == DOOR and isinstance(refused, Refused)
+    stage.relay.receive(Arrived(DOOR, encoded(_proven(node, me, key)), key), 0.0)
+    assert stage.follows() == [(UP, [Relayed(1), _proven(node, me, key)])]
+
+
+def _proven(guard: Guard, who: Identity, key: bytes) -> Hello:
+    return hello(who, *guard.present(who.role, who.instance, key))
+
+
+def test_the_relay_signs_a_hello_for_the_connection_that_it_has_dialled() -> None:
+    stage = Stage(guarded())
+    broker, node = guarded(), guarded()
+    me = who_is("broker", broker)
+    key, own = b"k" * 40, b"o" * 40
+    stage.relay.dial_down(PLACE)
+    stage.relay.receive(Arrived(UP, encoded(_proven(broker, me, key)), key), 0.0)
+    stage.follows()
+    [route] = stage.wire.dialled
+    stage.relay.receive(Up(route, own), 0.0)
+    stage.follows()
+    [(_, [signed])] = stage.says(UP, Relayed(1), hello(me, broker.token))
+    assert isinstance(signed, Hello)
+    assert node.refuse(signed, own, 0) == ""
+    assert node.refuse(signed, key, 0) != ""
