@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.fetching import STORE_BYTES, Fetching
 from dispy.protocol.messages import (
+    DOCTOR,
     BlobPieces,
     Body,
     Define,
@@ -116,6 +117,8 @@ class Agent:
 
     def admit(self, identity: Identity, now: float) -> str:
         """Say why a peer that wants to register is refused; empty: it is welcome."""
+        if identity.role == DOCTOR:
+            return self._engagement("", now)
         if identity.role != "broker":
             return f"a node takes brokers, not a {identity.role}"
         if self.guests.may_come(identity.instance):

@@ -18,6 +18,7 @@ from .guard import OPEN, Guard
 from .link import RETRY_S, SILENCE_S, Link
 from .logs import Seldom
 from .messages import (
+    DOCTOR,
     VERSION_MAJOR,
     VERSION_MINOR,
     Body,
@@ -171,6 +172,11 @@ def admit_all(identity: Identity) -> str:
     return ""
 
 
+def unknown_time() -> float:
+    """Tell no time: a shell that has a clock says so."""
+    return 0.0
+
+
 class Exchange:
     """Every link of this process, by the peer's instance id.
 
@@ -189,6 +195,7 @@ class Exchange:
         guard: Guard = OPEN,
     ) -> None:
         self.identity = identity
+        self.tell_time = unknown_time  # what a doctor compares its clock with
         self.links: dict[str, Link] = {}
         self.acks_late = False
         self.malformed = 0  # messages dropped because they could not be understood
@@ -219,6 +226,8 @@ class Exchange:
         tried at once, and the first that works is kept; `DialFailed` tells of the others.
         """
         if address in self._dials:
+            if not expected:
+                self._dials[address].expected = ""  # wanted now whoever answers
             return
         group = group or expected
         rivals = self._groups.setdefault(group, []) if group else []
@@ -228,11 +237,15 @@ class Exchange:
         self._dials[address] = dial
         self._next_round = 0.0
 
-    def undial(self, address: str) -> None:
-        """Don't try this address again; an established session goes on."""
-        dial = self._dials.pop(address, None)
-        if dial is None:
+    def undial(self, address: str, expected: str = "") -> None:
+        """Don't try this address again; an established session goes on.
+
+        With ``expected`` only if it is dialled for that instance, and no other purpose.
+        """
+        dial = self._dials.get(address)
+        if dial is None or expected not in ("", dial.expected):
             return
+        del self._dials[address]
         if dial in dial.rivals:
             dial.rivals.remove(dial)
         if not dial.rivals:
@@ -491,6 +504,10 @@ class Exchange:
         if route in self._routes:
             return []  # said twice: there is one Hello for each connection
         reason = self._refusal(hello) or self._suspicion(arrived, hello, now)
+        if not reason and hello.identity.role == DOCTOR:
+            engaged = self._admit(hello.identity)
+            self._say(route, Refused(engaged, self.identity, self.tell_time()))
+            return []
         reason = reason or self._admit(hello.identity)
         if reason:
             self._say(route, Refused(reason))

@@ -52,7 +52,11 @@ WHY = "why"
 CARRIED = 0  # what it says, or what is said to it: frames follow
 INTRODUCED = 1  # the relay has dialled it: say Hello
 LOST = 2  # its connection is gone
-DROPPED = 3  # to the relay: close its connection
+DROPPED = 3  # to the relay: close its connection; `refused`: and take some time before the next
+MARK = 4  # no peer: answer MARKED with the same number, to tell how much has arrived
+MARKED = 5
+
+DOCTOR = "doctor"  # a role that only asks who is there: it is told so by `Refused`
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
@@ -336,9 +340,14 @@ class Welcome(Message, tag=2):
 
 
 class Refused(Message, tag=3):
-    """The listening side doesn't agree; ``reason`` is written for the user."""
+    """The listening side doesn't agree; ``reason`` is written for the user.
+
+    To a DOCTOR it says who it is, and as the reason what it is busy with, if anything.
+    """
 
     reason: str
+    identity: Identity | None = None
+    time: float = 0.0  # its clock, in seconds since the epoch; 0: it doesn't tell
 
 
 class Unknown(Message, tag=4):
