@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-import msgspec
-
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.exchange import (
     Arrival,
@@ -27,8 +25,9 @@ from dispy.protocol.exchange import (
     Left,
     Received,
 )
-from dispy.protocol.identity import describe, random_name
-from dispy.protocol.messages import SERIALS, Identity
+from dispy.protocol.guard import Door, Guard
+from dispy.protocol.identity import describe, new_token, random_name
+from dispy.protocol.messages import DOCTOR, SERIALS, Identity
 from dispy.protocol.transport import Bus
 
 from .core import Scheduler
@@ -66,9 +65,10 @@ log = logging.getLogger("dispy.broker")
 class BrokerDaemon:
     """Runs a `Scheduler` on a `Bus`, step by step; with a `Journal` it remembers all.
 
-    A shared broker has its copies of files in ``folder``; when they are ``synced``, they survive a
-    power failure. While the disk is full to the last byte, nothing is said and nothing is heard.
-    Raises `JournalBroken` from `step` when nothing can be kept any more; what was to be said then
+    ``doors`` are what the bus listens for, in the same order; by default there is one, for its own
+    keys. A shared broker has its copies of files in ``folder``; when they are ``synced``, they
+    survive a power failure. While the disk is full to the last byte, nothing is said and nothing is
+    heard. Raises `JournalBroken` from `step` when nothing can be kept any more; what was to be said then
     has not been said.
     """
 
@@ -83,6 +83,7 @@ class BrokerDaemon:
         journal: Journal | None = None,
         folder: Path | None = None,
         synced: bool = False,
+        doors: tuple[Door, ...] | None = None,
     ) -> None:
         self.bus = bus
         self.journal = journal
@@ -90,10 +91,12 @@ class BrokerDaemon:
         self.stopping = False
         offset_s = time.time() - time.monotonic()
         self.scheduler = Scheduler(_first_id(journal is not None), settings, offset_s)
-        identity = describe("broker", software, name=name)
-        if journal is not None:  # to the others it is the same broker after a restart
-            identity = msgspec.structs.replace(identity, instance=journal.instance)
-        self.exchange = Exchange(identity, self.bus, random_name, self._admit)
+        # With a journal it is the same broker to the others after a restart.
+        self.token = new_token() if journal is None else journal.token
+        identity = describe("broker", software, name=name, token=self.token)
+        guard = Guard(self.token, bus.keys, doors)
+        self.exchange = Exchange(identity, self.bus, random_name, self._admit, guard)
+        self.exchange.tell_time = time.time
         self._errands: BlobErrands | None = None
         if folder is not None:
             from .ballast import BALLAST_BYTES, HIGH_WATER
@@ -316,7 +319,7 @@ class BrokerDaemon:
 
     @staticmethod
     def _admit(identity: Identity) -> str:
-        if identity.role in ("client", "node"):
+        if identity.role in ("client", "node", DOCTOR):
             return ""
         return f"a broker takes clients and nodes, not a {identity.role}"
 

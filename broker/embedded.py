@@ -17,6 +17,7 @@ from collections import deque
 from contextlib import suppress
 
 from dispy.protocol.exchange import Arrival, Arrived, Down, Route, Up
+from dispy.protocol.keys import Keys
 from dispy.protocol.messages import Buffer
 from dispy.protocol.transport import Bus
 
@@ -24,6 +25,7 @@ from .daemon import BrokerDaemon
 
 OUTSIDE = 1  # the route to the broker, as the client names it
 INSIDE = b"inside"  # the route to the client, as the broker names it
+INSIDE_KEY = b"in memory"  # stands for the client's public key, which others can't have
 GONE = "the other side closed the connection"
 log = logging.getLogger("dispy.broker")
 
@@ -31,8 +33,8 @@ log = logging.getLogger("dispy.broker")
 class BusWithInside(Bus):
     """A broker's bus that has one connection more: the one to the client in memory."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, keys: Keys | None = None) -> None:
+        super().__init__(keys)
         self.to_broker: deque[Arrival] = deque()
         self.to_client: deque[Arrival] = deque()
 
@@ -64,9 +66,11 @@ class Broker:
     All methods but `wake` are for the one thread that drives it.
     """
 
-    def __init__(self, software: str, port: int) -> None:
-        self._bus = BusWithInside()
+    def __init__(self, software: str, port: int, keys: Keys | None = None) -> None:
+        self.keys = keys
+        self._bus = BusWithInside(keys)
         self._daemon = BrokerDaemon(self._bus, software, _title())
+        self.token = self._daemon.token
         self._daemon.exchange.acks_late = True  # nodes keep results until the client has them
         try:
             door = self._bus.listen(f"127.0.0.1:{port}")
@@ -78,7 +82,7 @@ class Broker:
 
     def dial(self, address: str) -> Route:
         """Connect: that always works, and at once."""
-        self._bus.to_client.append(Up(OUTSIDE))
+        self._bus.to_client.append(Up(OUTSIDE, INSIDE_KEY))
         return OUTSIDE
 
     def drop(self, route: Route) -> None:
@@ -87,7 +91,7 @@ class Broker:
 
     def send(self, route: Route, frames: list[Buffer]) -> bool:
         """Hand a message to the broker, which sees it in the next `poll`."""
-        self._bus.to_broker.append(Arrived(INSIDE, frames))
+        self._bus.to_broker.append(Arrived(INSIDE, frames, INSIDE_KEY))
         return True
 
     def poll(self, timeout_s: float) -> list[Arrival]:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from dispy.protocol.errors import ProtocolError
-from dispy.protocol.identity import random_name
+from dispy.protocol.identity import new_token
 from dispy.protocol.messages import JobSpec, Results
 
 from . import ballast, schema
@@ -69,7 +69,7 @@ class Journal:
         try:
             self._database = self._open(durability, max_bytes)
             self._tables = Tables(self._database)
-            self.instance = self._tables.instance()  # random when it was made, and kept
+            self.token = self._tables.token()  # random when it was made, and kept
             self.look(0.0)
         except BaseException:
             if self._lock is not None:
@@ -186,14 +186,14 @@ class Journal:
         """Open the file and look it through. Raises `JournalError`."""
         folder = self._folder
         if folder is None:
-            return schema.in_memory(random_name())
+            return schema.in_memory(new_token())
         self._room = Room(folder, max_bytes)
         try:
-            database = schema.opened(folder, durability, random_name())
+            database = schema.opened(folder, durability, new_token())
         except JournalFull:
             if not self._room.give_up():
                 raise
-            database = schema.opened(folder, durability, random_name())
+            database = schema.opened(folder, durability, new_token())
         found = schema.damage(database)
         if found:
             database.close()

@@ -125,7 +125,7 @@ def _opened(folder: Path) -> Iterator[sqlite3.Connection]:
     _expect(folder)
     lock = StateLock(folder)
     try:
-        with closing(schema.opened(folder, "normal", "")) as database:
+        with closing(schema.opened(folder, "normal")) as database:
             yield database
     except sqlite3.DatabaseError as error:
         raise schema.explained(error, folder) from None

@@ -59,17 +59,17 @@ CREATE TABLE IF NOT EXISTS taken (
 """  # a journal of an earlier version gets them when it is opened
 
 
-def in_memory(instance: str) -> sqlite3.Connection:
+def in_memory(token: bytes) -> sqlite3.Connection:
     """Return an empty journal that no process but this one ever sees."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    _create(connection, instance)
+    _create(connection, token)
     return connection
 
 
-def opened(folder: Path, durability: str, instance: str) -> sqlite3.Connection:
+def opened(folder: Path, durability: str, token: bytes = b"") -> sqlite3.Connection:
     """Open the journal in a folder whose lock this process has; make it when there is none.
 
-    ``instance`` is what a new one gets. Raises `JournalError`.
+    ``token`` is what a new one gets, and one of an earlier version. Raises `JournalError`.
     """
     path = folder / FILE
     try:
@@ -81,10 +81,12 @@ def opened(folder: Path, durability: str, instance: str) -> sqlite3.Connection:
         raise explained(error, folder) from None
     try:
         if _is_new(connection):
-            _create(connection, instance)
+            _create(connection, token)
             _sync(folder)
         _check_version(connection, folder)
         connection.execute(LATER_TABLES)
+        if token:
+            connection.execute("INSERT OR IGNORE INTO meta VALUES ('token', ?)", (token,))
     except sqlite3.Error as error:
         connection.close()
         raise explained(error, folder) from None
@@ -170,13 +172,13 @@ def _is_new(connection: sqlite3.Connection) -> bool:
     return not tables
 
 
-def _create(connection: sqlite3.Connection, instance: str) -> None:
+def _create(connection: sqlite3.Connection, token: bytes) -> None:
     connection.execute("BEGIN IMMEDIATE")
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     for statement in (*TABLES.split(";"), LATER_TABLES):
         connection.execute(statement)
-    values = [("instance", instance), ("last_node", 0), ("last_record", 0)]
+    values = [("token", token), ("last_node", 0), ("last_record", 0)]
     connection.executemany("INSERT INTO meta VALUES (?, ?)", values)
     connection.execute("COMMIT")
 

@@ -204,9 +204,9 @@ class Tables:
 
     # -- reading ---------------------------------------------------------------------------------
 
-    def instance(self) -> str:
-        """Return the broker's instance, which is that of its journal."""
-        return str(self._meta("instance"))
+    def token(self) -> bytes:
+        """Return what proves the broker's instance, which is that of its journal."""
+        return bytes(self._meta("token"))
 
     def load(self) -> Kept:
         """Return all that is there, batches without their jobs; strays are left out."""

@@ -86,8 +86,9 @@ class Rescue:
         """Wait for the jobs, close the clusters, return the jobs that have ended."""
         try:
             with closing(Bus()) as self._bus:
-                me = identity.describe("client", __version__)
-                self._exchange = Exchange(me, self._bus, identity.random_name)
+                guard = identity.new_guard(self._bus.keys)
+                me = identity.describe("client", __version__, token=guard.token)
+                self._exchange = Exchange(me, self._bus, identity.random_name, guard=guard)
                 self._exchange.dial(self._address)
                 self._reach(timeout)
                 self._collect(timeout, terminate_pending)

@@ -13,7 +13,8 @@ from msgspec import structs
 
 from dispy.protocol.errors import DispyError
 from dispy.protocol.exchange import DialFailed, Event, Exchange, Joined, Left, Received
-from dispy.protocol.identity import describe, random_name
+from dispy.protocol.identity import describe, new_guard, random_name
+from dispy.protocol.keys import Keys
 from dispy.protocol.messages import (
     STATUS,
     BrokerReport,
@@ -43,11 +44,15 @@ class Operator:
     All methods raise `Unreachable` when no answer comes within ``timeout_s`` seconds.
     """
 
-    def __init__(self, address: str, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, address: str, timeout_s: float = TIMEOUT_S, keys: Keys | None = None
+    ) -> None:
         self._address = address
         self._timeout_s = timeout_s
-        self._bus = Bus()
-        self._exchange = Exchange(describe("client", __version__), self._bus, random_name)
+        self._bus = Bus(keys)
+        guard = new_guard(keys)
+        me = describe("client", __version__, token=guard.token)
+        self._exchange = Exchange(me, self._bus, random_name, guard=guard)
         self._broker = ""  # its instance, once it has registered us
         self._requests = 0
         self._reports: dict[int, Report] = {}

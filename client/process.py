@@ -55,7 +55,7 @@ def session_with(broker: embedded.Broker) -> Iterator[Session]:
     with _lock:
         session = _sessions.get(broker.address)
         if session is None or not session.alive():
-            session = _begin(broker, Recordings(f"127.0.0.1:{broker.port}"))
+            session = _begin(broker, Recordings(f"127.0.0.1:{broker.port}", token=broker.token))
         yield session
 
 
@@ -74,9 +74,10 @@ def _begin(
     broker: embedded.Broker | remote.Broker, recordings: Recordings, shared: bool = False
 ) -> Session:
     """Begin a session with a broker."""
-    me = identity.describe("client", __version__)
+    guard = identity.new_guard(broker.keys)
+    me = identity.describe("client", __version__, token=guard.token)
     recordings.owner = me.instance
-    exchange = Exchange(me, broker, identity.random_name)
+    exchange = Exchange(me, broker, identity.random_name, guard=guard)
     session = Session(broker.address, broker, exchange, recordings, shared=shared)
     _sessions[broker.address] = session  # first: Ctrl-C may come while it starts
     session.start()

@@ -40,6 +40,7 @@ class ProgramRecord(Record, tag=1):
     door: str  # where nodes dial in, "host:port"
     pid: int
     host: str
+    token: str = ""  # hex; proves that one is this broker
 
 
 class ClusterRecord(Record, tag=2):

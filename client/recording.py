@@ -92,14 +92,15 @@ class Recordings:
     """The recover files of a session's clusters. All methods are for the session's thread.
 
     ``door`` is where nodes dial in, ``shared_at`` where a broker is that outlives this program,
-    each "host:port" or empty. No method raises: what can't be written is told once, and the
+    each "host:port" or empty; ``token`` proves who this program's own broker is. No method raises: what can't be written is told once, and the
     jobs go on.
     """
 
-    def __init__(self, door: str = "", shared_at: str = "") -> None:
+    def __init__(self, door: str = "", shared_at: str = "", token: bytes = b"") -> None:
         self.owner = ""  # the instance of this client
         self._door = door
         self._shared_at = shared_at
+        self._token = token
         self._broker = ""
         self._clusters: dict[int, Cluster] = {}
         self._files: dict[Path | None, RecoverFile] = {}  # by what users call them
@@ -241,7 +242,9 @@ class Recordings:
         return file
 
     def _program(self) -> ProgramRecord:
-        return ProgramRecord(self._broker, self._door, os.getpid(), socket.gethostname())
+        return ProgramRecord(
+            self._broker, self._door, os.getpid(), socket.gethostname(), self._token.hex()
+        )
 
     def _place(self) -> BrokerRecord:
         return BrokerRecord(self._shared_at, self.owner)

@@ -14,8 +14,6 @@ from collections.abc import Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 
-import msgspec
-
 from dispy.protocol import identity
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.exchange import (
@@ -28,6 +26,7 @@ from dispy.protocol.exchange import (
     Left,
     Received,
 )
+from dispy.protocol.guard import Guard
 from dispy.protocol.messages import ABANDONED, Identity, JobResult
 from dispy.protocol.transport import Bus
 
@@ -178,9 +177,11 @@ class Rescue:
         count = sum(len(cluster.jobs) + len(cluster.unsent) for cluster in clusters)
         nodes = ", ".join(self._recovery.nodes)
         logger.info("%s: %d jobs to recover from %s", self._file.path.name, count, nodes)
-        me = identity.describe("broker", __version__, name=f"{socket.gethostname()} (recovery)")
-        me = msgspec.structs.replace(me, instance=program.broker)
-        self._exchange = Exchange(me, self._bus, identity.random_name, _admit)
+        name = f"{socket.gethostname()} (recovery)"
+        token = bytes.fromhex(program.token)
+        me = identity.describe("broker", __version__, name=name, token=token)
+        guard = Guard(token, self._bus.keys)
+        self._exchange = Exchange(me, self._bus, identity.random_name, _admit, guard)
         for address in self._recovery.nodes:
             self._exchange.dial(address)
         if program.door:

@@ -1,7 +1,7 @@
 """The recover file itself: made, locked while its program lives, written, removed.
 
-It is never synced, since it has to outlive the program, not the machine. It holds no secret, but
-what jobs were given: so only its owner may read it.
+It is never synced, since it has to outlive the program, not the machine. It holds what jobs were
+given, and what makes nodes believe that one is their broker: so only its owner may read it.
 """
 
 from __future__ import annotations

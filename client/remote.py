@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 
+from dispy.protocol.keys import Keys
 from dispy.protocol.transport import Bus
 
 from .allocate import PORT_MAX, beyond_loopback, look_up
@@ -18,8 +19,8 @@ HERE = "127.0.0.1"
 class Broker(Bus):
     """The way to a broker at ``address``, "host:port". All but `wake` is for one thread."""
 
-    def __init__(self, address: str) -> None:
-        super().__init__()
+    def __init__(self, address: str, keys: Keys | None = None) -> None:
+        super().__init__(keys)
         self.address = address
 
 

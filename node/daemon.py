@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from dispy.protocol import listening
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.exchange import (
     Away,
@@ -24,7 +25,7 @@ from dispy.protocol.exchange import (
     Received,
 )
 from dispy.protocol.fetching import STORE_BYTES
-from dispy.protocol.identity import describe, random_name
+from dispy.protocol.identity import describe, new_guard, random_name
 from dispy.protocol.messages import Identity
 from dispy.protocol.store import SpoiledBlob, Store, idle_bytes
 from dispy.protocol.transport import Bus
@@ -71,7 +72,7 @@ class Settings:
     software: str
     name: str
     cpus: int
-    door: str  # "host:port" to listen at; empty: no door of its own
+    doors: tuple[str, ...]  # "host:port" to listen at; empty: no door of its own
     broker: str  # "host:port" to dial; empty: wait to be dialled
     blobs: Path  # the store's folder
     files: Path  # where the folders of computations are
@@ -79,6 +80,7 @@ class Settings:
     hours: Hours | None = None  # of the day in which jobs are taken; None: all
     serves: int = -1  # so many clusters, then it stops; negative: any number
     keep_s: float = KEEP_S  # a broker that is away for so long is given up
+    ext_hosts: tuple[str, ...] = ()  # by which others reach this machine, if they differ
 
 
 def time_of_day() -> int:
@@ -105,16 +107,19 @@ class NodeDaemon:
             settings.keep_s,
         )
         self.settings = settings
-        self.address = bus.listen(settings.door) if settings.door else ""
+        self.doors = listening.listen(bus.listen, settings.doors)
+        guard = new_guard(bus.keys)
         identity = describe(
             "node",
             settings.software,
             name=settings.name,
             cpus=settings.cpus,
-            door=self.address or f"private to {os.getppid()}",
-            address=self.address,
+            door=self.doors[0] if self.doors else f"private to {os.getppid()}",
+            addresses=listening.addresses_of_doors(self.doors, settings.ext_hosts),
+            token=guard.token,
         )
-        self.exchange = Exchange(identity, bus, random_name, self._admit)
+        self.exchange = Exchange(identity, bus, random_name, self._admit, guard)
+        self.exchange.tell_time = time.time
         self._stopping = False
         self._next_look = 0.0
         self._refusals: set[str] = set()  # why there is no broker, each said once until there is

@@ -9,6 +9,7 @@ import secrets
 import socket
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from .guard import Guard, instance_of
@@ -36,7 +37,7 @@ def describe(
     name: str = "",
     cpus: int = 0,
     door: str = "",
-    address: str = "",
+    addresses: Sequence[str] = (),
     token: bytes = b"",
 ) -> Identity:
     """Describe this process as a peer of the given role, with a new instance id.
@@ -44,6 +45,7 @@ def describe(
     ``token`` is that of its `Guard`, which proves the instance; without one nobody believes it.
     ``door`` is something that only one process of this machine can have at a time, such as a
     port that it listens at: whoever has it later proves that this instance is gone.
+    ``addresses`` are where others may dial it, "host:port", the best one first.
     """
     host = socket.gethostname()
     return Identity(
@@ -55,7 +57,8 @@ def describe(
         platform=platform.platform(),
         cpus=cpus,
         place=f"{host}/{_boot()}/{door}" if door else "",
-        address=address,
+        address=addresses[0] if addresses else "",
+        addresses=list(addresses),
         user=f"{_login()}@{host}" if role == "client" else "",
     )
 

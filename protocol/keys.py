@@ -17,7 +17,7 @@ KEY_BYTES = 32
 class Keys:
     """The keys that a secret stands for. Equal secrets have equal keys."""
 
-    __slots__ = ("_root", "_roles", "beacon", "server")
+    __slots__ = ("_roles", "_root", "beacon", "server")
 
     def __init__(self, material: bytes) -> None:
         """Derive them from the bytes of a secret, as hard to guess as that is."""

@@ -162,7 +162,7 @@ class Bus:
 
     def __init__(self, keys: Keys | None = None) -> None:
         """With ``keys``, all that is dialled and listened at is encrypted with them."""
-        self._keys = keys
+        self.keys = keys
         self._pair = curve.random_pair() if keys is not None else curve.KeyPair(b"", b"")
         self.public_key = self._pair.public  # of all connections that are dialled; or empty
         self._own: zmq.Context[zmq.Socket[bytes]] | None = None  # those with secrets have one
@@ -194,7 +194,7 @@ class Bus:
 
     # -- opening and closing -------------------------------------------------------------
 
-    def listen(self, address: str, keys: Keys | None | EllipsisType = ...) -> str:
+    def listen(self, address: str, keys: Keys | EllipsisType | None = ...) -> str:
         """Listen at "host:port" (port 0: any free one) or "inproc://name"; return the address.
 
         The host "*" stands for all addresses of this machine. Peers need the secret of ``keys``,
@@ -202,7 +202,7 @@ class Bus:
         the order of their first use here. Raises `OSError` when it isn't possible to listen, for
         example because the port is taken.
         """
-        listener = self._listener(self._keys if keys is ... else keys)
+        listener = self._listener(self.keys if keys is ... else keys)
         endpoint = _endpoint(address)
         is_new = endpoint.endswith(":0")
         for host in _hosts(endpoint):
@@ -573,8 +573,8 @@ class Bus:
 
     def _connect(self, connection: Connection) -> None:
         dealer = connection.dealer = open_socket(self._context, zmq.DEALER)
-        if self._keys is not None:
-            curve.secure_dialler(dealer, _server_pair(self._keys).public, self._pair)
+        if self.keys is not None:
+            curve.secure_dialler(dealer, _server_pair(self.keys).public, self._pair)
         route = connection.route
         self._register(dealer, lambda: self._on_dealer(connection))
         if not connection.address.startswith("inproc://"):

@@ -12,6 +12,7 @@ from dispy.broker.daemon import BrokerDaemon
 from dispy.broker.journal import Journal
 from dispy.broker.settings import Settings
 from dispy.protocol.exchange import Arrival, Arrived, Exchange, Received, Route, Up
+from dispy.protocol.guard import Guard, instance_of
 from dispy.protocol.messages import (
     DRAIN,
     FINISHED,
@@ -34,6 +35,7 @@ from dispy.protocol.messages import (
 from dispy.protocol.wire import chunked
 
 MIB = 1 << 20
+CLIENT, NODE = instance_of(b"c"), instance_of(b"n")  # of the peers that are called so
 
 
 class Peer:
@@ -43,8 +45,9 @@ class Peer:
         self.world = world
         self.coming: list[list[Buffer]] = []
         self.heard: list[Body] = []
-        who = Identity(role, name, name, "0", "3", "Linux", 8)
-        self.exchange = Exchange(who, self, lambda: name)
+        guard = Guard(name.encode())
+        who = Identity(role, guard.instance, name, "0", "3", "Linux", 8)
+        self.exchange = Exchange(who, self, lambda: name, guard=guard)
         world.peers[name.encode()] = self
         self.route = name.encode()
         self.exchange.dial("broker")
@@ -84,6 +87,8 @@ class Peer:
 
 class World:
     """A broker and its peers; it is the broker's bus as well."""
+
+    keys = None
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -132,11 +137,11 @@ def test_results_on_disk_are_read_as_their_client_takes_them_in(
         node.read()
         node.tell(Done(number, large))
     client.read()
-    world.daemon.scheduler.back("c")
+    world.daemon.scheduler.back(CLIENT)
     for _ in range(10):
         world.turn(0.01)
     waiting = sum(len(frame) for frames in client.coming for frame in frames)
-    queued = world.daemon.exchange.links["c"].undelivered()
+    queued = world.daemon.exchange.links[CLIENT].undelivered()
     assert waiting <= 17 * MIB
     assert 0 < len([each for each in queued if isinstance(each, Results)]) < count // 2
     for _ in range(5 * count):
@@ -154,15 +159,15 @@ def test_a_broker_that_was_stopped_gives_nobody_up_at_once() -> None:
     client.tell(opening())
     node.tell(Holding([], []))
     scheduler = world.daemon.scheduler
-    scheduler.away("n", "reset", False, world.now)
-    scheduler.away("c", "reset", False, world.now)
+    scheduler.away(NODE, "reset", False, world.now)
+    scheduler.away(CLIENT, "reset", False, world.now)
     world.turn(1.0)
     world.turn(10 * Settings().client_lease_s)
     [cluster] = scheduler.clusters.values()
-    assert "n" in scheduler.nodes and not cluster.closing
+    assert NODE in scheduler.nodes and not cluster.closing
     for _ in range(int(2 * Settings().client_lease_s)):
         world.turn(1.0)
-    assert "n" not in scheduler.nodes and cluster.meta.expired
+    assert NODE not in scheduler.nodes and cluster.meta.expired
 
 
 def test_the_log_says_what_becomes_of_nodes_and_clusters(caplog: pytest.LogCaptureFixture) -> None:
@@ -172,7 +177,7 @@ def test_the_log_says_what_becomes_of_nodes_and_clusters(caplog: pytest.LogCaptu
     client.tell(opening(), Submit(1, [JobSpec(1, 0, b"x")]))
     node.tell(Holding([], []))
     client.tell(Operate(1, DRAIN, "n", reason="new disk"))
-    world.daemon.scheduler.away("c", "reset", False, world.now)
+    world.daemon.scheduler.away(CLIENT, "reset", False, world.now)
     for _ in range(int(2 * Settings().client_lease_s)):
         world.turn(1.0)
     said = [record.getMessage() for record in caplog.records]

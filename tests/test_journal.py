@@ -92,7 +92,7 @@ def seqs_of(jobs: list[JobSpec] | None) -> list[int]:
 
 def test_a_new_journal_is_empty_and_has_an_instance(journal: Journal) -> None:
     assert journal.load() == Kept()
-    assert len(journal.instance) == 32
+    assert len(journal.token) == 32
     assert journal.trouble == ""
     assert journal.size_bytes() > 0
     assert journal.read_batch(1) is None
@@ -332,18 +332,18 @@ def test_any_flushes_leave_what_they_say(flushes: list[list[tuple[str, int, bool
 
 def test_it_is_found_again_and_stays_the_same_instance(tmp_path: Path) -> None:
     with closing(Journal(tmp_path)) as journal:
-        instance = journal.instance
+        instance = journal.token
         journal.apply([cluster(), KeepBatch(2, 1, submitted(1), True, 0), KeepNode(4, NODE)])
         journal.apply([DropNode(4)])
     for durability in ("full", "normal"):
         with closing(Journal(tmp_path, durability)) as journal:
-            assert journal.instance == instance
+            assert journal.token == instance
             kept = journal.load()
             assert kept.clusters[0].batches[0].count == 1
             assert (kept.nodes, kept.last_node) == ({}, 4)
             assert seqs_of(journal.read_batch(2)) == [1]
     with closing(Journal(tmp_path / "other")) as journal:
-        assert journal.instance != instance
+        assert journal.token != instance
 
 
 def test_only_its_owner_can_look_into_it(tmp_path: Path) -> None:
@@ -358,12 +358,12 @@ def test_only_its_owner_can_look_into_it(tmp_path: Path) -> None:
 
 def test_removing_leaves_a_new_one(tmp_path: Path) -> None:
     with closing(Journal(tmp_path)) as journal:
-        instance = journal.instance
+        instance = journal.token
         journal.apply([cluster()])
     Journal.remove(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["journal.lock"]
     with closing(Journal(tmp_path)) as journal:
-        assert journal.instance != instance
+        assert journal.token != instance
         assert journal.load() == Kept()
 
 

@@ -23,7 +23,8 @@ from dispy.cli import main
 from dispy.operator import Operator, Unreachable
 from dispy.protocol import exitcodes
 from dispy.protocol.exchange import Exchange, Joined, Received
-from dispy.protocol.identity import describe, random_name
+from dispy.protocol.guard import Guard
+from dispy.protocol.identity import describe, new_guard, random_name
 from dispy.protocol.messages import (
     STATUS,
     Body,
@@ -57,9 +58,9 @@ Kind = TypeVar("Kind")
 class Peer:
     """A node or a client, message by message, in the thread of the broker."""
 
-    def __init__(self, identity: Identity, address: str) -> None:
+    def __init__(self, identity: Identity, guard: Guard, address: str) -> None:
         self.bus = Bus()
-        self.exchange = Exchange(identity, self.bus, random_name)
+        self.exchange = Exchange(identity, self.bus, random_name, guard=guard)
         self.exchange.dial(address)
         self.broker = ""
         self.heard: list[Body] = []
@@ -87,8 +88,11 @@ class Site:
         bus = Bus()
         self.address = bus.listen("127.0.0.1:0")
         self.daemon = BrokerDaemon(bus, "1.2", "site")
-        self.node = Peer(describe("node", "1.2", name="n1", cpus=2, door="a"), self.address)
-        self.client = Peer(describe("client", "1.2"), self.address)
+        guard = new_guard()
+        me = describe("node", "1.2", name="n1", cpus=2, door="a", token=guard.token)
+        self.node = Peer(me, guard, self.address)
+        guard = new_guard()
+        self.client = Peer(describe("client", "1.2", token=guard.token), guard, self.address)
         self._asked: queue.SimpleQueue[tuple[Callable[[], object], Future[object]]] = (
             queue.SimpleQueue()
         )
@@ -264,7 +268,8 @@ def test_something_else_listens_there() -> None:
 def test_a_node_is_no_broker() -> None:
     bus = Bus()
     address = bus.listen("127.0.0.1:0")
-    exchange = Exchange(describe("node", "1"), bus, random_name)
+    guard = new_guard()
+    exchange = Exchange(describe("node", "1", token=guard.token), bus, random_name, guard=guard)
     done = threading.Event()
 
     def serve() -> None:

@@ -52,8 +52,11 @@ class FakeNode:
     def __init__(self) -> None:
         self._bus = Bus()
         self.address = self._bus.listen("127.0.0.1:0")
-        me = identity.describe("node", "0", name="fake", cpus=2, address=self.address)
-        self._exchange = Exchange(me, self._bus, identity.random_name)
+        guard = identity.new_guard()
+        me = identity.describe(
+            "node", "0", name="fake", cpus=2, addresses=[self.address], token=guard.token
+        )
+        self._exchange = Exchange(me, self._bus, identity.random_name, guard=guard)
         self._stopping = threading.Event()
         self._broker = ""
         self._running: dict[int, tuple[int, JobSpec]] = {}  # by seq: computation and job

@@ -10,7 +10,7 @@ import sys
 import time
 
 from dispy.protocol.exchange import Event, Exchange, HungUp, Joined, Route
-from dispy.protocol.identity import random_name
+from dispy.protocol.identity import new_guard, random_name
 from dispy.protocol.messages import Buffer, Holding, Identity
 from dispy.protocol.transport import Bus, raise_limits
 
@@ -26,8 +26,9 @@ class FakeNode:
         self._bus = bus
         self._owners = owners
         name = f"fake-{number}"
-        who = Identity("node", random_name(), name, "0", PYTHON, "Linux", 4, place=name)
-        self.exchange = Exchange(who, self, random_name)
+        guard = new_guard()
+        who = Identity("node", guard.instance, name, "0", PYTHON, "Linux", 4, place=name)
+        self.exchange = Exchange(who, self, random_name, guard=guard)
 
     def dial(self, address: str) -> Route:
         """Begin to connect."""

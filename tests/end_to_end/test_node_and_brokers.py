@@ -19,6 +19,7 @@ import cloudpickle
 import pytest
 
 from dispy.protocol.exchange import DialFailed, Exchange, Joined, Left, Received
+from dispy.protocol.guard import Guard
 from dispy.protocol.identity import random_name
 from dispy.protocol.messages import (
     FINISHED,
@@ -55,8 +56,9 @@ class Broker:
         self.address = ""
         until(lambda: self._listens(port), "a free port")
         self.port = int(self.address.rpartition(":")[2])
-        identity = Identity("broker", name, name, "0", PYTHON, "Linux")
-        self._exchange = Exchange(identity, self._bus, random_name)
+        guard = Guard(name.encode())
+        identity = Identity("broker", guard.instance, name, "0", PYTHON, "Linux")
+        self._exchange = Exchange(identity, self._bus, random_name, guard=guard)
         self._heard: list[object] = []
         self._node = ""
 
