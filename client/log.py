@@ -10,6 +10,8 @@ import logging
 import sys
 from typing import cast
 
+from dispy.protocol.printable import PrintableFormatter
+
 
 class Logger(logging.Logger):
     """What `logger` looks like to a type checker; at run time it is a plain Logger."""
@@ -43,7 +45,7 @@ def _open() -> Logger:
     if opened.level == logging.NOTSET:
         opened.setLevel(logging.INFO)
     handler = LastResort()
-    handler.setFormatter(logging.Formatter("%(asctime)s dispy - %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(PrintableFormatter("%(asctime)s dispy - %(message)s", "%Y-%m-%d %H:%M:%S"))
     opened.addHandler(handler)
     return opened
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dispy.protocol.commandline import SETTINGS
+from dispy.protocol.printable import lines
 
 if TYPE_CHECKING:
     from .operator import Operator
@@ -132,7 +133,7 @@ def _do(broker: str, timeout: float, as_json: bool, *question: Any) -> None:
     if as_json:
         _print_json({"text": text})
     else:
-        click.echo(text)
+        click.echo(lines(text))
 
 
 @click.command(

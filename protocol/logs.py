@@ -13,6 +13,8 @@ import time
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
+from .printable import PrintableFormatter
+
 TEXT = "text"
 JSON = "json"
 FORMATS = (TEXT, JSON)
@@ -54,7 +56,7 @@ def configure(level: int, format: str = TEXT, file: Path | None = None) -> None:
         handler = logging.StreamHandler(sys.stderr)
     else:
         handler = WatchedFileHandler(file, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(JsonLines() if format == JSON else logging.Formatter(TEXT_FORMAT))
+    handler.setFormatter(JsonLines() if format == JSON else PrintableFormatter(TEXT_FORMAT))
     for before in logging.root.handlers[:]:
         logging.root.removeHandler(before)
         before.close()
