@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import msgspec
 
@@ -22,13 +23,19 @@ SILENCE_S = 3.5  # a connection without any sign of life for so long is taken fo
 RETRY_S = 0.005  # how soon to try again when the transport takes no more
 ACK_ENVELOPES = 16  # acknowledge at least every so many envelopes
 BEHIND_ENVELOPES = 2 * ACK_ENVELOPES  # unacknowledged: what can wait should wait
-ACK_BYTES = 4 * CHUNK_BYTES  # ... and so many bytes of chunks
+ACK_BYTES = CHUNK_BYTES  # ... and so many bytes
 WINDOW_BYTES = 16 * CHUNK_BYTES  # unacknowledged at most; bounds what lies in the sockets' queues
+# Behind a relay others share the way, which may be slow: signs of life come later.
+RELAYED_SILENCE_S = 10.0
+RELAYED_WINDOW_BYTES = 4 * CHUNK_BYTES
+RELAYED_CHUNK_BYTES = CHUNK_BYTES // 4
 # Of payloads in one envelope with several messages: the peer gets none before all are there.
 ENVELOPE_BYTES = 4 * CHUNK_BYTES
 # Where a message that is too long can be cut in two.
 BATCH_FIELDS = ("jobs", "results", "records", "pieces", "ranges")
 
+# How to reach a peer: what was dialled, who dialled, or a relay and its number for the peer.
+Route: TypeAlias = "int | bytes | tuple[Route, int]"
 Transmit = Callable[[list[Buffer]], bool]
 Stamp = tuple[int, int, int]  # epoch, seq, ack
 Fit = tuple[list[Body], list[Large], bytes]  # messages of one envelope, and its header
@@ -42,7 +49,7 @@ class Outgoing:
     messages: list[Body]
     chunks: list[Buffer]
     more: bool
-    size: int  # bytes of its chunks
+    size: int  # bytes
     header: bytes = b""  # as it was encoded to see whether it fits
     stamp: Stamp | None = None  # what this header says beside the messages
 
@@ -59,8 +66,9 @@ class Link:
         self.peer = peer
         self.session = session
         self.epoch = 0
-        self.route: int | bytes | None = None
+        self.route: Route | None = None
         self.heard = now
+        self.silence_s = SILENCE_S  # without any sign of life: the connection is broken
         self.received = 0  # seq of the last envelope that has arrived
         self.confirmed = 0  # ... of the last that may be acknowledged
         self._acks_late = acks_late
@@ -72,6 +80,8 @@ class Link:
         self._unacked: deque[Outgoing] = deque()
         self._unacked_bytes = 0
         self._chunks: list[Buffer] = []  # arrived ahead of their header
+        self._window_bytes = WINDOW_BYTES
+        self._chunk_bytes = CHUNK_BYTES
         self._acked = 0  # what we last told the peer that we received
         self._unreported_bytes = 0
         self.blocked = False
@@ -82,7 +92,7 @@ class Link:
         """Whether a peer that has had so much of a session can go on with it here."""
         return session == self.session and 0 <= received <= self._seq
 
-    def connect(self, route: int | bytes, epoch: int, received: int, now: float) -> None:
+    def connect(self, route: Route, epoch: int, received: int, now: float) -> None:
         """Go on over a new connection; the peer has had the envelopes up to ``received``."""
         if not 0 <= received <= self._seq:
             raise ProtocolError(f"acknowledges envelope {received}, but {self._seq} were sent")
@@ -93,6 +103,13 @@ class Link:
         self.route, self.epoch, self.heard, self._sent_at = route, epoch, now, now
         self._acked = self.confirmed
         self.blocked = False
+        self._heed(isinstance(route, tuple))
+
+    def _heed(self, is_relayed: bool) -> None:
+        """Keep to the limits of this kind of connection."""
+        self.silence_s = RELAYED_SILENCE_S if is_relayed else SILENCE_S
+        self._window_bytes = RELAYED_WINDOW_BYTES if is_relayed else WINDOW_BYTES
+        self._chunk_bytes = RELAYED_CHUNK_BYTES if is_relayed else CHUNK_BYTES
 
     def disconnect(self) -> None:
         """The connection is gone; keep all that isn't acknowledged."""
@@ -112,13 +129,13 @@ class Link:
     def flush(self, now: float, transmit: Transmit) -> None:
         """Hand over what is queued, as far as ``transmit`` and the window take it."""
         self.blocked = False
-        while self.route is not None and self._unacked_bytes < WINDOW_BYTES:
+        while self.route is not None and self._unacked_bytes < self._window_bytes:
             if not self._waiting:
                 if not self._outbox:
                     break
                 self._pack()
             if not self._transmit(self._waiting[0], now, transmit):
-                return
+                break  # but a sign of life may still pass
             out = self._waiting.popleft()
             self._unacked.append(out)
             self._unacked_bytes += out.size
@@ -174,11 +191,13 @@ class Link:
         messages, self._outbox = self._outbox, []
         stamp = self.epoch, self._seq + 1, self.confirmed
         for batch, larges, header in self._fitting(messages, stamp):
-            pieces = _pieces([chunk for large in larges for chunk in large.chunks])
+            chunks = [chunk for large in larges for chunk in large.chunks]
+            pieces = _pieces(_cut(chunks, self._chunk_bytes), self._chunk_bytes)
             for piece in pieces[:-1]:
                 self._make([], piece, more=True)
             out = self._make(batch, pieces[-1] if pieces else [], more=False)
             out.header, out.stamp = header, stamp
+            out.size += len(header)
 
     def _make(self, messages: list[Body], chunks: list[Buffer], more: bool) -> Outgoing:
         self._seq += 1
@@ -208,7 +227,12 @@ class Link:
     # -- receiving -----------------------------------------------------------------------
 
     def receive(
-        self, envelope: Envelope, larges: list[Large], chunks: list[Buffer], now: float
+        self,
+        envelope: Envelope,
+        larges: list[Large],
+        chunks: list[Buffer],
+        now: float,
+        header_bytes: int = 0,
     ) -> list[Body]:
         """Take one envelope in; return its messages, complete and in order.
 
@@ -229,7 +253,7 @@ class Link:
         self.received = envelope.seq
         if not self._acks_late:
             self.confirm()
-        self._unreported_bytes += sum(map(len, chunks))
+        self._unreported_bytes += header_bytes + sum(map(len, chunks))
         self._chunks += chunks
         if envelope.more:
             return []
@@ -252,14 +276,25 @@ class Link:
         assert seqs == list(range(self._seq - len(seqs) + 1, self._seq + 1))
 
 
-def _pieces(chunks: list[Buffer]) -> list[list[Buffer]]:
+def _cut(chunks: list[Buffer], size: int) -> list[Buffer]:
+    """Cut chunks that are longer than this, without copying them."""
+    if size >= CHUNK_BYTES:
+        return chunks
+    return [
+        chunk if len(chunk) <= size else memoryview(chunk)[start : start + size]
+        for chunk in chunks
+        for start in range(0, len(chunk), size)
+    ]
+
+
+def _pieces(chunks: list[Buffer], size: int = CHUNK_BYTES) -> list[list[Buffer]]:
     """Group chunks so that none of the groups is much longer than one chunk."""
     pieces: list[list[Buffer]] = []
     room = 0
     for chunk in chunks:
         if len(chunk) > room:
             pieces.append([])
-            room = CHUNK_BYTES
+            room = size
         pieces[-1].append(chunk)
         room -= len(chunk)
     return pieces

@@ -1,0 +1,136 @@
+"""The connections to relays, and what goes over them to the peers behind.
+
+A route to such a peer is a pair: that of its relay, and the relay's number for it. Its messages
+wait here until it is their turn, and long frames that its relay has had before are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .framecache import MISSED, Sent
+from .link import Route
+from .messages import DROPPED, MARKED, Buffer, Relayed
+from .pacing import SMALL_BYTES, Pacing, size_of
+from .wire import Codec
+
+CACHED_FROM = 2  # peers behind a relay: from then on it may pay to know what has been sent
+WAITING_BYTES = 2 << 20  # at most, for one trunk; all else waits in the links, where beats pass it
+LOST_MAX = 1000  # peers behind one relay that are gone and may be proven dead later on
+
+SendFrames = Callable[[Route, list[Buffer]], bool]
+
+
+class Trunk:
+    """One connection to a relay."""
+
+    def __init__(self, route: Route, codec: Codec, send: SendFrames) -> None:
+        self.route = route
+        self.pacing = Pacing(codec)
+        self.cache = Sent()
+        self.lost: dict[Route, str] = {}  # who was at these
+        self._send = send
+        self._entered: set[Route] = set()
+
+    def enter(self, route: Route) -> None:
+        """A peer is there behind this relay, or behind one that is behind it."""
+        if not self.cache.keeps:
+            self._entered.add(route)
+            self.cache.keeps = len(self._entered) >= CACHED_FROM
+
+    def note_lost(self, route: Route, peer: str) -> None:
+        """A peer can't be reached this way any more."""
+        self.lost[route] = peer
+        if len(self.lost) > LOST_MAX:
+            del self.lost[next(iter(self.lost))]
+
+    def flush(self, now: float) -> bool:
+        """Send what may go; return whether anything has gone."""
+        before = self.pacing.waiting_bytes
+        self.pacing.flush(now, self._transmit)
+        return self.pacing.waiting_bytes < before
+
+    def _transmit(self, frames: list[Buffer]) -> bool:
+        shortened, news = self.cache.shorten(frames)
+        if not self._send(self.route, shortened):
+            return False
+        self.cache.sent(news)
+        return True
+
+
+class Trunks:
+    """All trunks of one process, by route."""
+
+    def __init__(self, codec: Codec, send: SendFrames) -> None:
+        self._codec = codec
+        self._send = send
+        self._trunks: dict[Route, Trunk] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._trunks)
+
+    def open(self, route: Route) -> None:
+        """A relay is at the other end of this route."""
+        if not isinstance(route, tuple):  # else its messages are those of a peer behind a relay
+            self._trunks[route] = Trunk(route, self._codec, self._send)
+
+    def close(self, route: Route) -> None:
+        """It is gone, with all that waited."""
+        self._trunks.pop(route, None)
+
+    def of(self, route: Route) -> Trunk | None:
+        """Return the trunk over which this route goes."""
+        while isinstance(route, tuple):
+            route = route[0]
+        return self._trunks.get(route)
+
+    def send(self, route: tuple[Route, int], frames: list[Buffer]) -> bool:
+        """Have a message wait for its turn; False when too much waits already."""
+        trunk = self.of(route)
+        if trunk is None:
+            return True  # it is gone, and with it the peer's session here
+        is_full = trunk.pacing.waiting_bytes > WAITING_BYTES
+        if is_full and size_of(frames) > SMALL_BYTES:
+            return False
+        trunk.pacing.add(route, [*self._headers(route), *frames])
+        return True
+
+    def tell(self, route: tuple[Route, int], event: int, refused: bool = False) -> None:
+        """Tell the relay something of a peer behind it."""
+        above, child = route
+        header, _ = self._codec.encode(Relayed(child, event, "", refused))
+        trunk = self.of(route)
+        if trunk is not None:
+            trunk.pacing.add(route, [*self._headers(above), header])
+
+    def drop(self, route: tuple[Route, int]) -> None:
+        """Have the relay close its connection to a peer."""
+        self.tell(route, DROPPED)
+
+    def mark(self, route: Route, number: int) -> None:
+        """Tell a relay that its mark has arrived."""
+        header, _ = self._codec.encode(Relayed(number, MARKED))
+        self._send(route, [header])
+
+    def missed(self, route: Route, text: str) -> None:
+        """A peer was lost: if that's since the relay missed a frame, count on none."""
+        trunk = self.of(route)
+        if trunk is not None and text == MISSED:
+            trunk.cache.clear()
+
+    def flush(self, now: float) -> bool:
+        """Send what may go; return whether anything has gone."""
+        return any([trunk.flush(now) for trunk in self._trunks.values()])
+
+    def _headers(self, route: Route) -> list[Buffer]:
+        headers: list[Buffer] = []
+        while isinstance(route, tuple):
+            route, child = route
+            headers.insert(0, self._codec.encode(Relayed(child))[0])
+        return headers
+
+    def check(self) -> None:
+        """Assert what must hold between any two calls."""
+        for trunk in self._trunks.values():
+            trunk.pacing.check()
+            trunk.cache.check()
