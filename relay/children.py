@@ -6,11 +6,11 @@ Only `core` changes them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dispy.protocol.exchange import REDIAL_S, Arrived, Route
-from dispy.protocol.messages import Buffer
+from dispy.protocol.framecache import Sent
+from dispy.protocol.messages import Buffer, Identity
 
 
 @dataclass(eq=False)
@@ -38,7 +38,8 @@ class Child:
     is_greeted: bool = True  # else the broker's Hello hasn't come so far
     has_answered: bool = True  # else nothing but its answer to that counts
     name: str = ""
-    waiting: deque[Sequence[Buffer]] = field(default_factory=deque)  # what it hasn't taken in
+    sent: Sent | None = None  # of a relay: what it keeps
+    waiting: deque[list[Buffer]] = field(default_factory=deque)  # what it hasn't taken in
     waiting_bytes: int = 0
 
 
@@ -48,4 +49,4 @@ class Caller:
 
     arrival: Arrived
     until: float
-    name: str
+    who: Identity

@@ -38,10 +38,12 @@ from dispy.protocol.exchange import (
     Transport,
     Up,
 )
+from dispy.protocol.framecache import MISSED, Kept, Sent, Shelf
 from dispy.protocol.guard import NODES, OPEN, Guard
 from dispy.protocol.link import RETRY_S
 from dispy.protocol.messages import (
     CARRIED,
+    DOCTOR,
     DROPPED,
     INTRODUCED,
     LOST,
@@ -76,13 +78,17 @@ class News(NamedTuple):
 
 
 class Relay:
-    """All connections of a relay, and what passes between them."""
+    """All connections of a relay, and what passes between them.
+
+    ``new_shelf`` makes room for frames that have come down the trunk and aren't in memory.
+    """
 
     def __init__(
         self,
         identity: Identity,
         transport: Transport,
         name_session: Callable[[], str],
+        new_shelf: Callable[[], Shelf],
         guard: Guard = OPEN,
     ) -> None:
         self.identity = identity
@@ -103,6 +109,8 @@ class Relay:
         self._dialled: dict[Route, Place] = {}
         self._up_address = ""
         self._is_home = False  # the broker was found at that address
+        self._new_shelf = new_shelf
+        self._kept = Kept(new_shelf())
         self._upward = Pacing(self._codec)
         self._slow: dict[Child, None] = {}  # something waits for these
         self._away_since: float | None = None
@@ -205,7 +213,7 @@ class Relay:
         for route, child in self._children.items():
             assert child.route == route
             assert child.place is self._dialled.get(route)
-            assert child.waiting_bytes == sum(size_of(list(each)) for each in child.waiting)
+            assert child.waiting_bytes == sum(size_of(each) for each in child.waiting)
             assert bool(child.waiting) == (child in self._slow)
         for route, place in self._dialled.items():
             assert place.route == route
@@ -213,6 +221,9 @@ class Relay:
     # -- the trunk -------------------------------------------------------------------------
 
     def _admit(self, identity: Identity) -> str:
+        if identity.role == DOCTOR:
+            whom = self.broker_name or "no broker at present"
+            return f"this relay works for {whom}, and brings {self.children} peers to it"
         if identity.role != "broker":
             return f"a relay takes nodes, relays and brokers, not a {identity.role}"
         if self.broker not in ("", identity.instance):
@@ -275,11 +286,13 @@ class Relay:
         self._next_round = now
         callers, self._callers = self._callers, {}
         for caller in callers.values():
-            self._bring(caller.arrival, caller.name)
+            self._bring(caller.arrival, caller.who)
 
     def _end_trunk(self) -> None:
         self._tell_children()
         self._upward = Pacing(self._codec)
+        self._kept.close()
+        self._kept = Kept(self._new_shelf())
         self.trunk = None
 
     def _tell_children(self) -> None:
@@ -312,25 +325,47 @@ class Relay:
             if child is None:
                 self._from_stranger(arrival, now)
             elif child.has_answered or self._is_answer(child, arrival.frames):
+                if child.sent is not None and len(arrival.frames) == 1:
+                    self._note_missed(child.sent, arrival.frames)
                 self._upward.add(child.number, [child.header, *arrival.frames])
         except ProtocolError:
             self.malformed += 1
 
     def _from_trunk(self, arrival: Arrived, now: float) -> None:
-        link = self.exchange.links[self.broker]
-        frames = arrival.frames
         try:
-            frame, _ = self._codec.decode(frames[0] if frames else b"")
+            frame = self._decode(arrival.frames)
         except ProtocolError:
             frame = Unknown()  # the exchange looks at it once more, and says what is to be said
-        if not isinstance(frame, (Relayed, Cached)):
+        if isinstance(frame, (Relayed, Cached)):
+            self.exchange.links[self.broker].heard = now
+            self._unwrap(frame, arrival.frames, now)
+        else:
             self._handle(self.exchange.receive(arrival, now), now)
-            return
-        link.heard = now
-        if isinstance(frame, Relayed):
-            self._on_relayed(frame, frames[1:], now)
 
-    def _on_relayed(self, relayed: Relayed, frames: Sequence[Buffer], now: float) -> None:
+    def _unwrap(self, frame: Relayed | Cached, frames: Sequence[Buffer], now: float) -> None:
+        """Put back what was left out on the way, and see whom a message is for."""
+        cached = frame if isinstance(frame, Cached) else None
+        frames = frames[1:] if cached else frames
+        try:
+            first: Frame = frame if cached is None else self._decode(frames)
+            restored = self._kept.restore(cached, frames)
+        except ProtocolError:
+            self.malformed += 1
+            return
+        if not isinstance(first, Relayed):
+            self.malformed += 1
+        elif restored is not None:
+            self._on_relayed(first, restored[1:], now)
+        elif first.child in self._numbers:
+            child = self._numbers[first.child]
+            self._say(child.route, Unknown())
+            self._lose(child, MISSED, now)
+
+    def _decode(self, frames: Sequence[Buffer]) -> Frame:
+        frame, _ = self._codec.decode(frames[0] if frames else b"")
+        return frame
+
+    def _on_relayed(self, relayed: Relayed, frames: list[Buffer], now: float) -> None:
         if relayed.event == MARK:
             self._tell(relayed.child, MARKED, first=True)
         elif relayed.event == MARKED:
@@ -350,7 +385,7 @@ class Relay:
         route = arrival.route
         if route in self._callers:
             return
-        frame, _ = self._codec.decode(arrival.frames[0] if arrival.frames else b"")
+        frame = self._decode(arrival.frames)
         if not isinstance(frame, Hello) or frame.identity.role not in NODES:
             self._handle(self.exchange.receive(arrival, now), now)
             return
@@ -360,17 +395,30 @@ class Relay:
             self.news.append(News(f"{who.role} {who.name} is refused: {reason}", is_warning=True))
             self._say(route, Refused(reason))
         elif self.trunk is None:
-            self._callers[route] = Caller(arrival, now + PATIENCE_S, who.name)
+            self._callers[route] = Caller(arrival, now + PATIENCE_S, who)
         else:
-            self._bring(arrival, who.name)
+            self._bring(arrival, who)
+
+    def _note_missed(self, sent: Sent, frames: Sequence[Buffer]) -> None:
+        """Count on nothing any more, if that's what a relay behind this one says."""
+        frame = self._decode(frames)
+        if isinstance(frame, Relayed) and frame.event == LOST and frame.text == MISSED:
+            sent.clear()
 
     # -- children --------------------------------------------------------------------------
 
-    def _bring(self, arrival: Arrived, name: str) -> None:
+    def _bring(self, arrival: Arrived, who: Identity) -> None:
         """Pass a child's Hello on; from now on all that it says is."""
         child = self._add_child(arrival.route)
-        child.name = name
+        self._know(child, who)
         self._upward.add(child.number, [child.header, *arrival.frames])
+
+    def _know(self, child: Child, who: Identity) -> None:
+        """Note who a child is. To a relay nothing goes twice that it keeps for its own children."""
+        child.name = who.name
+        if who.role == "relay":
+            child.sent = Sent()
+            child.sent.keeps = True
 
     def _add_child(self, route: Route, place: Place | None = None) -> Child:
         self._last_number += 1
@@ -390,24 +438,24 @@ class Relay:
 
     def _is_answer(self, child: Child, frames: Sequence[Buffer]) -> bool:
         """Tell whether a dialled child answers the broker's Hello; before that nothing counts."""
-        frame, _ = self._codec.decode(frames[0] if frames else b"")
+        frame = self._decode(frames)
         if not child.is_greeted or not isinstance(frame, (Welcome, Refused)):
             return False
         child.has_answered = True
         if isinstance(frame, Welcome):
-            child.name = frame.identity.name
+            self._know(child, frame.identity)
             assert child.place is not None
             child.place.pause_s = REDIAL_S
         return True
 
-    def _carry_down(self, child: Child, frames: Sequence[Buffer], now: float) -> None:
+    def _carry_down(self, child: Child, frames: list[Buffer], now: float) -> None:
         if not child.is_greeted:
             frames = [self._vouch(child, frames[0])]
             child.is_greeted = True
-        if not child.waiting and self._transport.send(child.route, list(frames)):
+        if not child.waiting and self._send_down(child, frames):
             return
         child.waiting.append(frames)
-        child.waiting_bytes += size_of(list(frames))
+        child.waiting_bytes += size_of(frames)
         self._slow[child] = None
         if child.waiting_bytes > WAITING_MAX_BYTES:
             self.news.append(News(f"{child.name} is given up: it is too slow", is_warning=True))
@@ -423,11 +471,20 @@ class Relay:
         signed, _ = self._codec.encode(frame)
         return signed
 
+    def _send_down(self, child: Child, frames: list[Buffer]) -> bool:
+        if child.sent is None:
+            return self._transport.send(child.route, frames)
+        shorter, news = child.sent.shorten(frames)
+        if not self._transport.send(child.route, shorter):
+            return False
+        child.sent.sent(news)
+        return True
+
     def _flush_child(self, child: Child) -> bool:
         while child.waiting:
-            if not self._transport.send(child.route, list(child.waiting[0])):
+            if not self._send_down(child, child.waiting[0]):
                 return False
-            child.waiting_bytes -= size_of(list(child.waiting.popleft()))
+            child.waiting_bytes -= size_of(child.waiting.popleft())
         del self._slow[child]
         return True
 

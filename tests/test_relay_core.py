@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dispy.protocol.exchange import Arrived, Down, HungUp, Route, Up
+from dispy.protocol.framecache import LONG_BYTES, MISSED, digest_of
 from dispy.protocol.guard import Guard
 from dispy.protocol.identity import new_token
 from dispy.protocol.keys import Keys
@@ -16,6 +17,7 @@ from dispy.protocol.messages import (
     VERSION_MAJOR,
     VERSION_MINOR,
     Buffer,
+    Cached,
     Envelope,
     Frame,
     Goodbye,
@@ -77,13 +79,29 @@ def decoded(frames: list[Buffer]) -> list[Frame | bytes]:
     return [bytes(each) if each[0] == ord("x") else Codec().decode(each)[0] for each in frames]
 
 
+class Room:
+    """A shelf in memory."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def write(self, offset: int, data: Buffer) -> None:
+        self.data[offset : offset + len(data)] = data
+
+    def read(self, offset: int, size: int) -> bytes:
+        return bytes(self.data[offset : offset + size])
+
+    def close(self) -> None:
+        self.data.clear()
+
+
 class Stage:
     """A relay, and what it does, step by step."""
 
     def __init__(self, relay_guard: Guard | None = None) -> None:
         self.wire = Wire()
         more = () if relay_guard is None else (relay_guard,)
-        self.relay = Relay(ME, self.wire, lambda: "s", *more)
+        self.relay = Relay(ME, self.wire, lambda: "s", Room, *more)
         self.now = 0.0
 
     def says(self, route: Route, *frames: Frame | bytes) -> list[tuple[Route, list[Frame | bytes]]]:
@@ -380,6 +398,42 @@ def test_nonsense_is_dropped() -> None:
     stage.relay.receive(Arrived(DOOR, []), 0.0)
     assert stage.relay.malformed == 3
     assert stage.relay.children == 0
+
+
+LONG = b"x" * LONG_BYTES
+
+
+def test_what_was_left_out_on_the_trunk_is_put_back() -> None:
+    stage = Stage()
+    stage.up()
+    stage.says(DOOR, hello(NODE))
+    stage.says(DOOR2, hello(NODE))
+    digest = digest_of(LONG)
+    said = stage.says(UP, Cached([]), Relayed(1), b"x1", LONG)
+    assert said == [(DOOR, [b"x1", LONG])]
+    said = stage.says(UP, Cached([(2, digest)]), Relayed(2), b"x2", b"xend")
+    assert said == [(DOOR2, [b"x2", LONG, b"xend"])]
+
+
+def test_a_child_begins_anew_when_something_is_missing() -> None:
+    stage = Stage()
+    stage.up()
+    stage.says(DOOR, hello(NODE))
+    said = stage.says(UP, Cached([(2, digest_of(LONG))]), Relayed(1), b"x1")
+    assert said == [(DOOR, [Unknown()]), (UP, [Relayed(1, LOST, MISSED)])]
+
+
+def test_nothing_goes_twice_to_a_relay_behind_this_one() -> None:
+    stage = Stage()
+    stage.up()
+    stage.says(DOOR, hello(ME))
+    stage.says(UP, Relayed(1), Relayed(1), b"x1", LONG)
+    cached = Cached([(2, digest_of(LONG))])
+    again = [(DOOR, [cached, Relayed(2), b"x2"])]
+    assert stage.says(UP, Relayed(1), Relayed(2), b"x2", LONG) == again
+    stage.says(DOOR, Relayed(2, LOST, MISSED))
+    [(_, frames)] = stage.says(UP, Relayed(1), Relayed(2), b"x2", LONG)
+    assert LONG in frames
 
 
 KEYS = Keys(b"1" * 32)
