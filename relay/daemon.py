@@ -55,7 +55,7 @@ class RelayDaemon:
         for address in settings.nodes:
             self.relay.dial_down(address)
         self._stopping = False
-        self._said: dict[str, int] = {}
+        self._said: set[str] = set()  # warnings, each said once until something changes
 
     def stop(self) -> None:
         """Make `run` return soon; from any thread or signal handler."""
@@ -88,5 +88,5 @@ class RelayDaemon:
                 self._said.clear()
                 log.info("%s", each.text)
             elif each.text not in self._said and len(self._said) < NEWS_SAME_MAX:
-                self._said[each.text] = 1
+                self._said.add(each.text)
                 log.warning("%s", each.text)
