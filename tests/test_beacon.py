@@ -120,8 +120,20 @@ def test_a_short_question_is_not_answered() -> None:
 
 @pytest.mark.parametrize(
     "address",
-    " 10.0.0.5 10.0.0.5: 10.0.0.5:0 10.0.0.5:65536 10.0.0.5:-1 host:1 fd00::1:9701 :1 "
-    "[10.0.0.5]:1 [fd00::5:1 10.0.0.5:²".split(" "),
+    [
+        "",
+        "10.0.0.5",
+        "10.0.0.5:",
+        "10.0.0.5:0",
+        "10.0.0.5:65536",
+        "10.0.0.5:-1",
+        "host:1",
+        "fd00::1:9701",
+        ":1",
+        "[10.0.0.5]:1",
+        "[fd00::5:1",
+        "10.0.0.5:²",
+    ],
 )
 def test_what_is_no_address(address: str) -> None:
     assert parse(address) is None
