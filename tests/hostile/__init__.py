@@ -1,0 +1,1 @@
+"""Peers that lie: garbage, impossible values, names that lead out, floods, stolen identities."""

@@ -1,0 +1,108 @@
+"""Messages with anything in them that their types allow, mostly plausible, now and then absurd.
+
+What is plausible (numbers of clusters that exist, jobs that run) is said by whoever asks, so that
+babble gets beyond the first look that a receiver takes at it.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+import msgspec
+
+from dispy.protocol import messages as m
+from dispy.protocol.messages import Large
+
+INTS = (-1, 0, 1, 2, -(1 << 63), (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 31, -7, 1 << 53, 10**6)
+FLOATS = (float("nan"), float("inf"), -float("inf"), -1.0, 0.0, 1e308, -1e308, 5e-324, 1e18)
+TEXTS = ("", "../x", "/etc/passwd", "\0", "a\nb", "\x1b[2J\x07", "\u202e", "*", "[!", "x" * 3000,
+         "[::1]:9701", "é" * 300, "host:99999999", "tcp://x", "\ud7ff\U0010ffff")  # fmt: skip
+BYTES = (b"", b"\0" * 32, b"\xff" * 31, b"\xff" * 33, b"x" * 3000)
+ACTIONS = (m.ALLOCATE, m.DISCOVER, m.DEALLOCATE, m.CLOSE, m.RESETUP, m.SET_CPUS,
+           m.STATUS, m.DRAIN, m.RESUME, m.CANCEL, m.WHY)  # fmt: skip
+MANY = 300
+SIZE_MAX = 5000  # of a payload beside a header, so that a test doesn't move much
+
+
+class Babbler:
+    """Makes up messages. ``likely``: values by field name, or by type for whole structs.
+
+    ``lies``: how often a value is absurd, 0 to 1.
+    """
+
+    def __init__(self, chance: random.Random, lies: float) -> None:
+        self.chance = chance
+        self.lies = lies
+        self.likely: dict[str | type, Sequence[Any]] = {}
+
+    def message(self, kind: type[Any]) -> Any:
+        """Make up a message of a kind."""
+        whole = self.likely.get(kind)
+        if whole and self.chance.random() < 0.8:
+            return _copy(self.chance.choice(whole))
+        values = {name: self._value(name, hint) for name, hint in _fields(kind)}
+        return kind(**values)
+
+    def _value(self, name: str, hint: Any) -> Any:
+        origin = typing.get_origin(hint)
+        if origin in (typing.Union, types.UnionType):
+            present = [each for each in get_args(hint) if each is not type(None)]
+            return None if self.chance.random() < 0.5 else self._value(name, present[0])
+        if origin is list:
+            return [self._value(name, get_args(hint)[0]) for _ in range(self._count())]
+        if origin is tuple:
+            names = _tuple_names(len(get_args(hint)), name)
+            return tuple(map(self._value, names, get_args(hint)))
+        if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+            return self.message(hint)
+        if hint is Large:
+            return Large(size := self.chance.randrange(SIZE_MAX), [bytes(size)] if size else [])
+        return self._leaf(name, hint)
+
+    def _count(self) -> int:
+        if self.chance.random() < self.lies / 4:
+            return self.chance.randrange(MANY)
+        return self.chance.choice((0, 1, 1, 1, 2, 3))
+
+    def _leaf(self, name: str, hint: Any) -> Any:
+        chance = self.chance
+        is_lie = chance.random() < self.lies
+        likely = self.likely.get(name)
+        if likely and not is_lie and isinstance(likely[0], hint):
+            return chance.choice(likely)
+        if hint is bool:
+            return chance.random() < 0.5
+        return chance.choice(POOLS[hint] if is_lie else USUAL[hint])
+
+
+POOLS: dict[type, Sequence[Any]] = {int: INTS, float: FLOATS, str: TEXTS, bytes: BYTES}
+USUAL: dict[type, Sequence[Any]] = {
+    int: (0, 1, 2, 3),
+    float: (0.0, 0.01, 1.0, 5.0),
+    str: ("", "name"),
+    bytes: (b"", b"payload"),
+}
+
+
+def _copy(value: Any) -> Any:
+    return msgspec.structs.replace(value)
+
+
+@functools.cache
+def _fields(kind: type[Any]) -> list[tuple[str, Any]]:
+    return list(typing.get_type_hints(kind).items())
+
+
+def _tuple_names(count: int, name: str) -> list[str]:
+    if count == 3 and name == "jobs":
+        return ["computation", "seq", "attempt"]
+    return ["seq", "attempt", "start"][:count]
+
+
+KINDS: tuple[type[Any], ...] = get_args(m.Body)
+Send = Callable[[m.Body], None]
