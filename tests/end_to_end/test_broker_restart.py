@@ -185,7 +185,7 @@ def test_files_that_are_on_their_way_arrive_all_the_same(
     broker = start_broker()
     start_node("--broker", broker.for_nodes)
     proxy = new_proxy(broker.address)
-    proxy.delay_s = 0.002
+    proxy.bytes_per_s = 32e6
     cluster = new_shared_cluster(digest, proxy, depends=["data"])
     job = cluster.submit("data")
     for _ in range(2):

@@ -117,7 +117,7 @@ def test_a_file_arrives_whole_though_the_network_is_silent_for_a_while(
     proxy: FaultProxy, proxied: NewProxied, tmp_path: Path
 ) -> None:
     expected = make(tmp_path / "large")
-    proxy.delay_s = 0.002
+    proxy.bytes_per_s = 32e6
     job = proxied(digest_of, depends=["large"], pulse_interval=2).submit("large")
     until(lambda: proxy.carried > LARGE_BYTES / 4, "a part of the file")
     proxy.blackhole()
@@ -152,7 +152,7 @@ def test_another_node_takes_over_when_one_is_killed_in_the_middle(
     expected = make(tmp_path / "large")
     dying = start_node("--name", "dying")
     slow = through_proxy(dying)
-    slow.delay_s = 0.01
+    slow.bytes_per_s = 6e6
     cluster = new_cluster(digest_of, slow.address, depends=["large"])
     jobs = [cluster.submit("large") for _ in range(4)]
     until(lambda: slow.carried > LARGE_BYTES / 10, "a part of the file")
@@ -168,11 +168,11 @@ def test_a_node_that_is_started_again_gets_the_file_from_the_beginning(
     expected = make(tmp_path / "large")
     dying = start_node()
     slow = through_proxy(dying)
-    slow.delay_s = 0.01
+    slow.bytes_per_s = 6e6
     job = new_cluster(digest_of, slow.address, depends=["large"]).submit("large")
     until(lambda: slow.carried > LARGE_BYTES / 10, "a part of the file")
     dying.kill()
-    slow.delay_s = 0.0
+    slow.bytes_per_s = 0.0
     start_node(port=dying.port)
     assert finished(job).result == expected
 
@@ -189,7 +189,7 @@ def test_a_cluster_can_be_closed_while_its_file_is_on_its_way(
     expected = make(tmp_path / "large")
     node = start_node()
     slow = through_proxy(node)
-    slow.delay_s = 0.01
+    slow.bytes_per_s = 6e6
     cluster = new_cluster(digest_of, slow.address, depends=["large"])
     job = cluster.submit("large")
     until(lambda: slow.carried > LARGE_BYTES / 10, "a part of the file")
@@ -199,7 +199,7 @@ def test_a_cluster_can_be_closed_while_its_file_is_on_its_way(
     assert time.monotonic() - begin < SOON_S
     assert job.status == DispyJob.Cancelled
     until(lambda: not parts_of_files(node), "no parts of files", SOON_S)
-    slow.delay_s = 0.0
+    slow.bytes_per_s = 0.0
     again = new_cluster(digest_of, slow.address, depends=["large"])
     assert finished(again.submit("large")).result == expected
 
@@ -211,14 +211,14 @@ def test_a_job_can_be_cancelled_while_its_file_is_on_its_way(
     cluster = proxied(digest_of)
     finished(cluster.submit(__file__))
     before = proxy.carried
-    proxy.delay_s = 0.01
+    proxy.bytes_per_s = 6e6
     job = cluster.submit("large", dispy_job_depends=["large"])
     until(lambda: proxy.carried - before > LARGE_BYTES / 10, "a part of the file")
     begin = time.monotonic()
     assert cluster.cancel(job) == 0
     assert ended(job).status == DispyJob.Cancelled
     assert time.monotonic() - begin < SOON_S
-    proxy.delay_s = 0.0
+    proxy.bytes_per_s = 0.0
     assert finished(cluster.submit(__file__)).result
 
 
@@ -228,7 +228,7 @@ def test_jobs_of_another_cluster_go_on_while_a_file_is_on_its_way(
     make(tmp_path / "large")
     other = proxied(double)
     finished(other.submit(0))
-    proxy.delay_s = 0.005  # so the file takes seconds
+    proxy.bytes_per_s = 12e6  # so the file takes seconds
     job = proxied(digest_of, depends=["large"]).submit("large")
     waits = []
     while not job.finish.is_set():
@@ -246,7 +246,7 @@ def test_jobs_of_the_same_cluster_go_on_while_the_file_of_one_is_on_its_way(
     expected = make(tmp_path / "large")
     cluster = proxied(digest_of)
     known = finished(cluster.submit(__file__)).result
-    proxy.delay_s = 0.005
+    proxy.bytes_per_s = 12e6
     job = cluster.submit("large", dispy_job_depends=["large"])
     while not job.finish.is_set():
         begin = time.monotonic()
@@ -260,7 +260,7 @@ def test_two_clusters_fetch_the_same_file_once(
 ) -> None:
     expected = make(tmp_path / "large")
     slow = through_proxy(start_node())
-    slow.delay_s = 0.002
+    slow.bytes_per_s = 32e6
     clusters = [new_cluster(digest_of, slow.address, depends=["large"]) for _ in range(2)]
     jobs = [cluster.submit("large") for cluster in clusters]
     assert [finished(job).result for job in jobs] == [expected] * 2
@@ -352,7 +352,7 @@ def test_a_node_killed_while_a_job_sends_a_file_leaves_no_part_of_it(
     cluster = new_cluster(send_files, slow.address, pulse_interval=0.5)
     finished(cluster.submit("none", 0, 0))
     before = slow.carried
-    slow.delay_s = 0.01
+    slow.bytes_per_s = 6e6
     job = cluster.submit("some", 1, LARGE_BYTES)
     until(lambda: slow.carried - before > LARGE_BYTES / 10, "a part of the file")
     assert not job.finish.is_set()
@@ -366,7 +366,7 @@ def test_nodes_are_ready_though_the_file_of_another_is_slow(
 ) -> None:
     expected = make(tmp_path / "large")
     slow, fast = through_proxy(start_node("--name", "slow")), start_node("--name", "fast")
-    slow.delay_s = 0.05
+    slow.bytes_per_s = 1.2e6
     cluster = new_cluster(digest_of, slow.address, fast, depends=["large"])
     ready(cluster, "fast")
     jobs = [cluster.submit("large") for _ in range(20)]
