@@ -51,16 +51,22 @@ DESCRIPTORS_MAX = 100_000  # asked of the system, if it allows that
 MIN_LIBZMQ = (4, 3, 3)  # older ones have holes that need no authentication
 NO_PEER = "what listens there doesn't answer: it hangs, or it isn't a dispy peer"
 
-SECRETS_DIFFER = (
-    "the connection was refused: the secrets differ, or what listens there isn't a dispy peer"
-)
-NO_SECRET_THERE = "there is a secret here, and none there: use the same on both sides"
-NO_SECRET_HERE = "it asks for a secret, and there is none here: use the same on both sides"
-NOT_LET_IN = "what dials has another secret, or none that fits"
-NOT_LET_IN_EITHER = "one side has a secret and the other has none"
+SECRETS_DIFFER = "the secrets differ: it has another one than this side; use the same on both"
+NO_SECRET_THERE = "this side has a secret, and that one has none: use the same on both"
+NO_SECRET_HERE = "it asks for a secret, and this side has none: use the same on both"
+CLOSED = "the connection was closed"
 UNKNOWN = "an address that has gone already"
 ROUTE_BYTES = 5  # as ZeroMQ makes them; others are chosen by peers, which ours never do
 ACCEPTED_MAX = 10_000  # addresses and keys of accepted connections that are kept
+
+# What it means when connections that want to be so (ours and theirs) end before they begin.
+REASONS = {
+    (curve.CURVE, curve.CURVE): SECRETS_DIFFER,
+    (curve.CURVE, curve.NULL): NO_SECRET_THERE,
+    (curve.NULL, curve.CURVE): NO_SECRET_HERE,
+    (curve.NULL, curve.NULL): CLOSED,
+}
+DENIALS = {SECRETS_DIFFER, NO_SECRET_THERE, NO_SECRET_HERE}
 
 log = logging.getLogger("dispy.transport")
 
@@ -76,16 +82,14 @@ EVENTS = (
 DOOR_EVENTS = (
     zmq.EVENT_ACCEPTED
     | zmq.EVENT_ACCEPT_FAILED
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_DISCONNECTED
 )
-FAILED = (
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
+FAILED = {
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+}
 
 
 def raise_limits() -> None:
@@ -141,7 +145,7 @@ class Listener:
         self.monitor = router.get_monitor_socket(DOOR_EVENTS)
         self.peers: dict[int, str] = {}  # addresses of connections, by descriptor
         self.keys_of: dict[bytes, bytes] = {}  # public keys, by route
-        self.has_failed = False  # the connection of which the monitor tells next
+        self.failure = 0  # of the connection of which the monitor tells next
 
 
 class Connection:
@@ -155,6 +159,8 @@ class Connection:
         self.dealer: zmq.Socket[bytes] | None = None
         self.monitor: zmq.Socket[bytes] | None = None
         self.up = False
+        self.answer: bytearray | None = None  # to the question how it wants to be spoken to
+        self.failures = 0  # to agree with ZeroMQ there
 
 
 class Bus:
@@ -309,24 +315,15 @@ class Bus:
         if connection is None:
             return
         self._end_probe(connection)
-        self._greeting.discard(route)
-        if connection.dealer is not None:
-            if connection.monitor is not None:
-                self._unregister(connection.monitor)
-                connection.dealer.disable_monitor()
-                connection.monitor.close(0)
-            self._unregister(connection.dealer)
-            self._undrained.pop(connection.dealer, None)
-            connection.dealer.close(FAREWELL_MS)
+        self._end_dealer(connection)
 
     def send(self, route: Route, frames: list[Buffer]) -> bool:
         """Send without waiting; False when the socket takes no more now."""
         if isinstance(route, bytes):
-            if len(route) == ROUTE_BYTES:
-                door, peer = 0, route
-            else:
-                door, peer = route[-1], route[:-1]
-            sender, message = self._router_of(door), [peer, *frames]
+            door, peer = (0, route) if len(route) == ROUTE_BYTES else (route[-1], route[:-1])
+            listeners = self._listeners
+            sender = listeners[door].router if door < len(listeners) else None
+            message = [peer, *frames]
         else:
             connection = self._connections.get(route)
             sender, message = connection.dealer if connection else None, frames
@@ -339,7 +336,7 @@ class Bus:
         except zmq.ZMQError as error:
             if error.errno != errno.EHOSTUNREACH:
                 raise
-            self._arrivals.append(Down(route, "the connection was closed"))
+            self._arrivals.append(Down(route, CLOSED))
         self._undrained[sender] = route
         return True
 
@@ -412,9 +409,6 @@ class Bus:
                 del self._undrained[source]
         return bool(self._undrained)
 
-    def _router_of(self, door: int) -> zmq.Socket[bytes] | None:
-        return self._listeners[door].router if door < len(self._listeners) else None
-
     def _on_hangup(self, listener: Listener) -> None:
         with suppress(zmq.Again):
             while True:
@@ -426,8 +420,8 @@ class Bus:
                     self._close_doors()
                 elif event == zmq.EVENT_DISCONNECTED:
                     self._on_disconnected(listener, int(message["value"]))
-                elif event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:  # that's who only looks
-                    listener.has_failed = True
+                elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+                    listener.failure = int(message["value"])
 
     def _on_accepted(self, listener: Listener, fd: int) -> None:
         if len(listener.peers) < ACCEPTED_MAX:
@@ -436,9 +430,9 @@ class Bus:
     def _on_disconnected(self, listener: Listener, fd: int) -> None:
         self._hung_up = True
         address = listener.peers.pop(fd, UNKNOWN)
-        failed, listener.has_failed = listener.has_failed, False  # it's told of just before
-        if failed and self._strangers.allows(address, time.monotonic()):
-            reason = NOT_LET_IN if listener.keys is not None else NOT_LET_IN_EITHER
+        failure, listener.failure = listener.failure, 0  # it's told of just before
+        reason = curve.refusal(failure, listener.keys is not None)
+        if reason and self._strangers.allows(address, time.monotonic()):
             log.warning("a connection from %s was refused: %s", address, reason)
 
     def _close_doors(self) -> None:
@@ -539,11 +533,71 @@ class Bus:
     def _on_probe(self, connection: Connection) -> None:
         assert connection.probe is not None
         error = connection.probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if connection.answer is not None and not error:
+            self._ask(connection)
+            return
         self._end_probe(connection)
         if error:
             self._failed(connection, error)
         else:
             self._connect(connection)
+
+    def _inquire(self, connection: Connection) -> None:
+        """Ask by hand why there was no agreement: ZeroMQ tells only the side that noticed it."""
+        connection.failures += 1
+        connection.answer = bytearray()
+        self._end_dealer(connection)
+        self._probe(connection)
+
+    def _ask(self, connection: Connection) -> None:
+        probe = connection.probe
+        assert probe is not None
+        with suppress(OSError):  # then reading tells
+            probe.send(curve.greeting(self.keys is not None)[: curve.VERSION_END])
+        self._selector.modify(
+            probe.fileno(), selectors.EVENT_READ, (lambda: self._on_answer(connection), None)
+        )
+
+    def _on_answer(self, connection: Connection) -> None:
+        assert connection.probe is not None and connection.answer is not None
+        try:
+            received = connection.probe.recv(curve.GREETING_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            received = b""
+        connection.answer += received
+        if received and len(connection.answer) < curve.GREETING_BYTES:
+            return
+        with suppress(OSError):  # let the other side see it too: that's what it logs
+            connection.probe.send(curve.greeting(self.keys is not None)[curve.VERSION_END :])
+        self._end_probe(connection)
+        self._explain_failure(connection, curve.mechanism(bytes(connection.answer)))
+
+    def _explain_failure(self, connection: Connection, theirs: bytes) -> None:
+        """End a connection about which there was no agreement, since the peer wants another."""
+        ours = curve.CURVE if self.keys is not None else curve.NULL
+        if theirs == ours == curve.CURVE and connection.failures == 1:
+            connection.answer = None
+            self._connect(connection)  # it may have been a mishap, and the next try isn't soon
+            return
+        reason = REASONS.get((ours, theirs), NO_PEER)
+        self.drop(connection.route)
+        self._arrivals.append(Down(connection.route, reason, denied=reason in DENIALS))
+
+    def _end_dealer(self, connection: Connection) -> None:
+        self._greeting.discard(connection.route)
+        dealer, monitor = connection.dealer, connection.monitor
+        connection.dealer = connection.monitor = None
+        if dealer is None:
+            return
+        if monitor is not None:
+            self._unregister(monitor)
+            dealer.disable_monitor()
+            monitor.close(0)
+        self._unregister(dealer)
+        self._undrained.pop(dealer, None)
+        dealer.close(FAREWELL_MS)
 
     def _end_probe(self, connection: Connection) -> None:
         if connection.probe is not None:
@@ -558,8 +612,12 @@ class Bus:
         now = time.monotonic()
         for route in list(self._probing):
             connection = self._connections[route]
-            if now > connection.give_up_at:
+            if now <= connection.give_up_at:
+                continue
+            if connection.answer is None:
                 self._failed(connection, errno.ETIMEDOUT)
+            else:
+                self._explain_failure(connection, b"")
         for route in list(self._greeting):  # ZeroMQ waits for ever for what looks like an old peer
             if now > self._connections[route].give_up_at:
                 self.drop(route)
@@ -603,11 +661,10 @@ class Bus:
                 self._greeting.discard(connection.route)
                 self._arrivals.append(Up(connection.route, self.public_key))
                 continue
-            reason = (
-                "the connection was closed"
-                if connection.up or event == zmq.EVENT_CLOSED
-                else NO_PEER
-            )
+            if event in FAILED and not connection.up:
+                self._inquire(connection)
+                return
+            reason = CLOSED if connection.up or event == zmq.EVENT_CLOSED else NO_PEER
             if connection.dealer is not None:
                 self._drain(connection.dealer, connection.route)  # what came before the end
             self.drop(connection.route)
