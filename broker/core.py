@@ -20,7 +20,7 @@ and `unheard` that its client learns of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from dispy.protocol.errors import ProtocolError
@@ -35,6 +35,7 @@ from . import (
     drain,
     exclusive,
     intake,
+    matching,
     nodes,
     operation,
     puts,
@@ -119,14 +120,23 @@ class Scheduler:
                 blobs.note_files(state, peer, message)
 
     def joined(
-        self, peer: str, identity: Identity, undelivered: list[Body], address: str, now: float
+        self,
+        peer: str,
+        identity: Identity,
+        undelivered: list[Body],
+        address: str,
+        now: float,
+        via: str = "",
     ) -> None:
-        """A peer has registered, with nothing left of an earlier session."""
+        """A peer has registered, with nothing left of an earlier session.
+
+        ``address``: what was dialled; ``via``: the name of the relay that it is behind.
+        """
         self.state.now = now
         if identity.role == "client":
             clients.client_joined(self.state, peer, identity, undelivered)
         elif identity.role == "node":
-            nodes.node_joined(self.state, peer, identity, undelivered, address)
+            nodes.node_joined(self.state, peer, identity, undelivered, address, via)
 
     def away(self, peer: str, reason: str, gone: bool, now: float) -> None:
         """A peer can't be reached: its lease runs, unless it is certainly ``gone``."""
@@ -162,6 +172,17 @@ class Scheduler:
         for cluster in self.clusters.values():
             if address in cluster.addresses:
                 setups.miss(self.state, cluster, address, reason)
+
+    def wants_any(self) -> bool:
+        """Whether some cluster uses whatever nodes there are, if they match."""
+        return any(
+            not cluster.closing and matching.is_open(cluster.specs)
+            for cluster in self.clusters.values()
+        )
+
+    def let_go(self, peers: Iterable[str]) -> None:
+        """Let these nodes work for others, as far as no cluster has them or asks for them."""
+        closing.let_go(self.state, peers)
 
     def set_trouble(self, trouble: str) -> None:
         """Take no new jobs and clusters, for a reason; take them again when it is empty."""

@@ -40,7 +40,12 @@ PULSES_BURST_S = 1.0  # ... on average over this time
 
 
 def node_joined(
-    state: State, peer: str, identity: Identity, undelivered: list[Body], address: str
+    state: State,
+    peer: str,
+    identity: Identity,
+    undelivered: list[Body],
+    address: str,
+    via: str = "",
 ) -> None:
     """A node has registered; next it tells what it holds."""
     if identity.cpus < 1:
@@ -63,7 +68,7 @@ def node_joined(
         node.since = state.now + state.wall_offset_s
     node.online, node.lost_at, node.counted = True, float("inf"), False
     state.away.pop(node, None)
-    node.dialled = bool(address)
+    node.dialled, node.via = bool(address) and not via, via
     for known in (address, identity.address):
         state.unreached.pop(known, None)
     forget_pieces(state, node)

@@ -63,6 +63,7 @@ def _node(node: Node) -> NodeReport:
         who.platform[:NAME_CHARS],
         who.software[:NAME_CHARS],
         node.vitals,
+        node.via[:NAME_CHARS],
     )
 
 

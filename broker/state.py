@@ -30,6 +30,7 @@ from dispy.protocol.messages import (
     Vitals,
 )
 
+from .distance import Distance, ahead
 from .durable import ClusterMeta, JobMark
 from .effects import Effect, KeepCluster, Send
 from .line import Backlog, Line
@@ -152,6 +153,7 @@ class Node:
     online: bool = True
     counted: bool = False  # whether it has told what it holds
     dialled: bool = True  # by the broker; otherwise it has come by itself
+    via: str = ""  # the name of the relay that it is behind
     stopping: bool = False  # it has told all that may have begun there, and will be gone soon
     load: int = 0
     work_s: float = 0.0  # of all clusters, as `Cluster.unit_s` counts it

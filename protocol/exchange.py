@@ -15,24 +15,34 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from .errors import Gap, ProtocolError
 from .guard import OPEN, Guard
-from .link import RETRY_S, SILENCE_S, Link
+from .link import RELAYED_SILENCE_S, RETRY_S, Link
+from .link import Route as Route
 from .logs import Seldom
 from .messages import (
+    CARRIED,
     DOCTOR,
+    INTRODUCED,
+    LOST,
+    MARK,
+    MARKED,
     VERSION_MAJOR,
     VERSION_MINOR,
     Body,
     Buffer,
+    Cached,
     Envelope,
     Frame,
     Goodbye,
     Hello,
     Identity,
     Large,
+    Nudge,
     Refused,
+    Relayed,
     Unknown,
     Welcome,
 )
+from .trunks import Trunks
 from .wire import Codec
 
 ROUND_S = 0.25  # how often all links are looked at
@@ -41,10 +51,12 @@ REDIAL_MAX_S = 2.0
 REFUSED_PAUSE_S = 5.0  # a peer that said no is asked again, but not often
 DOUBTFUL_ROUNDS = 3  # in which all accepted connections are tried, after one was closed
 GREETING_S = 3.0  # how long a Hello may stay unanswered
+RELAYS_MAX = 8  # one behind the other
+RELAYED_ROLES = frozenset({"node", "relay"})
+INTRODUCED_MAX = 10_000  # addresses behind relays of which is known who was there
+RELAYED_RETRY_S = 0.05  # how soon to try again when a trunk takes no more, unless it says so
 
 log = logging.getLogger("dispy.exchange")
-
-Route: TypeAlias = int | bytes
 
 
 class Up(NamedTuple):
@@ -101,12 +113,14 @@ class Joined(NamedTuple):
 
     ``undelivered``: what an earlier session with the same instance could not deliver.
     ``address``: what was dialled to reach it; empty when the peer dialled.
+    ``via``: the name of the relay that it is behind.
     """
 
     peer: str
     identity: Identity
     undelivered: list[Body]
     address: str = ""
+    via: str = ""
 
 
 class Back(NamedTuple):
@@ -206,6 +220,9 @@ class Exchange:
         self._name_session = name_session
         self._codec = Codec()
         self._routes: dict[Route, Link] = {}
+        self._trunks = Trunks(self._codec, transport.send)
+        self._introduced: dict[str, str] = {}  # who was at an address behind a relay
+        self._news: list[Event] = []  # of peers behind a relay, which come before its own
         self._dials: dict[str, Dial] = {}
         self._dialled: dict[Route, Dial] = {}
         self._groups: dict[str, list[Dial]] = {}  # dials that lead to the same peer
@@ -260,6 +277,24 @@ class Exchange:
             link.send(message)
             self._unflushed[link] = None
 
+    def relay_at(self, address: str) -> str:
+        """Return the instance of the relay that was dialled at an address; empty: none."""
+        dial = self._dials.get(address)
+        link = None if dial is None or dial.route is None else self._routes.get(dial.route)
+        return "" if link is None or link.peer.role != "relay" else link.peer.instance
+
+    def peers_via(self, relay: str) -> list[str]:
+        """Return the peers that are behind a relay at present, those behind further ones first."""
+        link = self.links.get(relay)
+        if link is None or link.route is None:
+            return []
+        behind = [
+            (len(_above(route)), each.peer.instance)
+            for route, each in self._routes.items()
+            if link.route in _above(route)
+        ]
+        return [peer for _, peer in sorted(behind, reverse=True)]
+
     def is_behind(self, peer: str) -> bool:
         """Whether a peer has yet to take in much of what was said before."""
         link = self.links.get(peer)
@@ -274,6 +309,21 @@ class Exchange:
         unflushed, self._unflushed = self._unflushed, {}
         for link in unflushed:
             self._flush(link, now)
+        if self._trunks:
+            self._flush_trunks(now)
+
+    def _flush_trunks(self, now: float) -> None:
+        """Send what may go over trunks, and fill up what waits for them; links take turns."""
+        while self._trunks.flush(now):
+            blocked = [link for link in self._unflushed if isinstance(link.route, tuple)]
+            for link in blocked:
+                del self._unflushed[link]
+                self._flush(link, now)
+            if blocked and blocked[0] in self._unflushed:
+                del self._unflushed[blocked[0]]
+                self._unflushed[blocked[0]] = None
+        if self._trunks.are_stuck:
+            self._next_round = min(self._next_round, now + RETRY_S)
 
     def confirm(self, now: float) -> None:
         """All that has arrived has been dealt with, as far as others will ever know."""
@@ -296,6 +346,8 @@ class Exchange:
                 self._greet(link.route)
                 self._flush(link, link.heard)  # the time makes no difference any more
                 self._say(link.route, Goodbye(reason))
+                if isinstance(link.route, tuple):
+                    self._flush_trunks(link.heard)
             self.forget(peer)
 
     def forget(self, peer: str) -> None:
@@ -308,13 +360,14 @@ class Exchange:
         link.disconnect()
         if route is not None:
             del self._routes[route]
+            self._orphan(link, route, "its relay has left")
             dial = self._dialled.get(route)
             if dial is not None:
                 self._hang_up(dial)
             else:
-                self._transport.drop(route)
+                self._drop(route)
             return
-        for dial in self._dials.values():
+        for dial in list(self._dialled.values()):
             if dial.peer == peer:
                 self._hang_up(dial)  # it may have asked for this session just now
 
@@ -325,20 +378,22 @@ class Exchange:
     def tick(self, now: float) -> list[Event]:
         """Dial, beat, and notice who has been silent for too long."""
         if now < self._next_round:
-            return []
+            return self._with_news([])
         self._next_round = now + ROUND_S
         events: list[Event] = []
         for dial in list(self._dials.values()):
             self._tick_dial(dial, now, events)
         for link in list(self.links.values()):
-            if link.route is not None and now > link.heard + SILENCE_S:
-                reason = f"silent for {SILENCE_S} s"
+            if link.route is not None and now > link.heard + link.silence_s:
+                reason = f"silent for {link.silence_s} s"
                 self._broken(link, reason, False, now, events)
             elif link.needs_flush(now):
                 self._unflushed[link] = None
         if self._doubtful_rounds:
             self._try_accepted(now)
-        return events
+        if self._trunks:
+            self._give_up_introduced(now)
+        return self._with_news(events)
 
     def _try_accepted(self, now: float) -> None:
         """Say something to each peer that dialled in: the transport notices who is gone."""
@@ -351,11 +406,11 @@ class Exchange:
     def receive(self, arrival: Arrival, now: float) -> list[Event]:
         """Handle what the transport has delivered."""
         if isinstance(arrival, Arrived):
-            return self._on_frames(arrival, now)
+            return self._with_news(self._on_frames(arrival, now))
         if isinstance(arrival, Up):
             return self._on_up(arrival, now)
         if isinstance(arrival, Down):
-            return self._on_down(arrival, now)
+            return self._with_news(self._on_down(arrival, now))
         self._doubtful_rounds = DOUBTFUL_ROUNDS
         self._next_round = now
         return []
@@ -382,7 +437,7 @@ class Exchange:
     def _hang_up(self, dial: Dial) -> None:
         if dial.route is not None:
             del self._dialled[dial.route]
-            self._transport.drop(dial.route)
+            self._drop(dial.route)
             dial.route = None
         dial.greeted_at = None
         dial.waits = False
@@ -414,6 +469,9 @@ class Exchange:
         dial.waits = any(rival.greeted_at is not None for rival in dial.rivals)
         if dial.waits:
             return
+        self._say_hello(dial, route, now)
+
+    def _say_hello(self, dial: Dial, route: Route, now: float) -> None:
         link = self.links.get(dial.peer)
         session, received = (link.session, link.confirmed) if link else ("", 0)
         me = self.identity
@@ -445,13 +503,14 @@ class Exchange:
         route = link.route
         del self._routes[route]
         link.disconnect()
+        self._orphan(link, route, f"its relay can't be reached: {reason}")
         dial = self._dialled.get(route)
         if dial is not None:
             self._hang_up(dial)
             dial.pause_s = REDIAL_S
             self._pause(dial, now)
         else:
-            self._transport.drop(route)
+            self._drop(route)
         events.append(Away(link.peer.instance, reason, refused))
 
     # -- frames --------------------------------------------------------------------------
@@ -464,7 +523,9 @@ class Exchange:
             frame, larges = self._codec.decode(frames[0])
             if isinstance(frame, Hello):
                 return self._on_hello(arrived, frame, now)
-            return self._on_frame(route, frame, larges, list(frames[1:]), now)
+            if isinstance(frame, Relayed):
+                return self._on_relayed(route, frame, frames[1:], now)
+            return self._on_frame(route, frame, larges, frames, now)
         except Gap as gap:
             return self._incomplete(route, str(gap), now)
         except ProtocolError as error:
@@ -472,14 +533,14 @@ class Exchange:
             return self._offended(route, str(error))
 
     def _on_frame(
-        self, route: Route, frame: Frame, larges: list[Large], chunks: list[Buffer], now: float
+        self, route: Route, frame: Frame, larges: list[Large], frames: Sequence[Buffer], now: float
     ) -> list[Event]:
         link = self._routes.get(route)
         if isinstance(frame, Envelope):
             if link is None:
                 self._say(route, Unknown())
                 return []
-            messages = link.receive(frame, larges, chunks, now)
+            messages = link.receive(frame, larges, list(frames[1:]), now, len(frames[0]))
             if self.acks_late:
                 self._unconfirmed[link] = None
             if link.needs_flush(now):
@@ -490,8 +551,10 @@ class Exchange:
             return self._on_welcome(route, dial, frame, now)
         if isinstance(frame, Refused):
             return self._on_refused(dial, frame, now)
-        if link is None:
+        if link is None or isinstance(frame, Nudge):
             return []
+        if isinstance(frame, Cached):
+            raise ProtocolError("frames that have never come are left out")
         if isinstance(frame, Goodbye):
             self.forget(link.peer.instance)
             return [Left(link.peer.instance, frame.reason)]
@@ -521,8 +584,7 @@ class Exchange:
         else:
             session = self._name_session()
             link, events = self._begin(hello.identity, session, route, 1, now)
-        self._routes[route] = link
-        self._unflushed[link] = None
+        self._enter(route, link)
         welcome = Welcome(
             min(VERSION_MINOR, hello.minor),
             self.identity,
@@ -545,6 +607,8 @@ class Exchange:
 
     def _suspicion(self, arrived: Arrived, hello: Hello, now: float) -> str:
         """Return why a peer can't be who it says."""
+        if isinstance(arrived.route, tuple):
+            return self._doubt(arrived.route, hello.identity, hello.token)
         reason = self._guard.refuse(hello, arrived.key, arrived.door)
         if reason and self._refusals.allows((hello.identity.name, reason), now):
             who = f"{hello.identity.role!r} {hello.identity.name!r}"
@@ -559,7 +623,10 @@ class Exchange:
         if dial is None or dial.greeted_at is None:
             raise ProtocolError("a Welcome that nobody asked for")
         peer = welcome.identity.instance
-        reason = self._guard.refuse_instance(peer, welcome.token)
+        if isinstance(route, tuple):
+            reason = self._doubt(route, welcome.identity, welcome.token)
+        else:
+            reason = self._guard.refuse_instance(peer, welcome.token)
         if dial.expected not in ("", peer):
             reason = reason or "another process answers there than was found"
         if reason:
@@ -578,8 +645,7 @@ class Exchange:
         else:
             link, begun = self._begin(welcome.identity, welcome.session, route, welcome.epoch, now)
             events += begun
-        self._routes[route] = link
-        self._unflushed[link] = None
+        self._enter(route, link)
         self._settle(dial)
         return events
 
@@ -604,7 +670,23 @@ class Exchange:
         self.links[identity.instance] = link
         dial = self._dialled.get(route)
         address = dial.address if dial is not None else ""
-        return link, [Joined(identity.instance, identity, undelivered, address)]
+        via = self._routes[route[0]].peer.name if isinstance(route, tuple) else ""
+        return link, [Joined(identity.instance, identity, undelivered, address, via)]
+
+    def _enter(self, route: Route, link: Link) -> None:
+        """A link has a new connection."""
+        self._routes[route] = link
+        self._unflushed[link] = None
+        is_relay = link.peer.role == "relay"
+        if is_relay or self.identity.role == "relay":
+            link.silence_s = RELAYED_SILENCE_S
+        if is_relay:
+            self._trunks.open(route)
+        if isinstance(route, tuple):
+            self._trunks.enter(route)
+            dial = self._dialled.get(route)
+            if dial is not None:
+                self._note_introduced(dial.address, link.peer.instance)
 
     def _unroute(self, link: Link) -> None:
         """The newest connection wins: take the link off its older one."""
@@ -613,18 +695,118 @@ class Exchange:
         old = link.route
         self._routes.pop(old, None)
         link.disconnect()
+        self._orphan(link, old, "its relay has a new connection")
         dial = self._dialled.get(old)
         if dial is not None:
             self._hang_up(dial)
         else:
-            self._transport.drop(old)
+            self._drop(old)
 
     def _on_refused(self, dial: Dial | None, refused: Refused, now: float) -> list[Event]:
         if dial is None:
             return []
+        if isinstance(dial.route, tuple):
+            log.info("%s, behind a relay, refused: %s", dial.address, refused.reason)
+            self._trunks.drop(dial.route, refused=True)
+            self._hang_up(dial)
+            return []
         self._hang_up(dial)
         self._pause(dial, now, REFUSED_PAUSE_S)
         return [DialFailed(dial.address, f"refused: {refused.reason}")]
+
+    # -- peers behind a relay --------------------------------------------------------------
+
+    def _on_relayed(
+        self, route: Route, relayed: Relayed, frames: Sequence[Buffer], now: float
+    ) -> list[Event]:
+        """A relay passes something on, or tells of a peer behind it."""
+        link = self._routes.get(route)
+        if link is None:
+            self._say(route, Unknown())
+            return []
+        if link.peer.role != "relay" or len(_above(route)) >= RELAYS_MAX:
+            raise ProtocolError("only a relay may bring others, and not through many more")
+        link.heard = now
+        child = (route, relayed.child)
+        if relayed.event == CARRIED:
+            return self._on_frames(Arrived(child, frames), now)
+        if relayed.event == INTRODUCED:
+            self._on_introduced(child, relayed.text, now)
+        elif relayed.event == LOST:
+            return self._on_lost(child, relayed, now)
+        elif relayed.event == MARK:
+            self._trunks.answer(route, relayed.child)
+        elif relayed.event == MARKED:
+            self._trunks.marked(route, relayed.child, now)
+            self._next_round = min(self._next_round, now)
+        return []
+
+    def _on_introduced(self, route: tuple[Route, int], address: str, now: float) -> None:
+        """A relay has dialled somebody for us: say Hello."""
+        if route in self._routes or route in self._dialled:
+            return
+        dial = self._dialled[route] = Dial(address, route, self._introduced.get(address, ""))
+        self._say_hello(dial, route, now)
+
+    def _note_introduced(self, address: str, peer: str) -> None:
+        self._introduced.pop(address, None)
+        self._introduced[address] = peer
+        if len(self._introduced) > INTRODUCED_MAX:
+            del self._introduced[next(iter(self._introduced))]
+
+    def _doubt(self, route: tuple[Route, int], identity: Identity, token: bytes) -> str:
+        """Return why somebody behind a relay, which has examined it, can't be let in."""
+        if identity.role not in RELAYED_ROLES:
+            return f"a relay may bring nodes and relays, not a {identity.role}"
+        if identity.instance in [self._routes[each].peer.instance for each in _above(route)]:
+            return "a relay can't be behind itself"
+        return self._guard.refuse_instance(identity.instance, token)
+
+    def _give_up_introduced(self, now: float) -> None:
+        for route, dial in list(self._dialled.items()):
+            is_late = dial.greeted_at is not None and now > dial.greeted_at + GREETING_S
+            if is_late and isinstance(route, tuple):
+                self._hang_up(dial)
+
+    def _on_lost(self, route: tuple[Route, int], lost: Relayed, now: float) -> list[Event]:
+        """A relay has lost a peer, or knows by now that one which it lost is gone for good."""
+        trunk = self._trunks.of(route)
+        link, dial = self._routes.get(route), self._dialled.get(route)
+        assert trunk is not None
+        trunk.missed(lost.text)
+        events: list[Event] = []
+        if link is not None:
+            trunk.note_lost(route, link.peer.instance)
+            self._broken(link, lost.text, lost.refused, now, events)
+        elif dial is not None:
+            self._hang_up(dial)
+        elif lost.refused:
+            away = self.links.get(trunk.lost.pop(route, ""))
+            if away is not None and away.route is None:
+                events.append(Away(away.peer.instance, lost.text, True))
+        return events
+
+    def _orphan(self, relay: Link, route: Route, reason: str) -> None:
+        """The connection to a relay is gone: so are those to the peers behind it."""
+        if relay.peer.role != "relay":
+            return
+        self._trunks.close(route)
+        for child in (*self._routes, *self._dialled):
+            if not isinstance(child, tuple) or child[0] != route:
+                continue
+            link, dial = self._routes.get(child), self._dialled.get(child)
+            if link is not None:
+                self._broken(link, reason, False, relay.heard, self._news)
+            elif dial is not None:
+                self._hang_up(dial)
+        if self._news:
+            self._next_round = 0.0
+
+    def _with_news(self, events: list[Event]) -> list[Event]:
+        if not self._news:
+            return events
+        news, self._news = self._news, []
+        return news + events
 
     def _incomplete(self, route: Route, reason: str, now: float) -> list[Event]:
         """Messages were lost within a connection: start a new one, which brings them."""
@@ -653,13 +835,36 @@ class Exchange:
 
     def _say(self, route: Route, frame: Frame) -> None:
         header, _ = self._codec.encode(frame)
-        self._transport.send(route, [header])
+        if isinstance(route, tuple):
+            self._trunks.send(route, [header])
+        else:
+            self._transport.send(route, [header])
+
+    def _drop(self, route: Route) -> None:
+        if isinstance(route, tuple):
+            self._trunks.drop(route)
+        else:
+            self._transport.drop(route)
 
     def _flush(self, link: Link, now: float) -> None:
         route = link.route
         if route is None:
             return
-        link.flush(now, partial(self._transport.send, route))
+        if isinstance(route, tuple):
+            link.flush(now, partial(self._trunks.send, route))
+            retry_s = RELAYED_RETRY_S
+        else:
+            link.flush(now, partial(self._transport.send, route))
+            retry_s = RETRY_S
         if link.blocked:
             self._unflushed[link] = None
-            self._next_round = min(self._next_round, now + RETRY_S)
+            self._next_round = min(self._next_round, now + retry_s)
+
+
+def _above(route: Route) -> list[Route]:
+    """Return the routes of the relays in between, the nearest to the peer first."""
+    above: list[Route] = []
+    while isinstance(route, tuple):
+        route = route[0]
+        above.append(route)
+    return above

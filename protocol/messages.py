@@ -271,6 +271,7 @@ class NodeReport(Frozen, frozen=True):
     platform: str
     software: str
     vitals: Vitals | None = None
+    via: str = ""  # the name of the relay that it is behind
 
 
 class ClusterReport(Frozen, frozen=True):

@@ -29,6 +29,7 @@ class Trunk:
         self.pacing = Pacing(codec)
         self.cache = Sent()
         self.lost: dict[Route, str] = {}  # who was at these
+        self.is_stuck = False  # the transport took no more
         self._send = send
         self._entered: set[Route] = set()
 
@@ -37,6 +38,11 @@ class Trunk:
         if not self.cache.keeps:
             self._entered.add(route)
             self.cache.keeps = len(self._entered) >= CACHED_FROM
+
+    def missed(self, text: str) -> None:
+        """A peer was lost: if that's since the relay missed a frame, count on none."""
+        if text == MISSED:
+            self.cache.clear()
 
     def note_lost(self, route: Route, peer: str) -> None:
         """A peer can't be reached this way any more."""
@@ -47,7 +53,7 @@ class Trunk:
     def flush(self, now: float) -> bool:
         """Send what may go; return whether anything has gone."""
         before = self.pacing.waiting_bytes
-        self.pacing.flush(now, self._transmit)
+        self.is_stuck = not self.pacing.flush(now, self._transmit)
         return self.pacing.waiting_bytes < before
 
     def _transmit(self, frames: list[Buffer]) -> bool:
@@ -78,6 +84,17 @@ class Trunks:
         """It is gone, with all that waited."""
         self._trunks.pop(route, None)
 
+    def enter(self, route: tuple[Route, int]) -> None:
+        """A peer is there behind a relay."""
+        trunk = self.of(route)
+        if trunk is not None:
+            trunk.enter(route)
+
+    @property
+    def are_stuck(self) -> bool:
+        """Whether the transport took no more of some trunk."""
+        return any(trunk.is_stuck for trunk in self._trunks.values())
+
     def of(self, route: Route) -> Trunk | None:
         """Return the trunk over which this route goes."""
         while isinstance(route, tuple):
@@ -95,28 +112,27 @@ class Trunks:
         trunk.pacing.add(route, [*self._headers(route), *frames])
         return True
 
-    def tell(self, route: tuple[Route, int], event: int, refused: bool = False) -> None:
-        """Tell the relay something of a peer behind it."""
+    def drop(self, route: tuple[Route, int], refused: bool = False) -> None:
+        """Have the relay close its connection to a peer; ``refused``: that said no."""
         above, child = route
-        header, _ = self._codec.encode(Relayed(child, event, "", refused))
+        header, _ = self._codec.encode(Relayed(child, DROPPED, "", refused))
         trunk = self.of(route)
         if trunk is not None:
             trunk.pacing.add(route, [*self._headers(above), header])
 
-    def drop(self, route: tuple[Route, int]) -> None:
-        """Have the relay close its connection to a peer."""
-        self.tell(route, DROPPED)
-
-    def mark(self, route: Route, number: int) -> None:
+    def answer(self, route: Route, number: int) -> None:
         """Tell a relay that its mark has arrived."""
         header, _ = self._codec.encode(Relayed(number, MARKED))
-        self._send(route, [header])
+        if isinstance(route, tuple):
+            self.send(route, [header])
+        else:
+            self._send(route, [header])
 
-    def missed(self, route: Route, text: str) -> None:
-        """A peer was lost: if that's since the relay missed a frame, count on none."""
-        trunk = self.of(route)
-        if trunk is not None and text == MISSED:
-            trunk.cache.clear()
+    def marked(self, route: Route, number: int, now: float) -> None:
+        """A relay says that a mark has arrived there."""
+        trunk = self._trunks.get(route)
+        if trunk is not None:
+            trunk.pacing.marked(number, now)
 
     def flush(self, now: float) -> bool:
         """Send what may go; return whether anything has gone."""
