@@ -127,11 +127,11 @@ def main(
 def _serve(settings: Settings, protection: Protection) -> None:
     from dispy.protocol.transport import Bus, raise_limits
 
-    from .daemon import RelayDaemon
+    from .daemon import AHEAD, RelayDaemon
 
     raise_limits()
     try:
-        daemon = RelayDaemon(settings, Bus(protection.keys))
+        daemon = RelayDaemon(settings, Bus(protection.keys, AHEAD))
     except OSError as error:
         denied = error.errno in (errno.EACCES, errno.EPERM)
         refuse(

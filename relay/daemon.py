@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from dispy.protocol import listening
 from dispy.protocol.guard import Door, Guard
@@ -14,6 +15,7 @@ from dispy.protocol.transport import Bus
 
 from .core import Relay
 
+AHEAD = 8  # messages of each child that may be read before it is their turn; up to 2 MiB
 NEWS_SAME_MAX = 20  # a broker that is away for months doesn't fill the log
 log = logging.getLogger("dispy.relay")
 
@@ -38,7 +40,7 @@ class RelayDaemon:
         self.bus = bus
         self.settings = settings
         self.lower = listening.listen(bus.listen, settings.lower)
-        self.upper = listening.listen(bus.listen, settings.upper)
+        self.upper = listening.listen(partial(bus.listen, apart=True), settings.upper)
         guard = Guard(new_token(), bus.keys, (Door(bus.keys), Door(bus.keys)))
         identity = describe(
             "relay",
@@ -55,6 +57,7 @@ class RelayDaemon:
         for address in settings.nodes:
             self.relay.dial_down(address)
         self._stopping = False
+        self._is_paused = False
         self._said: set[str] = set()  # warnings, each said once until something changes
 
     def stop(self) -> None:
@@ -78,8 +81,19 @@ class RelayDaemon:
             relay.receive(arrival, now)
         relay.tick(now)
         relay.flush(now)
+        self._hold_back()
         if relay.news:
             self._log_news()
+
+    def _hold_back(self) -> None:
+        """Listen to the trunk only while enough waits to go up it."""
+        relay = self.relay
+        if relay.is_full and relay.trunk is not None and not self._is_paused:
+            self.bus.pause(relay.trunk)
+            self._is_paused = True
+        elif relay.has_room and self._is_paused:
+            self.bus.resume()
+            self._is_paused = False
 
     def _log_news(self) -> None:
         news, self.relay.news = self.relay.news, []
