@@ -123,10 +123,10 @@ def from_key_files(certfile: str = "", keyfile: str = "") -> Secret:
     """
     paths = [Path(name) for name in (keyfile, certfile) if name]
     for path in paths:
-        text = _read_file(path, is_private=False)
+        text, mode = _read_file(path)
         key = _private_key(text, path)
         if key:
-            _read_file(path, is_private=True)  # what has a key must be readable for us only
+            _expect_private(path, mode)  # a certificate alone is for everybody
             return Secret(key, str(path), True)
     raise SecretError(
         f"there is no private key in {' or '.join(map(str, paths))}: name the file that begins "
@@ -136,7 +136,9 @@ def from_key_files(certfile: str = "", keyfile: str = "") -> Secret:
 
 def from_file(path: Path) -> Secret:
     """Return the secret that a file holds. Raises `SecretError`, also when others may read it."""
-    return read(_read_file(path, is_private=True), str(path))
+    text, mode = _read_file(path)
+    _expect_private(path, mode)
+    return read(text, str(path))
 
 
 def default_file() -> Path:
@@ -186,21 +188,25 @@ def _private_key(text: str, path: Path) -> bytes:
         raise SecretError(f"the private key in {path} is damaged") from None
 
 
-def _read_file(path: Path, is_private: bool) -> str:
+def _expect_private(path: Path, mode: int) -> None:
+    if os.name == "posix" and mode & OTHERS:
+        raise SecretError(
+            f"others may read {path}, so what is in it is no secret: run "
+            f"'chmod 600 {path}', and if others have accounts here, replace it"
+        )
+
+
+def _read_file(path: Path) -> tuple[str, int]:
+    """Return the text of a file and its mode."""
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            if is_private and os.name == "posix" and mode & OTHERS:
-                raise SecretError(
-                    f"others may read {path}, so what is in it is no secret: run "
-                    f"'chmod 600 {path}', and if others have accounts here, replace it"
-                )
             content = file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
         raise SecretError(f"can't read {path}: {error.strerror or error}") from None
     if len(content) > FILE_BYTES_MAX:
         raise SecretError(f"{path} is too long to be a secret")
     try:
-        return content.decode()
+        return content.decode(), mode
     except UnicodeDecodeError:
         raise SecretError(f"{path} is no text, so it is no secret") from None
