@@ -12,10 +12,11 @@ import logging
 import sys
 import traceback
 
-from dispy.protocol.messages import Buffer, Envelope
+from dispy.protocol.messages import Buffer, Cached, Envelope, Relayed
 from dispy.protocol.wire import Codec
 
 from .network import End
+from .relayedworlds import from_relayed_seed
 from .scenarios import FAULTS_MAX, from_seed, play
 from .sharedworlds import from_shared_seed
 from .world import World
@@ -30,24 +31,30 @@ def main() -> int:
     parser.add_argument("end", type=int, nargs="?", help="play all seeds up to this one")
     parser.add_argument("--faults", type=int, default=FAULTS_MAX, help="at most in one run")
     parser.add_argument("--durable", action="store_true", help="a shared broker with a journal")
+    parser.add_argument("--relayed", action="store_true", help="with relays")
     parser.add_argument("--messages", action="store_true", help="show all messages, too")
     options = parser.parse_args()
     logging.disable(logging.WARNING)  # it has the time of the real clock
     if options.end is None:
-        return int(show(options.seed, options.faults, options.durable, options.messages))
+        return int(show(options.seed, options.faults, kind_of(options), options.messages))
     seeds = range(options.seed, options.end)
-    failed = [seed for seed in seeds if fails(seed, options.faults, options.durable)]
+    failed = [seed for seed in seeds if fails(seed, options.faults, kind_of(options))]
     return int(bool(failed))
 
 
-def make(seed: int, faults: int, durable: bool) -> World:
-    """Make the world that a seed stands for."""
-    return from_shared_seed(seed, faults) if durable else from_seed(seed, faults)
+MAKERS = {"": from_seed, "--durable": from_shared_seed, "--relayed": from_relayed_seed}
 
 
-def show(seed: int, faults: int, durable: bool, with_messages: bool) -> bool:
+def kind_of(options: argparse.Namespace) -> str:
+    """Return the option that says which kind of world is wanted."""
+    if options.relayed:
+        return "--relayed"
+    return "--durable" if options.durable else ""
+
+
+def show(seed: int, faults: int, kind: str, with_messages: bool) -> bool:
     """Play one seed and print what happened; return whether it failed."""
-    world = make(seed, faults, durable)
+    world = MAKERS[kind](seed, faults)
     if with_messages:
         show_messages(world)
     error = attempt(world)
@@ -56,12 +63,11 @@ def show(seed: int, faults: int, durable: bool, with_messages: bool) -> bool:
     return bool(error)
 
 
-def fails(seed: int, faults: int, durable: bool) -> bool:
+def fails(seed: int, faults: int, kind: str) -> bool:
     """Play one seed; print how to play it again if it fails."""
-    error = attempt(make(seed, faults, durable))
+    error = attempt(MAKERS[kind](seed, faults))
     if error:
-        kind = " --durable" if durable else ""
-        again = f"python -m tests.simulation {seed} --faults {faults}{kind}"
+        again = f"python -m tests.simulation {seed} --faults {faults} {kind}"
         print(f"seed {seed} fails: {again}\n{error}", flush=True)
     return bool(error)
 
@@ -82,6 +88,10 @@ def show_messages(world: World) -> None:
     def watch(end: End, frames: list[Buffer]) -> None:
         digest(end, frames)
         frame, _ = codec.decode(frames[0])
+        carried = 0
+        while isinstance(frame, (Relayed, Cached)) and carried + 1 < len(frames):
+            carried += 1
+            frame, _ = codec.decode(frames[carried])
         way = f"  {end.other.socket.machine} to {end.socket.machine}"
         if isinstance(frame, Envelope):
             for message in frame.messages:

@@ -56,6 +56,7 @@ class Daemon(BrokerDaemon):
         self._errands: Any = None
         if disk is not None:
             self._errands = Errands(disk.store, scheduler, exchange.send)
+        self._discovery = None
         self._reads = []
         self._look_at = 0.0
         self._since = EPOCH_S

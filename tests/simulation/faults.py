@@ -271,9 +271,78 @@ OF_BROKERS: list[Fault] = [
 ]
 
 
+# -- of relays ------------------------------------------------------------------------------------
+
+
+def end_relay(world: World) -> float:
+    """A relay dies or is stopped, maybe with its machine; later it is started again."""
+    outpost = world.chance.choice(list(world.outposts.values()))
+    is_stopped, is_machine_lost = world.chance.random() < 0.2, world.chance.random() < 0.3
+    world.end_relay(outpost, is_stopped, is_machine_lost)
+    after = world.chance.choice([0.0, 0.05, 1.0, 8.0, 30.0])
+    world.clock.after(after, partial(world.start_relay, outpost))
+    return after
+
+
+def pause_relay(world: World) -> float:
+    """A relay does nothing for a while."""
+    live = world.live_relays()
+    lasts = world.chance.choice([0.1, 2.0, 4.0, 15.0, 40.0])
+    if live:
+        relay = world.chance.choice(live)
+        world.note(f"pause {relay.identity.instance} for {lasts}")
+        relay.pause(world.now + lasts)
+    return lasts
+
+
+def partition_relay(world: World) -> float:
+    """Nothing gets from a relay to a neighbour for a while, or the other way, or both."""
+    pair = list(world.chance.choice(trunks(world)))
+    world.chance.shuffle(pair)
+    lasts = world.chance.choice([0.3, 3.0, 5.0, 12.0, 40.0])
+    both = world.chance.random() < 0.5
+    world.note(f"block {pair[0]} to {pair[1]} for {lasts}, both ways: {both}")
+    world.network.block(pair[0], pair[1], world.now + lasts)
+    if both:
+        world.network.block(pair[1], pair[0], world.now + lasts)
+    return lasts
+
+
+def slow_trunk(world: World) -> float:
+    """A connection of a relay gets slow for a while."""
+    one, other = world.chance.choice(trunks(world))
+    rate, lasts = world.chance.choice([3e5, 1e6, 1e7]), world.chance.choice([3.0, 10.0, 30.0])
+    world.note(f"only {rate} bytes per second between {one} and {other} for {lasts}")
+    for way in ((one, other), (other, one)):
+        world.network.rates[way] = rate
+        world.clock.after(lasts, partial(world.network.rates.pop, way, None))
+    return lasts
+
+
+def trunks(world: World) -> list[tuple[str, str]]:
+    """Return who is connected to a relay."""
+    names = {outpost.address: outpost.name for outpost in world.outposts.values()}
+    pairs = [(each.name, names.get(each.above, "broker")) for each in world.outposts.values()]
+    behind = [each for each in world.machines.values() if each.outpost is not None]
+    return pairs * 2 + [(each.name, each.outpost.name) for each in behind if each.outpost]
+
+
+OF_RELAYS: list[Fault] = [
+    *[end_relay] * 6,
+    *[pause_relay] * 2,
+    *[partition_relay] * 3,
+    *[slow_trunk] * 3,
+    cut,
+    cut,
+    tamper,
+    tamper,
+]
+
+
 def strike(world: World) -> None:
     """Let one thing go wrong now."""
-    fault = world.chance.choice(FAULTS if world.disk is None else FAULTS + OF_BROKERS)
+    faults = FAULTS if world.disk is None else FAULTS + OF_BROKERS
+    fault = world.chance.choice(faults if not world.outposts else faults + OF_RELAYS)
     lasts = fault(world)
     if fault not in (pause_client, kill_job_process, fail_forks):
         world.lost_nodes = True  # leases are short, so any trouble in the network may end them

@@ -99,6 +99,7 @@ class End:
         self.route = route
         self._network = network
         self._last_at = 0.0  # when the last message towards the other side arrives
+        self._free_at = 0.0  # when the last message has left this side, if that takes its time
         self._held: list[Buffer] | None = None  # a message that the next one overtakes
         socket.ends[route] = self
 
@@ -145,13 +146,14 @@ class End:
             self._deliver(frames)
 
     def _deliver(self, frames: list[Buffer]) -> None:
-        self._in_order(partial(self.other._on_message, frames))
+        self._in_order(partial(self.other._on_message, frames), sum(map(len, frames)))
 
-    def _in_order(self, action: Callable[[], None]) -> None:
+    def _in_order(self, action: Callable[[], None], size: int = 0) -> None:
         """Plan what the other side notices after all that it was sent before."""
-        network = self._network
-        lag = network.lag(self.socket.machine, self.other.socket.machine)
-        self._last_at = max(self._last_at, network.clock.now + lag)
+        network, ways = self._network, (self.socket.machine, self.other.socket.machine)
+        takes_s = size / network.rates[ways] if ways in network.rates else 0.0
+        self._free_at = max(self._free_at, network.clock.now) + takes_s
+        self._last_at = max(self._last_at, self._free_at + network.lag(*ways))
         network.clock.at(self._last_at, action)
 
     def _on_message(self, frames: list[Buffer]) -> None:
@@ -172,6 +174,7 @@ class Network:
         self.watch: Callable[[End, list[Buffer]], None] = lambda end, frames: None
         self.is_local = False  # a refused connection proves that the process is gone
         self.lag_s = 0.001
+        self.rates: dict[tuple[str, str], float] = {}  # from, to: bytes per second, if limited
         self.silent: set[str] = set()  # addresses that don't even refuse: the machine is off
         self._chance = chance
         self._blocked: dict[tuple[str, str], float] = {}  # from, to: until when
@@ -189,6 +192,7 @@ class Network:
     def heal(self) -> None:
         """Nothing is lost, held back or changed any more."""
         self._blocked.clear()
+        self.rates.clear()
         self.tamper = lambda end, frames: Fate.ARRIVE
 
     def dial(self, socket: Socket, address: str) -> Route:

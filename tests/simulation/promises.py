@@ -234,7 +234,7 @@ def check_registered(world: World) -> None:
 
 def dialling(world: World) -> set[str]:
     """Return the nodes that come by themselves; the broker lets the others go with a cluster."""
-    machines = [each for each in world.machines.values() if each.dials]
+    machines = [each for each in world.machines.values() if each.comes]
     return {each.node.identity.instance for each in machines if each.node is not None}
 
 

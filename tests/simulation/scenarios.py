@@ -8,8 +8,9 @@ from functools import partial
 
 from dispy.broker.nodes import LEASE_PULSES
 from dispy.protocol.exchange import GREETING_S, REDIAL_MAX_S, REFUSED_PAUSE_S
-from dispy.protocol.link import BEAT_S, SILENCE_S
+from dispy.protocol.link import BEAT_S, RELAYED_SILENCE_S, SILENCE_S
 from dispy.protocol.messages import CLOSE, JobOptions, Large
+from dispy.relay.core import KEEP_S
 
 from . import promises
 from .extras import Extras
@@ -131,6 +132,9 @@ def patience_s(world: World) -> float:
     cpus = min([node.identity.cpus for node in world.live_nodes()], default=1)
     setup_s = max(opening.computation.setup_timeout for opening in openings)
     work_s_in_all = sum(work) / cpus + 3 * max(work, default=0.0)
+    if world.outposts:
+        notice_s += len(world.outposts) * (RELAYED_SILENCE_S + KEEP_S)
+        reach_s *= 1 + len(world.outposts)
     patience = lease_s + notice_s + reach_s + setup_s + work_s_in_all + SLACK_S
     if world.disk is not None:
         patience += world.settings.client_lease_s + world.settings.adopt_s + RESCUES_S
@@ -156,6 +160,8 @@ def play(world: World, until: float = FAULTS_UNTIL_S + 2.0) -> None:
     world.run(world.healed_at - world.now)
     world.network.heal()
     world.start_broker()
+    for outpost in world.outposts.values():
+        world.start_relay(outpost)
     world.broker.dies_at = ""
     world.note("all faults are over")
     world.close_stuck()

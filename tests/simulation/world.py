@@ -50,6 +50,7 @@ from .disk import Disk
 from .jobs import HANG_S, Course, Diary, Jobs
 from .network import End, Network, Socket
 from .processes import ClientProcess, NodeProcess, Process, Record
+from .relays import Outpost, RelayProcess
 from .rescuer import Rescuer
 
 BROKER_DOOR = "10.0.0.1:9702"
@@ -66,6 +67,7 @@ class Machine:
     dials: bool  # the node dials the broker; else it waits to be dialled
     setup_fails: set[str] = field(default_factory=set)  # names of computations
     setup_hangs: set[str] = field(default_factory=set)
+    outpost: Outpost | None = None  # the relay that it is behind
     lives: int = 0
     node: NodeProcess | None = None  # while one lives
 
@@ -73,7 +75,12 @@ class Machine:
     def spec(self) -> NodeSpec:
         """What a cluster says to get this node."""
         host, _, port = self.address.rpartition(":")
-        return NodeSpec(host, 0 if self.dials else int(port))
+        return NodeSpec(host, 0 if self.dials or self.outpost else int(port))
+
+    @property
+    def comes(self) -> bool:
+        """Whether its node comes to the broker whatever that wants."""
+        return self.dials if self.outpost is None else self.outpost.comes
 
 
 @dataclass
@@ -120,6 +127,7 @@ class World:
         self.network = Network(self.clock, random.Random(self.chance.random()))
         self.diary = Diary()
         self.machines: dict[str, Machine] = {}
+        self.outposts: dict[str, Outpost] = {}
         self.wishes: dict[int, Wish] = {}
         self.digest = 0  # of every message that has arrived, and when
         self.healed_at = 0.0  # when the last fault is over
@@ -306,11 +314,13 @@ class World:
 
     # -- nodes -----------------------------------------------------------------------------
 
-    def add_machine(self, cpus: int, dials: bool) -> Machine:
-        """Put up a machine; no node runs there yet."""
+    def add_machine(self, cpus: int, dials: bool, outpost: Outpost | None = None) -> Machine:
+        """Put up a machine, maybe behind a relay; no node runs there yet."""
         number = len(self.machines) + 1
         address = f"10.0.1.{number}:9701"
-        machine = Machine(f"node{number}", address, cpus, dials)
+        machine = Machine(f"node{number}", address, cpus, dials, outpost=outpost)
+        if outpost is not None and not dials:
+            outpost.below.append(address)
         self.machines[machine.name] = machine
         return machine
 
@@ -330,8 +340,59 @@ class World:
         node.jobs.setup_fails = machine.setup_fails
         node.jobs.setup_hangs = machine.setup_hangs
         if machine.dials:
-            node.exchange.dial(BROKER_DOOR)
+            outpost = machine.outpost
+            node.exchange.dial(BROKER_DOOR if outpost is None else outpost.address)
         node.wake()
+
+    def add_outpost(self, dials: bool, above: Outpost | None = None) -> Outpost:
+        """Put up a place for a relay, maybe behind another one; none runs there yet.
+
+        One that is behind another and doesn't dial it is dialled by it.
+        """
+        number = len(self.outposts) + 1
+        door = BROKER_DOOR if above is None else above.address
+        outpost = Outpost(f"relay{number}", f"10.0.2.{number}:9700", door, dials, comes=dials)
+        if above is not None:
+            outpost.comes = above.comes
+        if above is not None and not dials:
+            above.below.append(outpost.address)
+        self.outposts[outpost.name] = outpost
+        return outpost
+
+    def start_relay(self, outpost: Outpost) -> None:
+        """Start a relay; one that lives goes on."""
+        if outpost.relay is not None:
+            return
+        outpost.lives += 1
+        life = f"{outpost.name}.{outpost.lives}"
+        self.note(f"start {life}")
+        self.network.silent.discard(outpost.address)
+        socket = Socket(self.network, outpost.name, outpost.address)
+        relay = RelayProcess(self.clock, socket, identity("relay", life, outpost.name))
+        outpost.relay = relay
+        if outpost.dials:
+            relay.relay.dial_up(outpost.above)
+        for address in outpost.below:
+            relay.relay.dial_down(address)
+        relay.wake()
+
+    def end_relay(self, outpost: Outpost, is_stopped: bool, is_machine_lost: bool = False) -> None:
+        """Stop a relay, or kill it."""
+        relay, outpost.relay = outpost.relay, None
+        if relay is None:
+            return
+        self.lost_nodes = True
+        self.note(f"end {relay.identity.instance}, stopped: {is_stopped}, lost: {is_machine_lost}")
+        if is_stopped:
+            relay.stop()
+            return
+        if is_machine_lost:
+            self.network.silent.add(outpost.address)
+        relay.kill(is_machine_lost)
+
+    def live_relays(self) -> list[RelayProcess]:
+        """Return the relays that run."""
+        return [each.relay for each in self.outposts.values() if each.relay is not None]
 
     def kill_node(self, machine: Machine, is_machine_lost: bool = False) -> None:
         """Kill -9, or a loss of power, after which nobody is told anything."""
@@ -377,7 +438,7 @@ class World:
     ) -> int:
         """Open a cluster on the given nodes, or on all machines there are."""
         number = len(self.wishes) + 1
-        specs = nodes or [machine.spec for machine in self.machines.values()]
+        specs = nodes or [*self._relay_specs(), *[each.spec for each in self.machines.values()]]
         computation = ComputationSpec(
             str(number),
             [layer(1)],
@@ -394,6 +455,14 @@ class World:
         self.note(f"open {number}, reentrant: {reentrant}, max_tasks: {max_tasks}, asks: {asks}")
         client.open(opening)
         return number
+
+    def _relay_specs(self) -> list[NodeSpec]:
+        """Return what a cluster says to have relays dialled that wait for it."""
+        waiting = [
+            each for each in self.outposts.values() if each.above == BROKER_DOOR and not each.dials
+        ]
+        hosts = [each.address.rpartition(":") for each in waiting]
+        return [NodeSpec(host, int(port)) for host, _, port in hosts]
 
     def submit(self, number: int, courses: list[Course], large: Large | None = None) -> None:
         """Submit jobs that will go this way; the first of them with a large payload."""
@@ -549,12 +618,12 @@ class World:
             machine.node
             for machine in self.machines.values()
             if machine.node is not None
-            and (machine.dials or machine.node.identity.instance in registered)
+            and (machine.comes or machine.node.identity.instance in registered)
         ]
 
     def processes(self) -> list[Process]:
         """Return all that live."""
-        return [self.broker, *self.live_clients(), *self.live_nodes()]
+        return [self.broker, *self.live_clients(), *self.live_nodes(), *self.live_relays()]
 
     def live_clients(self) -> list[ClientProcess]:
         """Return the clients that run."""
