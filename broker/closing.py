@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from dispy.protocol.messages import (
@@ -224,6 +224,15 @@ def _free_nodes(state: State, asked: set[str]) -> None:
         state.effects.append(Undial(address))
     for node in [node for node in state.nodes.values() if node.address in addresses]:
         if not node.allocations and (node.dialled or not state.settings.shared):
+            forget_node(state, node)
+            state.effects.append(Goodbye(node.peer, "no cluster needs it any more"))
+
+
+def let_go(state: State, peers: Iterable[str]) -> None:
+    """Let nodes that were found, and that no cluster has or names, work for others."""
+    for node in [state.nodes[peer] for peer in peers if peer in state.nodes]:
+        asked = any(node.address in each.addresses for each in state.clusters.values())
+        if not node.allocations and not asked:
             forget_node(state, node)
             state.effects.append(Goodbye(node.peer, "no cluster needs it any more"))
 

@@ -145,6 +145,12 @@ class Agent:
             return True
         return not self._engagement("", now)
 
+    def is_free(self, now: float) -> bool:
+        """Whether no broker has the node, so that any may have it."""
+        if self.node.leaving or (self.broker and self.away_since is None):
+            return False
+        return not self._engagement("", now)
+
     def joined(
         self,
         peer: str,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dispy.protocol import listening
+from dispy.protocol.discovery import BROKER_PORT, Discovery
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.exchange import (
     Away,
@@ -27,6 +28,7 @@ from dispy.protocol.exchange import (
 from dispy.protocol.fetching import STORE_BYTES
 from dispy.protocol.identity import describe, new_guard, random_name
 from dispy.protocol.messages import Identity
+from dispy.protocol.seeking import Face, Stance
 from dispy.protocol.store import SpoiledBlob, Store, idle_bytes
 from dispy.protocol.transport import Bus
 
@@ -81,6 +83,8 @@ class Settings:
     serves: int = -1  # so many clusters, then it stops; negative: any number
     keep_s: float = KEEP_S  # a broker that is away for so long is given up
     ext_hosts: tuple[str, ...] = ()  # by which others reach this machine, if they differ
+    ping_interval_s: float = 0.0  # how often brokers are looked for in the end; 0: not
+    multicast: bool = False  # look for them by multicast, not by broadcast
 
 
 def time_of_day() -> int:
@@ -120,6 +124,8 @@ class NodeDaemon:
         )
         self.exchange = Exchange(identity, bus, random_name, self._admit, guard)
         self.exchange.tell_time = time.time
+        self._discovery = self._begin_discovery()
+        self._was_free = False
         self._stopping = False
         self._next_look = 0.0
         self._refusals: set[str] = set()  # why there is no broker, each said once until there is
@@ -140,14 +146,19 @@ class NodeDaemon:
         self._round(time.monotonic())
         self.launcher.close(CLOSE_S)
         self.store.close()
+        if self._discovery is not None:
+            self._discovery.close()
         self.bus.close()
 
     def _deadline(self) -> float:
         deadline = min(self.exchange.deadline(), self.agent.deadline())
+        if self._discovery is not None:
+            deadline = min(deadline, self._discovery.deadline())
         return min(deadline, self._next_look) if self.agent.is_busy else deadline
 
     def _round(self, now: float) -> None:
         self._dial(now)
+        self._seek(now)
         self._handle(self.exchange.tick(now))
         if now >= self._next_look:
             self._next_look = now + PROCESS_TICK_S
@@ -166,6 +177,43 @@ class NodeDaemon:
                 self.exchange.dial(self.settings.broker)
             else:
                 self.exchange.undial(self.settings.broker)
+
+    # -- finding brokers -------------------------------------------------------------------
+
+    def _begin_discovery(self) -> Discovery | None:
+        """Prepare to find brokers, unless the node has one, or nothing to know them by."""
+        keys = self.bus.keys
+        if keys is None or not self.doors or self.settings.broker:
+            return None
+        me, brokers = self.exchange.identity, frozenset({"broker", "relay"})
+        return Discovery(
+            self.bus,
+            Face("node", me.instance, tuple(me.addresses), brokers, brokers),
+            keys.beacon,
+            port=int(self.doors[0].rpartition(":")[2]),
+            asks=(BROKER_PORT,),
+            hosts=[door.rpartition(":")[0] for door in self.doors],
+            follow=self.exchange.dial,
+            drop=self.exchange.undial,
+            is_known=self.exchange.links.__contains__,
+            interval_s=self.settings.ping_interval_s,
+            multicast=self.settings.multicast,
+        )
+
+    def _seek(self, now: float) -> None:
+        """Look for a broker when the node has got nothing to do; let it be seen."""
+        discovery = self._discovery
+        if discovery is None or self._stopping:
+            return
+        is_free = self.agent.is_free(now)
+        if is_free and not self._was_free:
+            discovery.seek(now)
+        elif not is_free:
+            discovery.rest()
+            discovery.keep_only([self.agent.broker])
+        self._was_free = is_free
+        discovery.stance = Stance.OPEN if is_free else Stance.BUSY
+        discovery.tick(now)
 
     # -- what comes from peers ------------------------------------------------------------
 
@@ -195,6 +243,8 @@ class NodeDaemon:
         elif isinstance(event, Left):
             log.info("the broker is gone: %s", event.reason or "it said goodbye")
             self.agent.left(event.peer)
+            if self._discovery is not None:
+                self._discovery.left(event.peer)
         elif isinstance(event, DialFailed):
             self._on_refused(event)
 
@@ -211,7 +261,9 @@ class NodeDaemon:
             log.info("%s has to wait: the node works for another", identity.name)
 
     def _on_refused(self, event: DialFailed) -> None:
-        if event.reason not in self._refusals and len(self._refusals) < REFUSALS_MAX:
+        if self._discovery is not None and self._discovery.failed(event.address, event.reason):
+            log.debug("broker %s: %s", event.address, event.reason)
+        elif event.reason not in self._refusals and len(self._refusals) < REFUSALS_MAX:
             self._refusals.add(event.reason)
             log.warning("broker %s: %s; still trying", event.address, event.reason)
 

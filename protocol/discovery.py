@@ -93,13 +93,22 @@ class Discovery:
         self._core.stance = stance
 
     @property
+    def interval_s(self) -> float:
+        """How often to seek after the first times; 0: no more."""
+        return self._core.interval_s
+
+    @interval_s.setter
+    def interval_s(self, interval_s: float) -> None:
+        self._core.interval_s = interval_s
+
+    @property
     def is_seeking(self) -> bool:
         """Whether something is to be asked, now or later."""
         return self._core.is_seeking
 
     @property
     def found(self) -> list[str]:
-        """The instances that were found and not forgotten since."""
+        """The instances that were found, or have found us, and were not forgotten since."""
         return self._core.found
 
     def seek(self, now: float) -> None:

@@ -129,6 +129,7 @@ class Seeking:
         self._hints: dict[str, Hint] = {}
         self._where: dict[str, str] = {}  # whose hint an address is
         self._seekers: dict[str, float] = {}  # who should have dialled, by then
+        self._invited: dict[str, None] = {}  # who was told where to dial us
         self._second = 0
         self._answers: dict[str, int] = {}  # in this second, by source
 
@@ -216,9 +217,16 @@ class Seeking:
         if not self._is_new(seek.nonce, source, now) or not self._may_answer(source, now):
             return []
         is_open = stance is Stance.OPEN or self._is_known(seek.instance)
+        if is_open:
+            self._invite(seek.instance)
         if is_open and seek.role in self.face.seeks and len(self._seekers) < SEEKERS_MAX:
             self._seekers.setdefault(seek.instance, now + PATIENCE_S)
         return [Reply(self._say(HERE, seek.nonce, self.face.addresses if is_open else ()))]
+
+    def _invite(self, instance: str) -> None:
+        if len(self._invited) >= HINTS_MAX and instance not in self._invited:
+            del self._invited[next(iter(self._invited))]
+        self._invited[instance] = None
 
     def _is_new(self, nonce: bytes, source: str, now: float) -> bool:
         """Whether a question wasn't answered before: once for each way on which it came."""
@@ -278,6 +286,7 @@ class Seeking:
 
     def left(self, instance: str) -> list[Effect]:
         """Forget a found peer: it has gone, or nobody wants it any more."""
+        self._invited.pop(instance, None)
         hint = self._hints.pop(instance, None)
         if hint is None:
             return []
@@ -289,12 +298,12 @@ class Seeking:
     def keep_only(self, instances: Iterable[str]) -> list[Effect]:
         """Forget all found peers but these."""
         kept = set(instances)
-        return [drop for each in list(self._hints) if each not in kept for drop in self.left(each)]
+        return [drop for each in self.found if each not in kept for drop in self.left(each)]
 
     @property
     def found(self) -> list[str]:
-        """All peers that were found and not forgotten."""
-        return list(self._hints)
+        """All peers that were found, or have found us, and were not forgotten since."""
+        return list({**self._invited, **self._hints})
 
 
 @dataclass
