@@ -90,6 +90,7 @@ PURE = [
     "node/watching.py",
     "client/attached.py",
     "client/core.py",
+    "client/doctor.py",
     "client/effects.py",
     "client/endings.py",
     "client/line.py",
