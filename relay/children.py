@@ -37,6 +37,7 @@ class Child:
     since: float = 0.0  # ... and when the broker was told of it
     is_greeted: bool = True  # else the broker's Hello hasn't come so far
     has_answered: bool = True  # else nothing but its answer to that counts
+    silent_rounds: int = 0  # since it has said anything
     name: str = ""
     sent: Sent | None = None  # of a relay: what it keeps
     waiting: deque[list[Buffer]] = field(default_factory=deque)  # what it hasn't taken in

@@ -67,6 +67,7 @@ from .children import Caller, Child, Place
 
 PATIENCE_S = 2.5  # a child's Hello may wait so long for an up-link; it gives up after 3 s
 KEEP_S = 5.0  # an up-link that is away for so long may be replaced by another
+SILENT_ROUNDS = 40  # of a peer that was dialled; rounds don't count while the relay is stopped
 WAITING_MAX_BYTES = 8 << 20  # a child that takes in less than it is sent is given up
 
 
@@ -324,7 +325,9 @@ class Relay:
         try:
             if child is None:
                 self._from_stranger(arrival, now)
-            elif child.has_answered or self._is_answer(child, arrival.frames):
+                return
+            child.silent_rounds = 0
+            if child.has_answered or self._is_answer(child, arrival.frames):
                 if child.sent is not None and len(arrival.frames) == 1:
                     self._note_missed(child.sent, arrival.frames)
                 self._upward.add(child.number, [child.header, *arrival.frames])
@@ -513,6 +516,10 @@ class Relay:
             child = self._children.get(place.route)
             if child is not None and not child.is_greeted and now > child.since + GREETING_S:
                 self._lose(child, "the broker didn't greet it", now)
+            elif child is not None and self.has_room:  # else it can't be heard
+                child.silent_rounds += 1
+                if child.silent_rounds > SILENT_ROUNDS:
+                    self._lose(child, "it has no session any more, or hangs", now)
             return
         if now >= place.again_at:
             place.route = self._transport.dial(place.address)
