@@ -69,6 +69,9 @@ def _check_node(state: State, node: Node) -> None:
     assert node.online == (node.lost_at == float("inf"))
     assert node.online == (node not in state.away)
     assert node.underway >= 0
+    assert len(node.distance.underway) <= node.identity.cpus
+    for job in node.distance.underway:
+        assert job.allocation is not None and job.allocation.node is node
     assert state.pasts[node.identity.place or node.identity.instance] is node.past
     assert bool(node.held) == (node in state.fetchers)
     for allocation, _, _ in node.held:

@@ -1,9 +1,10 @@
 """Which node gets the next job: the least loaded that may take one.
 
 A node has room while it has a free CPU, or holds less work ahead than is needed to keep its CPUs
-busy: `AHEAD_S` of each, by all clusters together. Where there was room and is none, every cluster
-must wait; when a place becomes free it is noted in ``state.freed``, and `turns` gives it to the
-cluster whose turn it is. That is all that happens while nodes are scarce.
+busy: `AHEAD_S` of each, by all clusters together, and more if it is far away (`distance`). Where
+there was room and is none, every cluster must wait; when a place becomes free it is noted in
+``state.freed``, and `turns` gives it to the cluster whose turn it is. That is all that happens
+while nodes are scarce.
 
 While they aren't, each cluster keeps a heap of the allocations that may have room, by the load of
 their nodes. It hears of places that have become free since it looked last when it looks again. An
@@ -176,7 +177,7 @@ def put(job: Job, allocation: Allocation) -> None:
     allocation.jobs[job.spec.seq] = job
     node, cluster = allocation.node, allocation.cluster
     node.load += 1
-    unit_s = cluster.unit_s
+    unit_s = cluster.unit_at(node)
     node.work_s += unit_s
     allocation.work_s += unit_s
     if job.started is not None:
@@ -191,6 +192,7 @@ def take_off(state: State, job: Job) -> None:
     assert allocation is not None
     job.allocation = None
     jobs, node = allocation.jobs, allocation.node
+    node.distance.gone(job)
     unit_s = allocation.work_s / len(jobs)
     del jobs[job.spec.seq]
     node.load -= 1

@@ -84,6 +84,7 @@ def _accept(state: State, cluster: Cluster, result: JobResult, spent: list[Spent
         if job.failures:
             spent.append(Spent(result, job.failures))
     if job.allocation is not None:
+        job.allocation.node.distance.ended(job, result.end - result.start, state.now)
         take_off(state, job)
         job.ended = True
     else:

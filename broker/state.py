@@ -156,7 +156,8 @@ class Node:
     via: str = ""  # the name of the relay that it is behind
     stopping: bool = False  # it has told all that may have begun there, and will be gone soon
     load: int = 0
-    work_s: float = 0.0  # of all clusters, as `Cluster.unit_s` counts it
+    work_s: float = 0.0  # of all clusters, as `Cluster.unit_at` counts it
+    distance: Distance = field(default_factory=Distance)
     lost_at: float = float("inf")  # while it is away: when its lease ends
     vitals: Vitals | None = None
     allocations: dict[int, Allocation] = field(default_factory=dict)  # by cluster id
@@ -346,6 +347,14 @@ class Cluster:
         if self.run_s < 0:
             return 0
         return min(int(AHEAD_S / (self.run_s + 1e-6)), AHEAD_MAX, 2 * self.measured)
+
+    def unit_at(self, node: Node) -> float:
+        """Return what a job counts of the time that this node may hold ahead."""
+        far_s = node.distance.far_s
+        if not far_s:
+            return self.unit_s
+        count = ahead(self.run_s, far_s, self.ahead, AHEAD_S, AHEAD_MAX)
+        return AHEAD_S / (1 + min(count, 2 * self.measured))
 
     def line_of(self, spec: JobSpec) -> Line:
         """Return the line that a job waits in."""

@@ -185,6 +185,9 @@ def _give(state: State, job: Job, allocation: Allocation) -> None:
         job.started = None
         job.heard = None
     spec.attempt += 1
+    node = allocation.node
+    if node.load < node.identity.cpus and len(allocation.jobs) < allocation.cpus:
+        node.distance.sent(job, state.now)
     put(job, allocation)
     run = state.runs.get(allocation)
     if run is None:
