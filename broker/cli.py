@@ -13,14 +13,33 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from dispy._version import __version__
-from dispy.protocol import configfile, exitcodes, logs
-from dispy.protocol.commandline import SETTINGS
+from dispy.protocol import configfile, exitcodes, listening
+from dispy.protocol.commandline import (
+    SETTINGS,
+    LogOptions,
+    SecretOptions,
+    addresses,
+    check_doors,
+    config_options,
+    host_options,
+    listen_at,
+    log_options,
+    may_dial,
+    refuse,
+    secret_options,
+    secret_options_of,
+    size,
+)
+from dispy.protocol.keys import Keys
+from dispy.protocol.listening import joined
+from dispy.protocol.protection import Protection
 
 from .settings import FAIR, POLICIES, Settings
 
@@ -31,8 +50,6 @@ if TYPE_CHECKING:
     from .journal import Journal
 
 PORT = 9700  # where nodes dial in; clients at the next but one
-LOOPBACK = ("127.", "localhost", "::1")
-UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}  # powers of two
 WEIGHT_MIN = 0.001
 STEP_S = 3600.0  # a step ends earlier when there is something to do
 log = logging.getLogger("dispy.broker")
@@ -55,39 +72,28 @@ Exit codes: 0 stopped as asked; 1 unexpected error; 2 wrong options; 69 port tak
 """
 
 
-def _hosts(
-    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> tuple[str, ...]:
-    """Without a shared secret nobody but this machine may reach a broker."""
-    for value in values:
-        if not value.startswith(LOOPBACK):
-            raise click.BadParameter(
-                f"{value} can be reached from other machines, and this release can't protect "
-                "that yet: use 127.0.0.1"
-            )
-    return tuple("127.0.0.1" if value == "localhost" else value for value in values)
+class House(NamedTuple):
+    """How the two kinds of peers are kept from strangers."""
+
+    clients: Protection
+    nodes: Protection
 
 
-def _nodes(
-    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> tuple[str, ...]:
-    return tuple(_address(context, parameter, value) for value in values)
+class Search(NamedTuple):
+    """How nodes are looked for in the network."""
+
+    interval_s: float
+    multicast: bool
 
 
-def _address(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    bracketed = value.startswith("[")
-    if bracketed:
-        host, _, port = value[1:].partition("]")
-        port = port.lstrip(":")
-    elif value.count(":") == 1:
-        host, _, port = value.partition(":")
-    else:
-        host, port = value, ""
-    port = port or str(PORT + 1)
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise click.BadParameter(f"{value!r} is not HOST or HOST:PORT")
-    (host,) = _hosts(context, parameter, (host,))
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+class Entrance(NamedTuple):
+    """Where the two kinds of peers get in, and what they need for it."""
+
+    node_doors: tuple[str, ...]  # "host:port"
+    client_doors: tuple[str, ...]
+    node_keys: Keys | None
+    client_keys: Keys | None
+    ext_hosts: tuple[str, ...]  # by which nodes reach this machine, if they differ
 
 
 def _weights(
@@ -109,25 +115,8 @@ def _weight(value: str) -> tuple[str, float]:
     return user, float(weight)
 
 
-def _size(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    """How many bytes are meant by "10m" and the like."""
-    number, unit = (value[:-1], value[-1:].lower()) if value[-1:].isalpha() else (value, "")
-    if not number.isdecimal() or unit not in UNITS:
-        raise click.BadParameter(f"{value!r} is not a number, or one with k, m, g or t")
-    return int(number) << UNITS[unit]
-
-
 @click.command(epilog=EPILOG, context_settings=SETTINGS)
-@click.option(
-    "-i",
-    "--host",
-    "hosts",
-    multiple=True,
-    default=("127.0.0.1",),
-    show_default=True,
-    callback=_hosts,
-    help="Address to listen at; may be repeated.",
-)
+@host_options
 @click.option(
     "-p",
     "--dispy-port",
@@ -144,7 +133,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
     "nodes",
     multiple=True,
     metavar="HOST[:PORT]",
-    callback=_nodes,
+    callback=addresses(PORT + 1),
     help="Dial this node; may be repeated.",
 )
 @click.option("--name", default="", help="Name of the broker  [default: USER's broker at HOST]")
@@ -208,7 +197,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
     default="0",
     show_default=True,
     metavar="N[kmgt]",
-    callback=_size,
+    callback=size,
     help="Refuse larger files; 0: no limit.",
 )
 @click.option(
@@ -216,39 +205,39 @@ def _size(context: click.Context, parameter: click.Parameter, value: str) -> int
     default="0",
     show_default=True,
     metavar="N[kmgt]",
-    callback=_size,
+    callback=size,
     help="Take no more jobs when the journal is larger; 0: no limit but the disk.",
 )
 @click.option(
     "--cooperative", is_flag=True, help="Let clients change how many CPUs of a node are used."
 )
+@click.option(
+    "--ping-interval",
+    default=0.0,
+    show_default=True,
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    help="How often to look for nodes in the network; 0: only at start. Needs a secret.",
+)
+@click.option(
+    "--ipv4-udp-multicast",
+    "multicast",
+    is_flag=True,
+    help="Look for nodes by multicast, not by broadcast.",
+)
 @click.option("--clean", is_flag=True, help="Forget all that an earlier broker has kept here.")
-@click.option(
-    "--config",
-    type=click.Path(dir_okay=False),
-    is_eager=True,
-    expose_value=False,
-    callback=configfile.read_options,
-    help="Options in a file; those of the command line come first.",
-)
-@click.option(
-    "--save-config",
-    type=click.Path(dir_okay=False),
-    help="Write these options to a file for --config, and exit.",
-)
-@click.option("-d", "--debug", is_flag=True, help="Log more.")
-@click.option("--log-format", default="text", show_default=True, type=click.Choice(logs.FORMATS))
-@click.option(
-    "--log-file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Log to this file  [default: standard error]",
-)
+@secret_options
+@secret_options_of("cluster", "clients")
+@secret_options_of("node", "nodes")
+@config_options
+@log_options
 @click.option("--daemon", is_flag=True, hidden=True, help="For old command lines: it is one.")
 @click.version_option(__version__, prog_name="dispy-broker")
 @click.pass_context
 def main(
     context: click.Context,
     hosts: tuple[str, ...],
+    ext_hosts: tuple[str, ...],
     port: int,
     nodes: tuple[str, ...],
     name: str,
@@ -263,17 +252,23 @@ def main(
     max_file_size: int,
     max_journal_size: int,
     cooperative: bool,
+    ping_interval: float,
+    multicast: bool,
     clean: bool,
+    secret: SecretOptions,
+    cluster_secret: SecretOptions,
+    node_secret: SecretOptions,
     save_config: str | None,
-    debug: bool,
-    log_format: str,
-    log_file: Path | None,
+    log_as: LogOptions,
     daemon: bool,
 ) -> None:
     """Share nodes among the programs of many users: the scheduler behind SharedJobCluster."""
     if save_config is not None:
         configfile.save_options(context, save_config)
-    _configure_logs(logging.DEBUG if debug else logging.INFO, log_format, log_file)
+    log_as.configure()
+    house = _protect(secret, cluster_secret, node_secret)
+    entrance = _entrance(house, hosts, ext_hosts, port)
+    search = Search(ping_interval, multicast)
     settings = Settings(
         durable=not no_journal,
         policy=policy,
@@ -284,7 +279,7 @@ def main(
         cooperative=cooperative,
         shared=True,
         max_file_bytes=max_file_size,
-        nodes=nodes,
+        nodes=tuple(may_dial("--node", node, house.nodes) for node in nodes),
     )
     with ExitStack() as stack:
         if no_journal:
@@ -294,14 +289,35 @@ def main(
             folder = _folder(state or _default_folder(port), clean)
             journal = _open_journal(folder, durability, max_journal_size)
         synced = durability == "full"
-        _serve(hosts, port, name or _title(), settings, folder, journal, synced)
+        _serve(house, entrance, search, name or _title(), settings, folder, journal, synced)
 
 
-def _configure_logs(level: int, log_format: str, file: Path | None) -> None:
-    try:
-        logs.configure(level, log_format, file)
-    except OSError as error:
-        _refuse(exitcodes.CANNOT_CREATE, f"can't write the log {file}: {error.strerror}")
+def _protect(secret: SecretOptions, clients: SecretOptions, nodes: SecretOptions) -> House:
+    """Find out how nodes and clients are kept from strangers; both are, or none is."""
+    if secret.insecure and (clients.is_given or nodes.is_given):
+        raise click.UsageError("--insecure means that there is no secret, but one is given")
+    common = secret.find()
+    house = House(clients.find(common), nodes.find(common))
+    if (house.clients.secret is None) != (house.nodes.secret is None):
+        raise click.UsageError("give both --cluster-secret and --node-secret, or just --secret")
+    warnings = [*secret.warnings(), *clients.warnings(), *nodes.warnings()]
+    for each in dict.fromkeys((*warnings, *house.clients.warnings(), *house.nodes.warnings())):
+        log.warning("%s", each)
+    return house
+
+
+def _entrance(
+    house: House, hosts: Sequence[str], ext_hosts: tuple[str, ...], port: int
+) -> Entrance:
+    """Say where nodes and clients get in."""
+    own = listen_at(hosts, house.nodes)  # clients are protected as well, or as little
+    return Entrance(
+        tuple(joined(host, port) for host in own),
+        tuple(joined(host, port and port + 2) for host in own),
+        house.nodes.keys,
+        house.clients.keys,
+        ext_hosts,
+    )
 
 
 def _default_folder(port: int) -> Path:
@@ -314,7 +330,7 @@ def _folder(folder: Path, clean: bool) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        _refuse(
+        refuse(
             exitcodes.CANNOT_CREATE,
             f"can't make the folder {folder}: {error.strerror}. Name another one with "
             "--state-dir, or keep nothing with --no-journal",
@@ -332,7 +348,7 @@ def _clean(folder: Path) -> None:
         Journal.remove(folder)
         shutil.rmtree(folder / "files", ignore_errors=True)
     except JournalError as error:
-        _refuse(error.code, str(error))
+        refuse(error.code, str(error))
 
 
 def _open_journal(folder: Path, durability: str, max_bytes: int) -> Journal:
@@ -341,39 +357,49 @@ def _open_journal(folder: Path, durability: str, max_bytes: int) -> Journal:
     try:
         return Journal(folder, durability, max_bytes)
     except JournalError as error:
-        _refuse(error.code, str(error))
+        refuse(error.code, str(error))
 
 
 def _serve(
-    hosts: Sequence[str],
-    port: int,
+    house: House,
+    entrance: Entrance,
+    search: Search,
     name: str,
     settings: Settings,
     folder: Path,
     journal: Journal | None,
     synced: bool,
 ) -> None:
+    from dispy.protocol import guard
+    from dispy.protocol.guard import CLIENTS, NODES
     from dispy.protocol.transport import Bus, raise_limits
 
     from .daemon import BrokerDaemon
     from .journal import JournalBroken
 
     raise_limits()
-    bus = Bus()
+    bus = Bus(entrance.node_keys)
     try:
-        doors = [door for host in hosts for door in _open_doors(bus, host, port)]
+        told = _open(bus, entrance)
     except OSError as error:
-        _refuse(
+        refuse(
             exitcodes.UNAVAILABLE,
             f"{error}. Does another broker run here? Choose another port with -p",
         )
-    daemon = BrokerDaemon(bus, __version__, name, settings, journal, folder, synced)
+    check_doors([*told[0], *told[1]], house.nodes)
+    addresses = listening.addresses_of_doors(told[0], entrance.ext_hosts)
+    doors = guard.doors((entrance.node_keys, NODES), (entrance.client_keys, CLIENTS))
+    daemon = BrokerDaemon(
+        bus, __version__, name, settings, journal, folder, synced, doors, addresses
+    )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: daemon.stop())
+    daemon.allow_discovery(entrance.node_keys, told[0], *search, port=_port_of(told[0]))
     daemon.restore()
+    daemon.seek()
     gc.collect()
     gc.freeze()  # what was restored stays; it needn't be looked at again and again
-    _say(daemon, doors, folder if journal is not None else None)
+    _say(daemon, *told, folder if journal is not None else None)
     try:
         while not daemon.stopping:
             daemon.step(STEP_S)
@@ -385,19 +411,23 @@ def _serve(
     daemon.close(goodbye=journal is None)
 
 
-def _open_doors(bus: Bus, host: str, port: int) -> list[str]:
-    """Listen for nodes and for clients."""
-    shown = f"[{host}]" if ":" in host else host
-    return [bus.listen(f"{shown}:{port}"), bus.listen(f"{shown}:{port and port + 2}")]
+def _open(bus: Bus, entrance: Entrance) -> tuple[list[str], list[str]]:
+    """Listen for nodes, then for clients; return where."""
+    bind = partial(bus.listen, keys=entrance.node_keys)
+    nodes = listening.listen(bind, entrance.node_doors)
+    bind = partial(bus.listen, keys=entrance.client_keys)
+    return nodes, listening.listen(bind, entrance.client_doors)
 
 
-def _say(daemon: BrokerDaemon, doors: Sequence[str], folder: Path | None) -> None:
+def _say(
+    daemon: BrokerDaemon, nodes: Sequence[str], clients: Sequence[str], folder: Path | None
+) -> None:
     state = daemon.scheduler.state
     log.info(
         "broker %s: nodes dial %s, clients %s, %s, pid %d",
         daemon.exchange.identity.name,
-        ", ".join(doors[::2]),
-        ", ".join(doors[1::2]),
+        ", ".join(nodes),
+        ", ".join(clients),
         f"journal in {folder}" if folder is not None else "no journal",
         os.getpid(),
     )
@@ -406,16 +436,15 @@ def _say(daemon: BrokerDaemon, doors: Sequence[str], folder: Path | None) -> Non
         log.info("%d clusters with %d jobs go on", len(state.clusters), jobs)
 
 
+def _port_of(doors: Sequence[str]) -> int:
+    return int(doors[0].rpartition(":")[2])
+
+
 def _title() -> str:
     user = ""
     with suppress(KeyError, OSError, ImportError):  # the user may have no name
         user = f"{getpass.getuser()}'s "
     return f"{user}broker at {socket.gethostname()}"
-
-
-def _refuse(code: int, text: str) -> NoReturn:
-    click.echo(f"Error: {text}", err=True)
-    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,12 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from dispy.protocol.discovery import BROKER_PORT, NODE_PORT, Discovery
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.exchange import (
     Arrival,
@@ -27,7 +30,9 @@ from dispy.protocol.exchange import (
 )
 from dispy.protocol.guard import Door, Guard
 from dispy.protocol.identity import describe, new_token, random_name
+from dispy.protocol.keys import Keys
 from dispy.protocol.messages import DOCTOR, SERIALS, Identity
+from dispy.protocol.seeking import Face, Stance
 from dispy.protocol.transport import Bus
 
 from .core import Scheduler
@@ -43,6 +48,7 @@ from .effects import (
     KeepNode,
     Load,
     LoadResults,
+    Seek,
     Send,
     Undial,
 )
@@ -58,6 +64,7 @@ BLOB_ERRANDS = frozenset(get_args(BlobErrand))
 SERIAL_BITS = 16  # of a computation's number, which count those of one start of a broker
 PAUSE_S = 3.0  # a turn that is so late: the process was stopped, or the disk was full
 READ_S = 0.02  # how soon to look again whether a client has room for more results
+SOUGHT_S = 5.0  # who has nodes looked for asks for them within this time
 LOOK_S = 1.0  # how often the room on the disk is looked at
 log = logging.getLogger("dispy.broker")
 
@@ -66,10 +73,10 @@ class BrokerDaemon:
     """Runs a `Scheduler` on a `Bus`, step by step; with a `Journal` it remembers all.
 
     ``doors`` are what the bus listens for, in the same order; by default there is one, for its own
-    keys. A shared broker has its copies of files in ``folder``; when they are ``synced``, they
-    survive a power failure. While the disk is full to the last byte, nothing is said and nothing is
-    heard. Raises `JournalBroken` from `step` when nothing can be kept any more; what was to be said then
-    has not been said.
+    keys. ``addresses`` are where nodes can dial it, for them to know. A shared broker has its
+    copies of files in ``folder``; when they are ``synced``, they survive a power failure. While the
+    disk is full to the last byte, nothing is said and nothing is heard. Raises `JournalBroken` from
+    `step` when nothing can be kept any more; what was to be said then has not been said.
     """
 
     _turned_at = float("inf")  # when the last turn began
@@ -84,6 +91,7 @@ class BrokerDaemon:
         folder: Path | None = None,
         synced: bool = False,
         doors: tuple[Door, ...] | None = None,
+        addresses: Sequence[str] = (),
     ) -> None:
         self.bus = bus
         self.journal = journal
@@ -93,7 +101,7 @@ class BrokerDaemon:
         self.scheduler = Scheduler(_first_id(journal is not None), settings, offset_s)
         # With a journal it is the same broker to the others after a restart.
         self.token = new_token() if journal is None else journal.token
-        identity = describe("broker", software, name=name, token=self.token)
+        identity = describe("broker", software, name=name, token=self.token, addresses=addresses)
         guard = Guard(self.token, bus.keys, doors)
         self.exchange = Exchange(identity, self.bus, random_name, self._admit, guard)
         self.exchange.tell_time = time.time
@@ -107,6 +115,9 @@ class BrokerDaemon:
                 folder / "files", self.scheduler, self.exchange.send, synced, spare
             )
         self._reads: list[LoadResults] = []  # to be done when their clients have room for more
+        self._discovery: Discovery | None = None
+        self._begin_discovery: Callable[[], Discovery] | None = None
+        self._sought_at = -SOUGHT_S
         self._look_at = 0.0
         self._since = time.time()
 
@@ -124,6 +135,8 @@ class BrokerDaemon:
     def step(self, timeout_s: float) -> None:
         """Wait for something to do, at most so many seconds, and do it."""
         deadline = min(self.exchange.deadline(), self.scheduler.deadline())
+        if self._discovery is not None:
+            deadline = min(deadline, self._discovery.deadline())
         if self._reads:
             timeout_s = min(timeout_s, READ_S)
         arrivals = self.bus.poll(min(timeout_s, deadline - time.monotonic()))
@@ -134,6 +147,8 @@ class BrokerDaemon:
         if now > self._turned_at + PAUSE_S:
             self.scheduler.paused(now - self._turned_at, now)
         self._turned_at = now
+        if self._discovery is not None:
+            self._discovery.tick(now)
         self._handle(self.exchange.tick(now), now)  # it beats: not to acknowledge what isn't kept
         for arrival in arrivals:
             self._handle(self.exchange.receive(arrival, now), now)
@@ -148,6 +163,8 @@ class BrokerDaemon:
         if goodbye:
             for peer in list(self.exchange.links):
                 self.exchange.goodbye(peer, "the broker was stopped")
+        if self._discovery is not None:
+            self._discovery.close()
         self.bus.close()
         if self._errands is not None:
             self._errands.close()
@@ -200,7 +217,86 @@ class BrokerDaemon:
             where, size = str(self.folder), journal.size_bytes()
             journal.look(now)
             self._heed(journal)
+        self._mind_found(now)
         self.scheduler.state.about = About(who.name, who.software, self._since, where, size)
+
+    # -- finding nodes ---------------------------------------------------------------------
+
+    def allow_discovery(
+        self,
+        keys: Keys | None,
+        doors: Sequence[str],
+        interval_s: float = 0.0,
+        multicast: bool = False,
+        port: int = BROKER_PORT,
+    ) -> None:
+        """Let nodes be found in the network, from the first `seek` on, and find the broker.
+
+        ``keys`` are those of ``doors``, where nodes dial in; without any nothing is ever done.
+        ``port``: the UDP port where nodes ask.
+        """
+        if keys is not None and self.exchange.identity.addresses:
+            self._begin_discovery = partial(
+                self._discover, keys, tuple(doors), interval_s, multicast, port
+            )
+
+    def _discover(
+        self, keys: Keys, doors: Sequence[str], interval_s: float, multicast: bool, port: int
+    ) -> Discovery:
+        me, nodes = self.exchange.identity, frozenset({"node", "relay"})
+        return Discovery(
+            self.bus,
+            Face("broker", me.instance, tuple(me.addresses), nodes, nodes),
+            keys.beacon,
+            port=port,
+            asks=(),
+            hosts=[door.rpartition(":")[0] for door in doors],
+            follow=self.exchange.dial,
+            drop=self.exchange.undial,
+            is_known=self.exchange.links.__contains__,
+            interval_s=interval_s,
+            multicast=multicast,
+        )
+
+    def seek(
+        self, ports: Iterable[int] = (), interval_s: float = 0.0, multicast: bool = False
+    ) -> None:
+        """Look for nodes now, also for those that listen at these ports; it needs a secret."""
+        if self._discovery is None and self._begin_discovery is not None:
+            self._discovery = self._begin_discovery()
+        discovery, now = self._discovery, time.monotonic()
+        if discovery is not None:
+            discovery.asks.update(ports or ([] if discovery.asks else [NODE_PORT]))
+            discovery.interval_s = min(
+                filter(None, (discovery.interval_s, interval_s)), default=0.0
+            )
+            discovery.multicast = discovery.multicast or multicast
+            discovery.stance = Stance.OPEN
+            discovery.seek(now)
+            self._sought_at = now
+
+    @property
+    def answers(self) -> int:
+        """How often nodes have said where they are."""
+        return 0 if self._discovery is None else self._discovery.answers
+
+    def _mind_found(self, now: float) -> None:
+        """Let nodes that were found work for others, once no cluster wants any that match."""
+        discovery = self._discovery
+        if discovery is None or self.scheduler.state.settings.shared:
+            return
+        if self.scheduler.wants_any() or now < self._sought_at + SOUGHT_S:
+            discovery.stance = Stance.OPEN
+            return
+        discovery.stance = Stance.SILENT
+        discovery.rest()
+        if discovery.found:
+            self.scheduler.let_go(discovery.found)
+            discovery.keep_only([peer for peer in discovery.found if peer in self.scheduler.nodes])
+
+    def _lost(self, peer: str) -> None:
+        if self._discovery is not None:
+            self._discovery.left(peer)
 
     def _heed(self, journal: Journal) -> None:
         if journal.trouble != self.scheduler.state.trouble:
@@ -222,9 +318,10 @@ class BrokerDaemon:
         if isinstance(event, Received):
             scheduler.receive(event.peer, event.message, now)
         elif isinstance(event, Joined):
-            if event.identity.role == "node":
-                log.log(self._news, "node %r joined", event.identity.name)
-            scheduler.joined(event.peer, event.identity, event.undelivered, event.address, now)
+            self._log_joined(event)
+            scheduler.joined(
+                event.peer, event.identity, event.undelivered, event.address, now, event.via
+            )
         elif isinstance(event, Back):
             scheduler.back(event.peer)
         elif isinstance(event, Away):
@@ -234,11 +331,15 @@ class BrokerDaemon:
             scheduler.away(event.peer, event.reason, event.gone, now)
             if event.gone:
                 self.exchange.forget(event.peer)
+                self._lost(event.peer)
         elif isinstance(event, Left):
             self._log_node(event.peer, f"has left: {event.reason}")
             scheduler.left(event.peer, event.reason)
+            self._lost(event.peer)
         elif isinstance(event, DialFailed):
             self._log_failure(event)
+            if self._discovery is not None:
+                self._discovery.failed(event.address, event.reason)
             scheduler.unreachable(event.address, event.reason)
 
     def _log_failure(self, failed: DialFailed) -> None:
@@ -265,33 +366,60 @@ class BrokerDaemon:
         elif type(effect) in BLOB_ERRANDS:
             assert self._errands is not None
             self._errands.carry_out(effect)  # type: ignore[arg-type]
-        elif isinstance(effect, Dial):
-            self.exchange.dial(effect.address)
+        elif isinstance(effect, (Dial, Undial, Seek)):
+            self._reach(effect)
         elif isinstance(effect, Forget):
             self._log_node(effect.peer, "is given up")
             self.exchange.forget(effect.peer)
+            self._lost(effect.peer)
         elif isinstance(effect, Goodbye):
             self.exchange.goodbye(effect.peer, effect.reason)
-        elif isinstance(effect, Undial):
-            self.exchange.undial(effect.address)
+            self._lost(effect.peer)
         elif isinstance(effect, Load):
             assert self.journal is not None
             self.scheduler.loaded(effect.batch, self.journal.read_batch(effect.batch))
         elif isinstance(effect, LoadResults):
             self._reads.append(effect)
 
+    def _reach(self, effect: Dial | Undial | Seek) -> None:
+        """Look for nodes, or no longer."""
+        if isinstance(effect, Dial):
+            self.exchange.dial(effect.address)
+        elif isinstance(effect, Undial):
+            self._let_go_relay(effect.address)
+            self.exchange.undial(effect.address)
+        else:
+            self.seek(effect.ports)
+
     @property
     def _news(self) -> int:
         """Operators have only this log; a program tells its user of nodes by itself."""
         return logging.INFO if self.scheduler.state.settings.shared else logging.DEBUG
+
+    def _log_joined(self, joined: Joined) -> None:
+        role, name = joined.identity.role, joined.identity.name
+        where = f", behind relay {joined.via!r}" if joined.via else ""
+        if role != "client":
+            log.log(self._news, "%s %r joined%s", role, name, where)
+
+    def _let_go_relay(self, address: str) -> None:
+        """A relay that no cluster asks for any more may work for others, unless its nodes do."""
+        relay = self.exchange.relay_at(address)
+        peers = self.exchange.peers_via(relay)
+        nodes = [self.scheduler.nodes[each] for each in peers if each in self.scheduler.nodes]
+        if not relay or any(node.allocations for node in nodes):
+            return
+        for peer in (*peers, relay):
+            self.exchange.goodbye(peer, "no cluster needs it any more")
+            self.scheduler.left(peer, "its relay was let go")
 
     def _log_node(self, peer: str, what: str) -> None:
         link = self.exchange.links.get(peer)
         node = self.scheduler.nodes.get(peer)
         if node is not None:
             log.log(self._news, "node %r %s", node.identity.name, what)
-        elif link is not None and link.peer.role == "node":  # forgotten just now
-            log.log(self._news, "node %r %s", link.peer.name, what)
+        elif link is not None and link.peer.role != "client":  # forgotten just now, or a relay
+            log.log(self._news, "%s %r %s", link.peer.role, link.peer.name, what)
 
     def _log_kept(self, effect: Effect) -> None:
         """Tell operators what has changed for longer."""
@@ -319,9 +447,9 @@ class BrokerDaemon:
 
     @staticmethod
     def _admit(identity: Identity) -> str:
-        if identity.role in ("client", "node", DOCTOR):
+        if identity.role in ("client", "node", "relay", DOCTOR):
             return ""
-        return f"a broker takes clients and nodes, not a {identity.role}"
+        return f"a broker takes clients, nodes and relays, not a {identity.role}"
 
 
 def _first_id(grows: bool) -> int:

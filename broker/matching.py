@@ -4,19 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from ipaddress import ip_address
 
 from dispy.protocol.messages import NodeSpec
 
 from .state import Node, Share
 
+PORT_MAX = 65535
+WILD = "*?"  # what makes a pattern of an address
+
 
 def addresses(specs: Iterable[NodeSpec]) -> set[str]:
-    """Return the addresses to dial: those of entries that name a port."""
-    return {_address(spec.pattern, spec.port) for spec in specs if spec.port}
+    """Return the addresses to dial: those of entries that name a port, and no pattern.
+
+    Clients look names of hosts up themselves: here that would hold all others up.
+    """
+    return {_address(spec.pattern, spec.port) for spec in specs if _is_numeric(spec)}
+
+
+def _is_numeric(spec: NodeSpec) -> bool:
+    try:
+        ip_address(spec.pattern)
+    except ValueError:
+        return False
+    return 0 < spec.port <= PORT_MAX
 
 
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_open(specs: Iterable[NodeSpec]) -> bool:
+    """Whether some entry is a pattern, which nodes may match that nobody has named."""
+    return any(map(_is_wild, specs))
+
+
+def _is_wild(spec: NodeSpec) -> bool:
+    return any(sign in spec.pattern for sign in WILD)
 
 
 def entry_for(specs: Iterable[NodeSpec], node: Node) -> NodeSpec | None:
@@ -25,10 +49,10 @@ def entry_for(specs: Iterable[NodeSpec], node: Node) -> NodeSpec | None:
 
 
 def matches(spec: NodeSpec, node: Node) -> bool:
-    """Whether an entry means this node: by its name, or by an address."""
+    """Whether an entry means this node: by its name, or by one of its addresses."""
     if not spec.port and fnmatchcase(node.identity.name, spec.pattern):
         return True
-    for address in (node.address, node.identity.address):
+    for address in (node.address, node.identity.address, *node.identity.addresses):
         host, _, port = address.rpartition(":")
         has_port = not spec.port or port == str(spec.port)
         if has_port and fnmatchcase(host.strip("[]"), spec.pattern):

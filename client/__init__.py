@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from dispy.protocol.errors import DispyError
+    from dispy.protocol.errors import DispyError, SecretNeededError
 
     from . import config
     from .allocate import LocalNode, NodeAllocate
     from .cluster import JobCluster
-    from .errors import ClusterClosedError, NotSupportedError, SecretNeededError
+    from .errors import ClusterClosedError, NotSupportedError
     from .job import DispyJob
     from .log import logger
     from .nodes import DispyNode, DispyNodeAvailInfo
@@ -66,7 +66,7 @@ _HOMES = {
     "Output": ".output",
     "PicklingError": ".pickling",
     "RecoverError": ".recorded",
-    "SecretNeededError": ".errors",
+    "SecretNeededError": ".protocol.errors",
     "SharedJobCluster": ".shared",
     "logger": ".log",
     "recover_jobs": ".recover",

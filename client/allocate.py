@@ -6,16 +6,15 @@ Everything is checked in the caller, so that a mistake raises where it was made.
 from __future__ import annotations
 
 import fnmatch
-import ipaddress
 import os
 import re
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from dispy.protocol.listening import is_loopback, numeric
 from dispy.protocol.messages import NodeSpec
+from dispy.protocol.protection import NOTHING, Protection
 
-from .errors import SecretNeededError
 from .local import cpu_count
 from .nodes import DispyNode, DispyNodeAvailInfo
 
@@ -101,6 +100,13 @@ class NodeAllocate:
         return max(0, cpus + self.cpus)
 
 
+class AnyNode(NodeAllocate):
+    """What it means that no nodes are named: any node, or a private one if there is none."""
+
+    def __init__(self) -> None:
+        super().__init__("*")
+
+
 class LocalNode:
     """A private node on this machine, started for this program and ended with it.
 
@@ -124,7 +130,7 @@ def read_nodes(nodes: object) -> list[NodeAllocate | LocalNode]:
     None means any node. Raises `TypeError` or `ValueError` for what is no node.
     """
     if nodes is None:
-        return [NodeAllocate("*")]
+        return [AnyNode()]
     if isinstance(nodes, str | NodeAllocate | LocalNode | DispyNode | Mapping):
         nodes = [nodes]
     if not isinstance(nodes, Iterable):
@@ -153,27 +159,23 @@ def asks(entries: Iterable[NodeAllocate | LocalNode]) -> bool:
     )
 
 
-def resolve(entry: NodeAllocate, port: int) -> NodeSpec:
+def resolve(entry: NodeAllocate, port: int, protection: Protection = NOTHING) -> NodeSpec:
     """Look a named node up; ``port`` is used unless it has one of its own.
 
-    Raises `OSError` if the name is unknown, `SecretNeededError` if it's another machine.
+    Raises `OSError` if the name is unknown, `SecretNeededError` if it's another machine and
+    nothing protects us from it.
     """
-    address = look_up(entry.host)
-    if address is None:
-        raise OSError(f"nodes: the host {entry.host!r} can't be found")
-    if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
-        raise beyond_loopback("nodes", entry.host)
+    address = numeric("nodes", entry.host)
+    protection.allow("nodes", entry.host, is_loopback("nodes", address))
     return NodeSpec(address, entry.port or port, entry.cpus)
 
 
 def look_up(host: str) -> str | None:
     """Return the address of a host, IPv4 before IPv6; None if the name isn't known."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
+        return numeric("", host)
+    except OSError:
         return None
-    addresses = {str(info[4][0]) for info in found}
-    return min(addresses, key=lambda address: (":" in address, address))
 
 
 def read_setup_args(value: object) -> tuple[object, ...]:
@@ -181,14 +183,6 @@ def read_setup_args(value: object) -> tuple[object, ...]:
     if isinstance(value, list | tuple):
         return tuple(value)
     raise TypeError(f"setup_args must be a tuple, not {value!r}")
-
-
-def beyond_loopback(parameter: str, host: str) -> SecretNeededError:
-    """Make the error for an address that isn't on this machine."""
-    return SecretNeededError(
-        f"{parameter}: {host!r} is not on this machine's loopback; other machines need a "
-        "secret, which comes with a later release. Use 127.0.0.1 (an ssh tunnel to it works)"
-    )
 
 
 def _read_entry(entry: object) -> NodeAllocate | LocalNode:

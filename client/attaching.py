@@ -21,8 +21,10 @@ from dispy.protocol.exchange import (
     Received,
 )
 from dispy.protocol.messages import Attach
+from dispy.protocol.protection import NOTHING, Protection
 from dispy.protocol.transport import Bus
 
+from . import remote
 from ._version import __version__
 from .attached import Takeover
 from .job import DispyJob
@@ -40,10 +42,14 @@ STEP_S = 1.0
 
 
 def recover_named(
-    label: str, address: str, timeout: float | None, terminate_pending: bool
+    label: str,
+    address: str,
+    timeout: float | None,
+    terminate_pending: bool,
+    protection: Protection = NOTHING,
 ) -> list[DispyJob]:
     """Get the jobs of a cluster by its label, or the broker's number; see `recover_jobs`."""
-    rescue = Rescue(address, [Attach(1, label)], {1: RecordedCluster(1)})
+    rescue = Rescue(address, [Attach(1, label)], {1: RecordedCluster(1)}, None, protection)
     return rescue.run(timeout, terminate_pending)
 
 
@@ -53,6 +59,7 @@ def recover_recorded(
     address: str,
     timeout: float | None,
     terminate_pending: bool,
+    protection: Protection = NOTHING,
 ) -> list[DispyJob]:
     """Get the jobs that a recover file tells of; see `recover_jobs`."""
     assert recorded.shared is not None
@@ -61,7 +68,8 @@ def recover_recorded(
     wanted = [Attach(number, owner=owner, number=number) for number in clusters]
     count = sum(len(cluster.jobs) for cluster in clusters.values())
     logger.info("%s: %d jobs to recover from the broker at %s", file.path.name, count, address)
-    return Rescue(address, wanted, clusters, file).run(timeout, terminate_pending)
+    rescue = Rescue(address, wanted, clusters, file, protection)
+    return rescue.run(timeout, terminate_pending)
 
 
 class Rescue:
@@ -73,7 +81,9 @@ class Rescue:
         wanted: list[Attach],
         known: dict[int, RecordedCluster],
         file: RecoverFile | None = None,
+        protection: Protection = NOTHING,
     ) -> None:
+        self._protection = protection
         self._address = address
         self._known = known
         self._file = file
@@ -85,7 +95,8 @@ class Rescue:
     def run(self, timeout: float | None, terminate_pending: bool) -> list[DispyJob]:
         """Wait for the jobs, close the clusters, return the jobs that have ended."""
         try:
-            with closing(Bus()) as self._bus:
+            remote.read_address("scheduler_node", self._address, 0, self._protection)
+            with closing(Bus(self._protection.keys)) as self._bus:
                 guard = identity.new_guard(self._bus.keys)
                 me = identity.describe("client", __version__, token=guard.token)
                 self._exchange = Exchange(me, self._bus, identity.random_name, guard=guard)

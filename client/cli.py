@@ -25,9 +25,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from dispy.protocol.commandline import SETTINGS
+from dispy.protocol.commandline import (
+    SETTINGS,
+    SecretOptions,
+    host_options,
+    secret_options,
+)
 
 from ._version import __version__
+from .doctorcommand import doctor
 from .journalcommands import journal
 from .operatorcommands import COMMANDS
 
@@ -44,6 +50,7 @@ Examples:
   dispy run --broker localhost -a 1 -a 2 ./program      where others run theirs, too
   dispy recover                               results of a program that was killed
   dispy status                                what a broker does that others use, too
+  dispy doctor                                what keeps machines from reaching each other
 \b
 `dispy COMMAND --help` says more about a command; `dispy-node` runs a node.
 """
@@ -172,6 +179,8 @@ def main() -> None:
     metavar="N",
     help="Run a job again that was killed or lost, so often.",
 )
+@host_options
+@secret_options
 @click.option("-c", "--no-cleanup", is_flag=True, help="Leave the files on the nodes.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but what jobs print.")
 @click.option("-v", "--verbose", is_flag=True, help="Print a table of the nodes at the end.")
@@ -186,6 +195,9 @@ def run(
     name: str | None,
     timeout: float | None,
     retries: int,
+    hosts: tuple[str, ...],
+    ext_hosts: tuple[str, ...],
+    secret: SecretOptions,
     no_cleanup: bool,
     quiet: bool,
     verbose: bool,
@@ -203,6 +215,7 @@ def run(
     jobs = [[*common, *own] for own in arguments or [[]]]
     if name and not broker:
         raise click.UsageError("--name is what jobs are called at a broker: give --broker")
+    protected = _protected(secret)
     with _told_in_one_line():
         ended: queue.SimpleQueue[DispyJob] = queue.SimpleQueue()
         try:
@@ -214,6 +227,9 @@ def run(
                 cleanup=not no_cleanup,
                 timeout=timeout,
                 retries=retries,
+                host=hosts or None,
+                ext_host=ext_hosts or None,
+                **protected,
                 loglevel=logging.DEBUG if debug else logging.WARNING,
             )
         except (TypeError, ValueError) as error:
@@ -229,6 +245,14 @@ def run(
         if verbose or debug:
             cluster.print_status()
     sys.exit(0 if all_well else 1)
+
+
+def _protected(secret: SecretOptions) -> dict[str, Any]:
+    """Return the parameters by which a cluster gets what the options say."""
+    protection = secret.find()
+    for line in secret.warnings():
+        click.echo(f"Warning: {line}", err=True)
+    return {"secret": protection.secret, "insecure": protection.insecure}
 
 
 def _kind_of_cluster(broker: str | None, name: str | None) -> Callable[..., JobCluster]:
@@ -288,6 +312,7 @@ def _run(
     is_flag=True,
     help="End the jobs that still run, after --timeout or else at once.",
 )
+@secret_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list of all jobs.")
 @click.option("-d", "--debug", is_flag=True, help="Log much.")
 def recover(
@@ -296,6 +321,7 @@ def recover(
     broker: str | None,
     timeout: float | None,
     terminate_pending: bool,
+    secret: SecretOptions,
     as_json: bool,
     debug: bool,
 ) -> None:
@@ -307,6 +333,7 @@ def recover(
         raise click.UsageError("give FILE or --cluster, not both")
     if cluster:
         broker = broker or os.environ.get("DISPY_BROKER")
+    protected = _protected(secret)
     with _told_in_one_line():
         from .log import logger
         from .recover import recover_jobs
@@ -315,7 +342,12 @@ def recover(
         logger.setLevel(logging.DEBUG if debug else told)
         try:
             jobs = recover_jobs(
-                file, timeout, terminate_pending, cluster=cluster, scheduler_node=broker
+                file,
+                timeout,
+                terminate_pending,
+                cluster=cluster,
+                scheduler_node=broker,
+                **protected,
             )
         except (TypeError, ValueError) as error:
             raise click.UsageError(str(error)) from None
@@ -467,7 +499,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise Interrupted(signum)
 
 
-for command in (*COMMANDS, journal):
+for command in (*COMMANDS, doctor, journal):
     main.add_command(command)
 
 

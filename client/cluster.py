@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -27,7 +28,7 @@ from dispy.protocol.messages import (
 from . import computation as computations
 from . import config, depends, parameters, process, recoverfile
 from .aliases import OldClusterNames, new_names
-from .allocate import Entry, LocalNode, NodeAllocate, asks, read_nodes
+from .allocate import AnyNode, Entry, LocalNode, NodeAllocate, asks, is_pattern, read_nodes
 from .callbacks import check_callback
 from .errors import ClusterClosedError
 from .job import OWNERS, DispyJob, explain_end
@@ -136,10 +137,12 @@ class JobCluster(NodeControl, OldClusterNames):
         retries: int = 0,
         priority: int = 0,
         job_output: JobOutput | None = None,
+        insecure: bool = False,
         **old: Any,
     ) -> None:
         parameters.check_flag("ipv4_udp_multicast", ipv4_udp_multicast)
-        parameters.check_needless("ping_interval", ping_interval)
+        self._ping_s = parameters.read_interval("ping_interval", ping_interval)
+        self._multicast = ipv4_udp_multicast
         given = parameters.Given(
             computation=computation,
             nodes=nodes,
@@ -160,6 +163,7 @@ class JobCluster(NodeControl, OldClusterNames):
             secret=secret,
             keyfile=keyfile,
             certfile=certfile,
+            insecure=insecure,
             recover_file=recover_file,
             max_tasks_per_child=max_tasks_per_child,
             cancel_grace=cancel_grace,
@@ -172,14 +176,13 @@ class JobCluster(NodeControl, OldClusterNames):
 
     def _begin(self, given: parameters.Given) -> None:
         """Check everything, pack the computation, and hand it to a session."""
-        parameters.refuse_unsupported(
-            secret=given.secret, keyfile=given.keyfile, certfile=given.certfile
-        )
         check_callback("job_status", given.job_status, 1)
         check_callback("cluster_status", given.cluster_status, 3)
         check_callback("job_output", given.job_output, 3)
-        parameters.check_host(given.host)
-        parameters.check_names("ext_host", given.ext_host)
+        self._protection = parameters.read_protection(
+            given.secret, given.keyfile, given.certfile, given.insecure
+        )
+        self._site = parameters.read_site(given, self._protection)
         parameters.check_port("dispy_port", given.dispy_port)
         parameters.check_needless("poll_interval", given.poll_interval)
         recoverfile.check_path(given.recover_file)
@@ -261,11 +264,24 @@ class JobCluster(NodeControl, OldClusterNames):
         """Find out where nodes are, and start the broker, and a node if there is none."""
         door = config.ClientPort if dispy_port is None else dispy_port  # where nodes dial in
         specs = find_nodes(
-            entries, self._node_port, lambda: process.start_broker(door).port, self._pack_entry
+            entries,
+            self._node_port,
+            lambda: process.start_broker(door, self._site).private,
+            self._pack_entry,
+            self._protection,
+            partial(self._find_any, door),
         )
-        self._broker = process.start_broker(door)
-        self._broker_port = self._broker.port
+        self._broker = process.start_broker(door, self._site)
+        if any(is_pattern(entry) and not isinstance(entry, AnyNode) for entry in entries):
+            self._seek(entries)
         return specs
+
+    def _find_any(self, door: int, entry: NodeAllocate) -> bool:
+        """Look for nodes in the network, and wait a moment; return whether there are any."""
+        self._broker = process.start_broker(door, self._site)
+        with process.session_with(self._broker):  # it drives the broker
+            self._seek([entry])
+            return self._broker.await_nodes()
 
     def _opening(
         self, spec: ComputationSpec, specs: list[NodeSpec], reentrant: bool, asks: bool

@@ -14,7 +14,3 @@ class ClusterClosedError(DispyError, RuntimeError):
 
 class NotSupportedError(DispyError, ValueError):
     """A documented parameter that this release can't honour yet; it is never ignored."""
-
-
-class SecretNeededError(DispyError, ConnectionError):
-    """An address beyond this machine, for which peers have to prove who they are."""

@@ -1,6 +1,6 @@
 """The private node of this process, for programs that find no other.
 
-One for the whole process, started when first needed. It ends when its standard input is
+One for each broker of the process, started when first needed. It ends when its standard input is
 closed, which the kernel does even if this process is killed.
 """
 
@@ -13,6 +13,9 @@ import sys
 import threading
 from contextlib import suppress
 
+from dispy.broker.embedded import PrivateDoor
+from dispy.protocol import secret as secrets
+
 from .log import logger
 
 PROBE_S = 0.5  # loopback answers at once, or something is wrong with what listens there
@@ -24,9 +27,8 @@ RESTART_PAUSE_S = 0.5
 class PrivateNode:
     """The node's process, and a thread that waits for its end."""
 
-    def __init__(self, broker_port: int) -> None:
-        self.name = f"{socket.gethostname()}-private-{os.getpid()}"  # no other node's
-        self._broker_port = broker_port
+    def __init__(self, door: PrivateDoor) -> None:
+        self._door = door
         self._stopping = threading.Event()
         self._process = self._spawn()
         self._watcher = threading.Thread(target=self._watch, name="dispy-private", daemon=True)
@@ -66,10 +68,11 @@ class PrivateNode:
             logger.error("the private node ended again (%s): given up", _why(code))
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        broker = f"127.0.0.1:{self._broker_port}"
+        broker = f"127.0.0.1:{self._door.port}"
         command = [sys.executable, "-m", "dispy.node.cli", "--broker", broker, "--private"]
         return subprocess.Popen(
-            [*command, "--name", self.name],
+            [*command, "--name", name()],
+            env=_environment(self._door.secret),  # others may see what is on a command line
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,  # the program's output is its own; warnings go to stderr
             start_new_session=True,  # Ctrl-C is for the program, which then decides
@@ -77,7 +80,7 @@ class PrivateNode:
 
 
 _lock = threading.Lock()
-_node: PrivateNode | None = None
+_nodes: dict[PrivateDoor, PrivateNode] = {}
 
 
 def listens(address: str, port: int) -> bool:
@@ -89,40 +92,47 @@ def listens(address: str, port: int) -> bool:
     return True
 
 
-def start(broker_port: int) -> str:
-    """Make sure that the private node runs, with all CPUs of this machine; return its name.
+def start(door: PrivateDoor) -> str:
+    """Make sure that a private node runs, with all CPUs of this machine; return its name.
 
-    It joins the broker at that port of 127.0.0.1.
+    It joins the broker of this process that has this door.
     """
-    global _node
     with _lock:
-        if _node is None or not _node.alive():
-            _node = PrivateNode(broker_port)
+        if door not in _nodes or not _nodes[door].alive():
+            _nodes[door] = PrivateNode(door)
             logger.info("started a private node on this machine, with %d CPUs", cpu_count())
-        return _node.name
+        return name()
 
 
 def name() -> str:
-    """Return the name of the private node; "" if there is none."""
-    return "" if _node is None else _node.name
+    """Return the name of the private nodes of this process, which no other node has."""
+    return f"{socket.gethostname()}-private-{os.getpid()}"
 
 
 def stop() -> None:
-    """End the private node, if there is one."""
-    global _node
+    """End the private nodes."""
     with _lock:
-        node, _node = _node, None
-        if node is not None:
+        nodes = list(_nodes.values())
+        _nodes.clear()
+        for node in nodes:
             node.stop()
 
 
 def forget() -> None:
-    """In a forked child: the node is the parent's, and must not outlive it because of us."""
-    global _node, _lock
+    """In a forked child: the nodes are the parent's, and mustn't outlive it because of us."""
+    global _lock
     _lock = threading.Lock()
-    if _node is not None:
-        _node.let_go()
-    _node = None
+    for node in _nodes.values():
+        node.let_go()
+    _nodes.clear()
+
+
+def _environment(secret: str) -> dict[str, str]:
+    """Return the environment of a private node, which has this secret or none."""
+    kept = {name: text for name, text in os.environ.items() if name != secrets.TEXT_VARIABLE}
+    if secret:
+        return {**kept, secrets.TEXT_VARIABLE: secret}
+    return {**kept, secrets.FILE_VARIABLE: ""}
 
 
 def cpu_count() -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from dispy.broker.embedded import Broker, PrivateDoor, Search
 from dispy.protocol.messages import (
     ALLOCATE,
     CLOSE,
@@ -25,15 +26,16 @@ from dispy.protocol.messages import (
     NodeSpec,
     SendFile,
 )
+from dispy.protocol.protection import Protection
 
 from . import config, local, parameters
 from .allocate import (
     LOOPBACK,
+    AnyNode,
     Entry,
     LocalNode,
     NodeAllocate,
     asks,
-    beyond_loopback,
     is_pattern,
     matches_here,
     read_nodes,
@@ -54,13 +56,16 @@ class NodeControl:
     """The part of `JobCluster` that is about nodes."""
 
     _blobs: BlobSource
-    _broker_port: int
+    _broker: Broker
+    _multicast: bool
+    _ping_s: float
     _ledger: Ledger
     _name: str
     _node_port: int
     _number: int
     _offers: Offers
     _pack_entry: Pack
+    _protection: Protection
     _session: Session
 
     def discover_nodes(self, nodes: Entry | Sequence[Entry]) -> int:
@@ -70,12 +75,27 @@ class NodeControl:
         impossible.
         """
         try:
-            specs = self._specs(read_nodes(nodes), start=False)
+            specs = self._specs(self._with_ports(read_nodes(nodes)), start=False)
         except OSError as error:
             return self._failed("discover_nodes", str(error))
-        if not specs:
-            return 0  # only patterns, and no node is there
         return self._request("discover_nodes", DISCOVER, nodes=specs)
+
+    def _with_ports(
+        self, entries: Sequence[NodeAllocate | LocalNode]
+    ) -> list[NodeAllocate | LocalNode]:
+        """Have patterns say at which port nodes are to be looked for."""
+        return [
+            NodeAllocate(entry.host, entry.port or self._node_port, entry.cpus)
+            if isinstance(entry, NodeAllocate) and is_pattern(entry)
+            else entry
+            for entry in entries
+        ]
+
+    def _seek(self, entries: Sequence[NodeAllocate | LocalNode]) -> None:
+        """Look in the network for nodes that match patterns."""
+        patterns = [each for each in entries if isinstance(each, NodeAllocate) and is_pattern(each)]
+        ports = sorted({each.port or self._node_port for each in patterns})
+        self._broker.seek(Search(tuple(ports), self._ping_s, self._multicast))
 
     def allocate_node(self, node: Entry | Sequence[Entry]) -> int:
         """Use a node, beside those that the cluster uses already, or use it again.
@@ -177,7 +197,12 @@ class NodeControl:
         self, entries: Sequence[NodeAllocate | LocalNode], start: bool = True
     ) -> list[NodeSpec]:
         return find_nodes(
-            entries, self._node_port, lambda: self._broker_port, self._pack_entry, start
+            entries,
+            self._node_port,
+            lambda: self._broker.private,
+            self._pack_entry,
+            self._protection,
+            start=start,
         )
 
     def _known(self, node: object) -> DispyNode | None:
@@ -212,41 +237,69 @@ class NodeControl:
         return -1
 
 
+def no_node(entry: NodeAllocate) -> bool:
+    """Find none."""
+    return False
+
+
 def find_nodes(
     entries: Sequence[NodeAllocate | LocalNode],
     port: int,
-    broker_port: Callable[[], int],
+    door: Callable[[], PrivateDoor],
     pack: Pack,
+    protection: Protection,
+    is_any: Callable[[NodeAllocate], bool] = no_node,
     start: bool = True,
 ) -> list[NodeSpec]:
     """Find out where nodes are, and what to tell the broker about them.
 
     ``port`` is that of nodes that say nothing else. With ``start``, what is missing on this
-    machine is started in this process. Raises `OSError` for hosts that can't be found or used.
+    machine is started in this process; it dials the ``door`` of its broker. With a secret, that is
+    only done when no nodes are named and ``is_any`` finds none in the network. Raises `OSError`
+    for hosts that can't be found or used.
     """
-    found = [(entry, _place(entry, port)) for entry in entries]  # errors come before any start
+    # Errors come before any start.
+    found = [(entry, _place(entry, port, protection)) for entry in entries]
     named = any(isinstance(entry, NodeAllocate) and not is_pattern(entry) for entry in entries)
     specs = []
     for entry, spec in found:
         wanted = [] if spec is None else [spec]
         if spec is None and start and not (named and isinstance(entry, NodeAllocate)):
-            wanted.append(NodeSpec(local.start(broker_port()), 0, entry.cpus))
+            wanted += _private(entry, door, protection, is_any)
         if isinstance(entry, NodeAllocate):
-            if is_pattern(entry) and entry.port is None:  # also nodes that are found otherwise
-                wanted.append(NodeSpec(entry.host, 0, entry.cpus))
+            if is_pattern(entry):  # also nodes that are found otherwise
+                wanted.append(NodeSpec(entry.host, entry.port or 0, entry.cpus))
             files, setup_args = pack(entry)
             wanted = [replace(each, files=files, setup_args=setup_args) for each in wanted]
         specs += wanted
     return specs
 
 
-def _place(entry: NodeAllocate | LocalNode, port: int) -> NodeSpec | None:
-    """Where an entry's node is; None: it is a private one."""
+def _private(
+    entry: NodeAllocate | LocalNode,
+    door: Callable[[], PrivateDoor],
+    protection: Protection,
+    is_any: Callable[[NodeAllocate], bool],
+) -> list[NodeSpec]:
+    """Start the private node, if an entry means this machine and no other node is found."""
+    if isinstance(entry, NodeAllocate):
+        if not matches_here(entry):
+            return []
+        if protection.keys is not None and not (isinstance(entry, AnyNode) and not is_any(entry)):
+            return []
+    return [NodeSpec(local.start(door()), 0, entry.cpus)]
+
+
+def _place(entry: NodeAllocate | LocalNode, port: int, protection: Protection) -> NodeSpec | None:
+    """Where an entry's node is; None: it is a private one, or one that has to be found."""
     if isinstance(entry, LocalNode):
         return None
     if not is_pattern(entry):
-        return resolve(entry, port)
+        return resolve(entry, port, protection)
     if not matches_here(entry):
-        raise beyond_loopback("nodes", entry.host)
+        protection.allow("nodes", entry.host, False)
+        return None
+    if protection.keys is not None:
+        return None  # it is found as all others are
     port = entry.port or port
     return NodeSpec(LOOPBACK, port, entry.cpus) if local.listens(LOOPBACK, port) else None

@@ -5,17 +5,21 @@ Each asks one question and prints the answer: a table or a sentence, or JSON wit
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from dispy.protocol.commandline import SETTINGS
+from dispy.protocol.commandline import SETTINGS, SecretOptions, secret_options
+from dispy.protocol.errors import DispyError
+from dispy.protocol.keys import Keys
 from dispy.protocol.printable import lines
+from dispy.protocol.protection import Protection
 
 if TYPE_CHECKING:
     from .operator import Operator
@@ -52,7 +56,6 @@ Examples:
 
 {CODES}
 """
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class NotDone(click.ClickException):
@@ -67,52 +70,71 @@ class NoAnswer(click.ClickException):
     exit_code = UNREACHABLE
 
 
-def _broker(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    from dispy.protocol.errors import DispyError
+class Where(NamedTuple):
+    """The broker to ask, and how long to wait for its answer."""
 
+    address: str
+    timeout_s: float
+    keys: Keys | None
+
+
+def _asks(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that all of these have; it gets `Where` as ``where``."""
+
+    @functools.wraps(function)
+    def collected(
+        *args: Any, broker: str, timeout: float, secret: SecretOptions, **more: Any
+    ) -> Any:
+        protection = secret.find()
+        for line in (*secret.warnings(), *protection.warnings()):
+            click.echo(f"Warning: {line}", err=True)
+        where = Where(_find(broker, protection), timeout, protection.keys)
+        return function(*args, where=where, **more)
+
+    for option in (
+        secret_options,
+        click.option(
+            "--timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            default=10.0,
+            show_default=True,
+            metavar="S",
+            help="Seconds to wait for an answer.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print a JSON object."),
+        click.option(
+            "-b",
+            "--broker",
+            default="localhost",
+            envvar="DISPY_BROKER",
+            show_envvar=True,
+            show_default=True,
+            metavar="HOST[:PORT]",
+            help="Where the broker is; its port is 9702 unless given.",
+        ),
+    ):
+        collected = option(collected)
+    return collected
+
+
+def _find(broker: str, protection: Protection) -> str:
     from .remote import read_address
 
     try:
-        return read_address("--broker", value, PORT)
+        return read_address("--broker", broker, PORT, protection)
     except (ValueError, DispyError) as error:
-        raise click.BadParameter(str(error).removeprefix("--broker: ")) from None
+        raise click.UsageError(str(error)) from None
     except OSError as error:
         raise NoAnswer(str(error)) from None
 
 
-def _asks(function: Function) -> Function:
-    """Give a command the options that all of these have."""
-    function = click.option(
-        "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
-        default=10.0,
-        show_default=True,
-        metavar="S",
-        help="Seconds to wait for an answer.",
-    )(function)
-    function = click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")(
-        function
-    )
-    return click.option(
-        "-b",
-        "--broker",
-        default="localhost",
-        envvar="DISPY_BROKER",
-        show_envvar=True,
-        show_default=True,
-        callback=_broker,
-        metavar="HOST[:PORT]",
-        help="Where the broker is; its port is 9702 unless given.",
-    )(function)
-
-
 @contextmanager
-def _asking(broker: str, timeout: float) -> Iterator[Operator]:
+def _asking(where: Where) -> Iterator[Operator]:
     """Connect to a broker; what goes wrong becomes one line and an exit code."""
     from .operator import Operator, Refused, Unreachable
 
     try:
-        with Operator(broker, timeout) as operator:
+        with Operator(*where) as operator:
             yield operator
     except Refused as error:
         raise NotDone(str(error)) from None
@@ -126,9 +148,9 @@ def _print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def _do(broker: str, timeout: float, as_json: bool, *question: Any) -> None:
+def _do(where: Where, as_json: bool, *question: Any) -> None:
     """Ask, and print the sentence that is the answer."""
-    with _asking(broker, timeout) as operator:
+    with _asking(where) as operator:
         text = operator.ask(*question).text
     if as_json:
         _print_json({"text": text})
@@ -145,12 +167,12 @@ def _do(broker: str, timeout: float, as_json: bool, *question: Any) -> None:
 @click.option(
     "-w", "--watch", is_flag=True, help="Show it anew every two seconds, until interrupted."
 )
-def status(broker: str, as_json: bool, timeout: float, watch: bool) -> None:
+def status(where: Where, as_json: bool, watch: bool) -> None:
     """Show a broker: its clusters, its nodes, and what waits and runs there."""
     from .tables import as_json as objects
     from .tables import show_status
 
-    with _asking(broker, timeout) as operator:
+    with _asking(where) as operator:
         while True:
             report = operator.status()
             if watch and not as_json:
@@ -158,7 +180,7 @@ def status(broker: str, as_json: bool, timeout: float, watch: bool) -> None:
             if as_json:
                 _print_json(objects(report))
             else:
-                click.echo(show_status(report, broker, time.time()))
+                click.echo(show_status(report, where.address, time.time()))
             if not watch:
                 return
             operator.rest(WATCH_S)
@@ -166,12 +188,12 @@ def status(broker: str, as_json: bool, timeout: float, watch: bool) -> None:
 
 @click.command(epilog=NODES_EPILOG, context_settings=SETTINGS)
 @_asks
-def nodes(broker: str, as_json: bool, timeout: float) -> None:
+def nodes(where: Where, as_json: bool) -> None:
     """List a broker's nodes, and why some of them get no jobs."""
     from .tables import as_json as objects
     from .tables import show_nodes
 
-    with _asking(broker, timeout) as operator:
+    with _asking(where) as operator:
         report = operator.status()
     if as_json:
         _print_json(objects(report.nodes))
@@ -183,34 +205,34 @@ def nodes(broker: str, as_json: bool, timeout: float) -> None:
 @_asks
 @click.option("--reason", default="", metavar="TEXT", help="Shown to everyone who asks.")
 @click.argument("node")
-def drain(broker: str, as_json: bool, timeout: float, reason: str, node: str) -> None:
+def drain(where: Where, as_json: bool, reason: str, node: str) -> None:
     """Give NODE no more jobs; those that run there go on.
 
     NODE is a name, an address or a number as "dispy nodes" lists them. It stays drained when it
     or the broker is started anew, until "dispy resume".
     """
-    _do(broker, timeout, as_json, "drain", node, (), reason)
+    _do(where, as_json, "drain", node, (), reason)
 
 
 @click.command(epilog=CODES, context_settings=SETTINGS, short_help="Use NODE again after drain.")
 @_asks
 @click.argument("node")
-def resume(broker: str, as_json: bool, timeout: float, node: str) -> None:
+def resume(where: Where, as_json: bool, node: str) -> None:
     """Use NODE again that was drained, or that the broker has set aside."""
-    _do(broker, timeout, as_json, "resume", node)
+    _do(where, as_json, "resume", node)
 
 
 @click.command(epilog=CANCEL_EPILOG, context_settings=SETTINGS)
 @_asks
 @click.argument("cluster")
 @click.argument("jobs", nargs=-1, type=click.IntRange(1), metavar="[JOB...]")
-def cancel(broker: str, as_json: bool, timeout: float, cluster: str, jobs: tuple[int, ...]) -> None:
+def cancel(where: Where, as_json: bool, cluster: str, jobs: tuple[int, ...]) -> None:
     """Cancel jobs of CLUSTER: these, or all of them.
 
     CLUSTER is a label, USER:LABEL, or the number that "dispy status" shows. Jobs are numbered in
     the order in which they were submitted, from 1.
     """
-    _do(broker, timeout, as_json, "cancel", cluster, jobs)
+    _do(where, as_json, "cancel", cluster, jobs)
 
 
 @click.command(
@@ -219,14 +241,12 @@ def cancel(broker: str, as_json: bool, timeout: float, cluster: str, jobs: tuple
 @_asks
 @click.argument("cluster")
 @click.argument("jobs", nargs=-1, type=click.IntRange(1), metavar="[JOB...]")
-def explain(
-    broker: str, as_json: bool, timeout: float, cluster: str, jobs: tuple[int, ...]
-) -> None:
+def explain(where: Where, as_json: bool, cluster: str, jobs: tuple[int, ...]) -> None:
     """Say why jobs of CLUSTER haven't ended: what they wait for, or where they run.
 
     Without JOB, say how the cluster stands.
     """
-    _do(broker, timeout, as_json, "why", cluster, jobs)
+    _do(where, as_json, "why", cluster, jobs)
 
 
 COMMANDS = (status, nodes, drain, resume, cancel, explain)

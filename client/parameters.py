@@ -1,22 +1,20 @@
-"""The parameters of a cluster, checked: a wrong one raises where it was written.
-
-Those that a later release will honour raise too, saying so, for as long as they have a value
-that asks for something.
-"""
+"""The parameters of a cluster, checked: a wrong one raises where it was written."""
 
 from __future__ import annotations
 
-import ipaddress
-import socket
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from dispy.broker.embedded import Site
+from dispy.protocol import listening, protection
 from dispy.protocol.folders import FileNameError, parts_of
 from dispy.protocol.messages import FileSpec, JobOptions
+from dispy.protocol.protection import Protection
+from dispy.protocol.secret import Secret, SecretError
 
-from .allocate import PORT_MAX, beyond_loopback
-from .errors import NotSupportedError
+from .allocate import PORT_MAX
 from .log import logger
 
 PULSE_MIN_S = 0.1
@@ -30,12 +28,6 @@ PRIORITY_MAX = 1 << 31
 LABEL_MAX = 200  # characters
 WEIGHT_MIN = 1e-3
 WEIGHT_MAX = 1e6
-
-INSTEAD = {  # of what isn't supported yet
-    "certfile": "leave it out: there is no traffic beyond this machine yet",
-    "keyfile": "leave it out: there is no traffic beyond this machine yet",
-    "secret": "leave it out: there is no traffic beyond this machine yet",
-}
 
 
 @dataclass(frozen=True)
@@ -61,6 +53,7 @@ class Given:
     secret: Any
     keyfile: Any
     certfile: Any
+    insecure: Any
     recover_file: Any
     max_tasks_per_child: Any
     cancel_grace: Any
@@ -111,20 +104,40 @@ class JobDefaults(NamedTuple):
 NO_OPTIONS = JobOptions()
 
 
-def refuse_unsupported(**given: object) -> None:
-    """Raise `NotSupportedError` for the first parameter that asks for something."""
-    for name, value in given.items():
-        if value:
-            raise NotSupportedError(
-                f"{name} isn't supported by this release: {INSTEAD.get(name, 'leave it out')}"
-            )
+def read_protection(
+    secret: Any = "", keyfile: Any = None, certfile: Any = None, insecure: Any = False
+) -> Protection:
+    """Return how a cluster is protected: by what is given, or else by the environment.
+
+    Raises `SecretError`, which is a `ValueError`, for a secret that can't be read.
+    """
+    check_flag("insecure", insecure)
+    if isinstance(secret, Secret):  # our own commands have found it already
+        return Protection(secret)
+    if secret is not None and not isinstance(secret, str):
+        raise TypeError("secret must be a text")  # whatever it is, it isn't to be seen
+    files = {"keyfile": keyfile, "certfile": certfile}
+    for name, path in files.items():
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise TypeError(f"{name} must be the path of a file, not {path!r}")
+    paths = {name: os.fspath(path) if path else "" for name, path in files.items()}
+    given = [name for name, value in {"secret": secret, **paths}.items() if value]
+    try:
+        return protection.find(secret or "", "", insecure=insecure, **paths)
+    except SecretError as error:
+        raise SecretError(f"{' and '.join(given) or 'secret'}: {error}") from None
 
 
-def check_host(host: object) -> None:
-    """Allow this machine's loopback addresses, or nothing."""
-    for name in check_names("host", host):
-        if not _is_loopback(name):
-            raise beyond_loopback("host", name)
+def read_site(given: Given, protected: Protection) -> Site:
+    """Return where this process listens for nodes. Raises `SecretNeededError`, and `OSError`."""
+    hosts = listening.hosts_to_listen("host", check_names("host", given.host), protected)
+    ext_hosts = check_names("ext_host", given.ext_host)
+    for host in ext_hosts:
+        try:
+            listening.split(host)
+        except ValueError as error:
+            raise ValueError(f"ext_host: {error}") from None
+    return Site(protected, tuple(hosts), tuple(ext_hosts))
 
 
 def check_names(parameter: str, value: object) -> list[str]:
@@ -192,6 +205,11 @@ def read_dest_path(dest_path: Any) -> str:
         return "/".join(parts_of(relative))
     except FileNameError as error:
         raise ValueError(f"dest_path: {error}") from None
+
+
+def read_interval(name: str, value: Any) -> float:
+    """Return how often to do something, in seconds from 1 to 1000; 0 for None: not again."""
+    return 0.0 if value is None else check_seconds(name, value, 1.0, 1000.0)
 
 
 def check_needless(name: str, value: Any) -> None:
@@ -267,15 +285,3 @@ def _priority(name: str, value: Any) -> int:
     if not -PRIORITY_MAX < check_int(name, value) < PRIORITY_MAX:
         raise ValueError(f"{name} must be between {-PRIORITY_MAX} and {PRIORITY_MAX}")
     return int(value)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        pass
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise OSError(f"host: {host!r} can't be found: {error}") from None
-    return all(ipaddress.ip_address(str(info[4][0])).is_loopback for info in found)

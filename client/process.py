@@ -1,4 +1,4 @@
-"""What a process has only one of: its own broker, a session with each broker, the private node.
+"""What a process has only one of: a broker for each secret, a session with each broker.
 
 Made when first needed, ended when the process ends. A forked child starts with nothing.
 """
@@ -14,8 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dispy.broker import embedded
+from dispy.broker.embedded import Site
 from dispy.protocol import identity
 from dispy.protocol.exchange import Exchange
+from dispy.protocol.protection import NOTHING, Protection
+from dispy.protocol.secret import Secret
 
 from . import blobs, callbacks, job, local, pickling, remote
 from ._version import __version__
@@ -30,48 +33,60 @@ EXIT_S = 3.0  # the same, when the program has failed
 numbers = itertools.count(1)  # of clusters
 
 _lock = threading.RLock()
-_sessions: dict[str, Session] = {}  # by the address of the broker
-_broker: embedded.Broker | None = None
+# By the address of the broker, and the secret that it is talked to with.
+_sessions: dict[tuple[str, Secret | None], Session] = {}
+_brokers: dict[Site, embedded.Broker] = {}
 _owner = 0  # the process that registered `end` to be called when it exits
 
 
-def start_broker(port: int) -> embedded.Broker:
-    """Return the broker of this process, started if it isn't there yet.
+def start_broker(port: int, site: Site = embedded.NOWHERE_ELSE) -> embedded.Broker:
+    """Return the broker of this process for a site, started if it isn't there yet.
 
-    Nodes may dial in at ``port``, or at another one if that is taken.
+    Nodes may dial in at ``port``, or at another one if that is taken. Raises `OSError` for hosts
+    that this machine doesn't have.
     """
-    global _broker
     with _lock:
-        session = _sessions.get(_broker.address) if _broker is not None else None
-        if _broker is None or (session is not None and not session.alive()):
-            _broker = embedded.Broker(__version__, port)
+        broker = _brokers.get(site)
+        session = _sessions.get((broker.address, None)) if broker is not None else None
+        if broker is None or (session is not None and not session.alive()):
+            for line in site.protection.warnings():
+                logger.warning("%s", line)
+            broker = _brokers[site] = embedded.Broker(__version__, port, site)
         _end_at_exit()
-        return _broker
+        return broker
 
 
 @contextmanager
 def session_with(broker: embedded.Broker) -> Iterator[Session]:
     """Give the session with a broker, which isn't ended while it gets a new cluster."""
     with _lock:
-        session = _sessions.get(broker.address)
+        key = (broker.address, None)
+        session = _sessions.get(key)
         if session is None or not session.alive():
-            session = _begin(broker, Recordings(f"127.0.0.1:{broker.port}", token=broker.token))
+            session = _begin(broker, Recordings(" ".join(broker.doors), token=broker.token), key)
         yield session
 
 
 @contextmanager
-def session_at(address: str) -> Iterator[Session]:
+def session_at(address: str, protection: Protection = NOTHING) -> Iterator[Session]:
     """Give the session with a broker of several programs, as `session_with` does."""
     with _lock:
-        session = _sessions.get(address)
+        key = (address, protection.secret)
+        session = _sessions.get(key)
         if session is None or not session.alive():
-            session = _begin(remote.Broker(address), Recordings(shared_at=address), shared=True)
+            for line in protection.warnings():
+                logger.warning("%s", line)
+            broker = remote.Broker(address, protection.keys)
+            session = _begin(broker, Recordings(shared_at=address), key, shared=True)
             _end_at_exit()
         yield session
 
 
 def _begin(
-    broker: embedded.Broker | remote.Broker, recordings: Recordings, shared: bool = False
+    broker: embedded.Broker | remote.Broker,
+    recordings: Recordings,
+    key: tuple[str, Secret | None],
+    shared: bool = False,
 ) -> Session:
     """Begin a session with a broker."""
     guard = identity.new_guard(broker.keys)
@@ -79,7 +94,7 @@ def _begin(
     recordings.owner = me.instance
     exchange = Exchange(me, broker, identity.random_name, guard=guard)
     session = Session(broker.address, broker, exchange, recordings, shared=shared)
-    _sessions[broker.address] = session  # first: Ctrl-C may come while it starts
+    _sessions[key] = session  # first: Ctrl-C may come while it starts
     session.start()
     return session
 
@@ -93,13 +108,12 @@ def _end_at_exit() -> None:
 
 
 def end(timeout_s: float = EXIT_S) -> None:
-    """Close what is open, and end the session, its broker and the private node."""
-    global _broker
+    """Close what is open, and end the sessions, their brokers and the private nodes."""
     with _lock:
         for session in _sessions.values():
             session.stop(timeout_s)
         _sessions.clear()
-        _broker = None
+        _brokers.clear()
         local.stop()
 
 
@@ -127,15 +141,15 @@ def _exit(owner: int) -> None:
 def _leave_behind() -> None:
     """A program that has failed leaves its jobs with the brokers that outlive it."""
     with _lock:
-        for address, session in list(_sessions.items()):
+        for key, session in list(_sessions.items()):
             count = session.leave_behind(EXIT_S)
             if count:
-                del _sessions[address]
+                del _sessions[key]
                 logger.warning(
                     "the program has failed: the %d jobs that it has at the broker at %s go on; "
                     "recover_jobs() or 'dispy recover' gets their results, or ends them",
                     count,
-                    address,
+                    session.address,
                 )
 
 
@@ -159,9 +173,9 @@ def _unfinished() -> list[Ledger]:
 
 
 def _forget() -> None:
-    global _broker, _lock
+    global _lock
     _lock = threading.RLock()
-    _broker = None  # its sockets are the parent's
+    _brokers.clear()  # their sockets are the parent's
     for session in _sessions.values():
         session.orphan()
     _sessions.clear()

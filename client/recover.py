@@ -28,9 +28,10 @@ from dispy.protocol.exchange import (
 )
 from dispy.protocol.guard import Guard
 from dispy.protocol.messages import ABANDONED, Identity, JobResult
+from dispy.protocol.protection import NOTHING, Protection
 from dispy.protocol.transport import Bus
 
-from . import attaching, config, recoverfile, recovery, remote
+from . import attaching, config, parameters, recoverfile, recovery, remote
 from ._version import __version__
 from .job import DispyJob
 from .log import logger
@@ -54,6 +55,10 @@ def recover_jobs(
     *,
     cluster: str | int | None = None,
     scheduler_node: str | None = None,
+    secret: str = "",
+    keyfile: str | os.PathLike[str] | None = None,
+    certfile: str | os.PathLike[str] | None = None,
+    insecure: bool = False,
 ) -> list[DispyJob]:
     """Get the jobs of a program that was killed, with their results.
 
@@ -74,6 +79,7 @@ def recover_jobs(
       ``args`` is None.
     - ``scheduler_node``: where its broker runs, "host" or "host:port", by default this machine,
       or what the file says.
+    - ``secret``, ``keyfile``, ``certfile``, ``insecure``: those of the cluster: see `JobCluster`.
 
     Of a `SharedJobCluster`, jobs and results are at its broker, which the program may also have
     outlived. What is returned is forgotten there, and the cluster closed when all jobs have ended.
@@ -87,28 +93,35 @@ def recover_jobs(
     says so, and the file is kept with the results.
 
     Raises `RecoverError` if the file is none or is empty, or if its program still runs,
-    `FileNotFoundError` if there is none, `TypeError` or `ValueError` for a wrong parameter.
+    `FileNotFoundError` if there is none, `TypeError` or `ValueError` for a wrong parameter,
+    `SecretNeededError` if other machines are to be asked, and there is no secret.
     """
     if timeout is not None and not isinstance(timeout, (int, float)):
         raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
     if timeout is not None and not timeout >= 0:
         raise ValueError(f"timeout must not be negative: {timeout}")
-    address = remote.read_address("scheduler_node", scheduler_node, config.SharedSchedulerPort)
+    protection = parameters.read_protection(secret, keyfile, certfile, insecure)
+    port = config.SharedSchedulerPort
+    address = remote.read_address("scheduler_node", scheduler_node, port, protection)
     if cluster is not None:
         if recover_file is not None:
             raise TypeError("recover_jobs takes a recover_file or a cluster, not both")
         if not isinstance(cluster, str | int) or isinstance(cluster, bool) or cluster == "":
             raise TypeError(f"cluster must be a label or the broker's number, not {cluster!r}")
-        return attaching.recover_named(str(cluster), address, timeout, terminate_pending)
+        return attaching.recover_named(
+            str(cluster), address, timeout, terminate_pending, protection
+        )
     path = newest(Path()) if recover_file is None else Path(recover_file)
     file, recorded = recoverfile.open_again(path)
     if recorded.shared is not None:
         where = address if scheduler_node is not None else recorded.shared.address
-        return attaching.recover_recorded(file, recorded, where, timeout, terminate_pending)
+        return attaching.recover_recorded(
+            file, recorded, where, timeout, terminate_pending, protection
+        )
     if scheduler_node is not None:
         file.close()
         raise ValueError(f"scheduler_node: the jobs of {path.name} are not at any broker")
-    return Rescue(file, recorded, timeout).run(timeout, terminate_pending)
+    return Rescue(file, recorded, timeout, protection).run(timeout, terminate_pending)
 
 
 def newest(folder: Path) -> Path:
@@ -138,8 +151,14 @@ def _is_recover_file(path: Path) -> bool:
 class Rescue:
     """One call of `recover_jobs`."""
 
-    def __init__(self, file: RecoverFile, recorded: Recorded, timeout: float | None) -> None:
-        self._file, self._recorded = file, recorded
+    def __init__(
+        self,
+        file: RecoverFile,
+        recorded: Recorded,
+        timeout: float | None,
+        protection: Protection = NOTHING,
+    ) -> None:
+        self._file, self._recorded, self._protection = file, recorded, protection
         try:
             self._siblings = _open_siblings(self._recorded)
         except BaseException:
@@ -156,7 +175,7 @@ class Rescue:
     def run(self, timeout: float | None, terminate_pending: bool) -> list[DispyJob]:
         """Wait for the jobs and release the nodes; return the jobs that have ended."""
         try:
-            with closing(Bus()) as self._bus:
+            with closing(Bus(self._protection.keys)) as self._bus:
                 self._connect()
                 self._collect(timeout, terminate_pending)
                 if self._recovery.settled:
@@ -183,10 +202,10 @@ class Rescue:
         guard = Guard(token, self._bus.keys)
         self._exchange = Exchange(me, self._bus, identity.random_name, _admit, guard)
         for address in self._recovery.nodes:
-            self._exchange.dial(address)
-        if program.door:
+            self._exchange.dial(remote.read_address("recover_file", address, 0, self._protection))
+        for door in program.door.split():
             with suppress(OSError):  # another program's nodes dial in there now
-                self._bus.listen(program.door)
+                self._bus.listen(door)
 
     def _collect(self, timeout: float | None, terminate_pending: bool) -> None:
         """Wait until all jobs have ended, or for the time that is given."""

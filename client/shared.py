@@ -14,6 +14,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from dispy.protocol.messages import ComputationSpec, NodeSpec, OpenCluster
+from dispy.protocol.protection import NOTHING, Protection
 
 from . import config, parameters, process, remote
 from .aliases import new_names
@@ -91,6 +92,7 @@ class SharedJobCluster(JobCluster):
         retries: int = 0,
         priority: int = 0,
         job_output: JobOutput | None = None,
+        insecure: bool = False,
         **old: Any,
     ) -> None:
         for wrong in AT_THE_BROKER:
@@ -118,6 +120,7 @@ class SharedJobCluster(JobCluster):
             secret=secret,
             keyfile=keyfile,
             certfile=certfile,
+            insecure=insecure,
             recover_file=recover_file,
             max_tasks_per_child=max_tasks_per_child,
             cancel_grace=cancel_grace,
@@ -145,7 +148,9 @@ class SharedJobCluster(JobCluster):
         self, entries: list[NodeAllocate | LocalNode], dispy_port: int | None
     ) -> list[NodeSpec]:
         port = config.SharedSchedulerPort if dispy_port is None else dispy_port + 2
-        self._address = remote.read_address("scheduler_node", self._scheduler, port)
+        self._address = remote.read_address(
+            "scheduler_node", self._scheduler, port, self._protection
+        )
         return self._specs(entries)
 
     def _opening(
@@ -155,7 +160,7 @@ class SharedJobCluster(JobCluster):
         return replace(opening, label=self._label, exclusive=self._exclusive, weight=self._weight)
 
     def _connected(self) -> AbstractContextManager[Session]:
-        return process.session_at(self._address)
+        return process.session_at(self._address, self._protection)
 
     def discover_nodes(self, nodes: Entry | Sequence[Entry]) -> int:
         """Have the broker dial these nodes; the cluster uses those that its ``nodes`` match.
@@ -187,17 +192,18 @@ class SharedJobCluster(JobCluster):
                     "host, cpus, depends and setup_args to NodeAllocate instead"
                 )
             files, setup_args = self._pack_entry(entry)
-            specs += [replace(spec, files=files, setup_args=setup_args) for spec in places(entry)]
+            for spec in places(entry, self._protection):
+                specs.append(replace(spec, files=files, setup_args=setup_args))
         return specs
 
 
-def places(entry: NodeAllocate) -> list[NodeSpec]:
+def places(entry: NodeAllocate, protection: Protection = NOTHING) -> list[NodeSpec]:
     """Say where an entry's nodes are; only those with a port are dialled.
 
     A host is meant by its address or as the name of a node, which needn't be a host's.
     """
     if entry.port and not is_pattern(entry):
-        return [resolve(entry, entry.port)]
+        return [resolve(entry, entry.port, protection)]
     address = None if is_pattern(entry) else look_up(entry.host)
     names = dict.fromkeys([address or entry.host, entry.host])
     return [NodeSpec(name, 0, entry.cpus) for name in names]

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
@@ -17,8 +17,24 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import click
 
 from dispy._version import __version__
-from dispy.protocol import configfile, exitcodes, logs
-from dispy.protocol.commandline import SETTINGS
+from dispy.protocol import configfile, exitcodes
+from dispy.protocol.commandline import (
+    SETTINGS,
+    LogOptions,
+    SecretOptions,
+    addresses,
+    check_doors,
+    config_options,
+    host_options,
+    listen_at,
+    log_options,
+    may_dial,
+    refuse,
+    secret_options,
+    size,
+)
+from dispy.protocol.listening import HERE, addresses_of_doors, joined
+from dispy.protocol.protection import Protection
 
 from .service import Hours, hours_of, seconds_of
 
@@ -26,8 +42,6 @@ if TYPE_CHECKING:
     from .daemon import NodeDaemon, Settings
 
 PORT = 9700  # the base: the node's own door is the next one
-LOOPBACK = ("127.", "localhost", "::1")
-UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}  # powers of two
 log = logging.getLogger("dispy.node")
 EPILOG = """\b
 Examples:
@@ -49,7 +63,7 @@ class Offer(NamedTuple):
 
     name: str
     cpus: int
-    door: str
+    doors: tuple[str, ...]
     broker: str
     blobs: Path
     files: Path
@@ -57,6 +71,9 @@ class Offer(NamedTuple):
     hours: Hours | None
     serves: int
     keep_s: float
+    ext_hosts: tuple[str, ...]
+    ping_interval_s: float
+    multicast: bool
 
 
 def _cpus(context: click.Context, parameter: click.Parameter, value: int) -> int:
@@ -90,43 +107,9 @@ def _interval(context: click.Context, parameter: click.Parameter, value: float) 
     return value
 
 
-def _host(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    """Without a shared secret nobody but this machine may reach a node."""
-    if not value.startswith(LOOPBACK):
-        raise click.BadParameter(
-            f"{value} can be reached from other machines, and this release can't protect that "
-            "yet: use 127.0.0.1"
-        )
-    return "127.0.0.1" if value == "localhost" else value
-
-
-def _size(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    """How many bytes are meant by "10m" and the like."""
-    number, unit = (value[:-1], value[-1:].lower()) if value[-1:].isalpha() else (value, "")
-    if not number.isdecimal() or unit not in UNITS:
-        raise click.BadParameter(f"{value!r} is not a number, or one with k, m, g or t")
-    return int(number) << UNITS[unit]
-
-
-def _broker(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    if not value:
-        return ""
-    host, _, port = value.rpartition(":") if ":" in value else (value, "", str(PORT))
-    if not port.isdigit() or not 0 < int(port) < 65536:
-        raise click.BadParameter(f"{value!r} is not HOST or HOST:PORT")
-    return f"{_host(context, parameter, host)}:{port}"
-
-
 @click.command(epilog=EPILOG, context_settings=SETTINGS)
 @click.option("-c", "--cpus", default=0, callback=_cpus, help="CPUs; negative: all but so many.")
-@click.option(
-    "-i",
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    callback=_host,
-    help="Address to listen at.",
-)
+@host_options
 @click.option(
     "-p",
     "--dispy-port",
@@ -138,8 +121,13 @@ def _broker(context: click.Context, parameter: click.Parameter, value: str) -> s
 )
 @click.option("--name", default="", help="Name of the node  [default: host name]")
 @click.option(
-    "--broker", default="", metavar="HOST[:PORT]", callback=_broker, help="Dial this broker."
+    "--broker",
+    default="",
+    metavar="HOST[:PORT]",
+    callback=addresses(PORT),
+    help="Dial this broker.",
 )
+@secret_options
 @click.option(
     "--service-start",
     default="",
@@ -182,7 +170,14 @@ def _broker(context: click.Context, parameter: click.Parameter, value: str) -> s
     default=0.0,
     metavar="SECONDS",
     type=click.FloatRange(min=0),
-    help="Accepted; a broker that doesn't answer is dialled every few seconds anyway.",
+    help="How often to look for a broker in the network, while there is none and none is named; "
+    "0: only at start, and when one has let the node go.",
+)
+@click.option(
+    "--ipv4-udp-multicast",
+    "multicast",
+    is_flag=True,
+    help="Look for brokers by multicast, not by broadcast.",
 )
 @click.option(
     "--dest-path-prefix",
@@ -197,7 +192,7 @@ def _broker(context: click.Context, parameter: click.Parameter, value: str) -> s
     default="0",
     show_default=True,
     metavar="N[kmgt]",
-    callback=_size,
+    callback=size,
     help="Refuse larger files, in bytes, KiB, MiB, GiB or TiB; 0: no limit.",
 )
 @click.option(
@@ -213,43 +208,28 @@ def _broker(context: click.Context, parameter: click.Parameter, value: str) -> s
     is_flag=True,
     help="First remove what nodes that were killed have left, files and processes.",
 )
-@click.option(
-    "--config",
-    type=click.Path(dir_okay=False),
-    is_eager=True,
-    expose_value=False,
-    callback=configfile.read_options,
-    help="Options in a file; those of the command line come first.",
-)
-@click.option(
-    "--save-config",
-    type=click.Path(dir_okay=False),
-    help="Write these options to a file for --config, and exit.",
-)
+@config_options
 @click.option("--private", is_flag=True, hidden=True, help="End when stdin does; open no door.")
 @click.option("--daemon", is_flag=True, hidden=True, help="For old command lines: it is one.")
-@click.option("-d", "--debug", is_flag=True, help="Log more.")
-@click.option("--log-format", default=logs.TEXT, show_default=True, type=click.Choice(logs.FORMATS))
-@click.option(
-    "--log-file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Log to this file  [default: standard error]",
-)
+@log_options
 @click.version_option(__version__, prog_name="dispy-node")
 @click.pass_context
 def main(
     context: click.Context,
     cpus: int,
-    host: str,
+    hosts: tuple[str, ...],
+    ext_hosts: tuple[str, ...],
     port: int,
     name: str,
     broker: str,
+    secret: SecretOptions,
     service_start: str,
     service_stop: str,
     service_end: str,
     serve: int,
     zombie_min: float,
     ping_interval: float,
+    multicast: bool,
     prefix: Path | None,
     max_file_bytes: int,
     client_shutdown: bool,
@@ -258,9 +238,7 @@ def main(
     save_config: str | None,
     private: bool,
     daemon: bool,
-    debug: bool,
-    log_format: str,
-    log_file: Path | None,
+    log_as: LogOptions,
 ) -> None:
     """Run jobs on this machine for dispy clients."""
     if sys.platform == "win32":
@@ -274,30 +252,26 @@ def main(
         raise click.UsageError(str(error)) from None
     if save_config is not None:
         configfile.save_options(context, save_config)
-    level = logging.DEBUG if debug else logging.WARNING if private else logging.INFO
-    _configure_logs(level, log_format, log_file)
+    log_as.configure(logging.WARNING if private else logging.INFO)
     if clean or serve == 0:
         _clean(prefix)
     if serve == 0:
         return
-    door = "" if private else f"[{host}]:{port and port + 1}" if ":" in host else ""
-    if not private and not door:
-        door = f"{host}:{port and port + 1}"
+    protected = secret.find()
+    for line in (*secret.warnings(), *protected.warnings()):
+        log.warning("%s", line)
+    own = port and port + 1
+    doors = () if private else tuple(joined(host, own) for host in listen_at(hosts, protected))
+    broker = broker and may_dial("--broker", broker, protected)
     name = name or socket.gethostname()
     keep_s = zombie_min * 60 or float("inf")
     limits = (max_file_bytes, hours, serve, keep_s)
+    more = (ext_hosts, ping_interval, multicast)
     with _folder(prefix) as folder:
         blobs, files = Path(folder, "blobs"), prefix or Path(folder, "files")
         _make(blobs, files)
-        offer = Offer(name, _meant_cpus(cpus), door, broker, blobs, files, *limits)
-        _serve(Path(folder), offer, client_shutdown, force_cleanup, private)
-
-
-def _configure_logs(level: int, log_format: str, file: Path | None) -> None:
-    try:
-        logs.configure(level, log_format, file)
-    except OSError as error:
-        _refuse(exitcodes.CANNOT_CREATE, f"can't log to {file}: {error.strerror}")
+        offer = Offer(name, _meant_cpus(cpus), doors, broker, blobs, files, *limits, *more)
+        _serve(Path(folder), offer, protected, client_shutdown, force_cleanup, private)
 
 
 def _clean(prefix: Path | None) -> None:
@@ -339,26 +313,24 @@ def _make(*folders: Path) -> None:
 
 
 def _cannot_make(error: OSError) -> NoReturn:
-    _refuse(
+    refuse(
         exitcodes.CANNOT_CREATE,
         f"{error}. The node needs a folder for files: name another one with --dest-path-prefix",
     )
 
 
-def _refuse(code: int, message: str) -> NoReturn:
-    """End with a message for the user, and a code for scripts."""
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(code)
-
-
 def _serve(
-    folder: Path, offer: Offer, client_shutdown: bool, force_cleanup: bool, private: bool
+    folder: Path,
+    offer: Offer,
+    protection: Protection,
+    client_shutdown: bool,
+    force_cleanup: bool,
+    private: bool,
 ) -> None:
     """Start the zygote first, then all that it must not inherit."""
     from .launcher import Launcher
 
-    address = offer.door.rpartition(":")[0].strip("[]") or "127.0.0.1"
-    names = {"dispy_node_name": offer.name, "dispy_node_ip_addr": address}
+    names = {"dispy_node_name": offer.name, "dispy_node_ip_addr": _address(offer)}
     options = (client_shutdown, offer.max_file_bytes, force_cleanup)
     launcher = Launcher(folder, names, offer.blobs, offer.files, *options)
     launcher.start()
@@ -368,7 +340,7 @@ def _serve(
     from .memory import keep_freed
 
     keep_freed()
-    bus = Bus()
+    bus = Bus(protection.keys)
     launcher.attach(bus)
     settings = Settings(__version__, *offer)
     try:
@@ -377,7 +349,8 @@ def _serve(
         launcher.close(1.0)
         denied = error.errno in (errno.EACCES, errno.EPERM)
         code = exitcodes.NOT_PERMITTED if denied else exitcodes.UNAVAILABLE
-        _refuse(code, _taken(offer.door, error))
+        refuse(code, _taken(offer.doors, error))
+    check_doors(daemon.doors, protection)
     _stop_on_signals(daemon)
     if private:
         _stop_with_stdin(daemon)
@@ -390,12 +363,19 @@ def _serve(
     log.info("node %s has stopped", settings.name)
 
 
-def _taken(door: str, error: OSError) -> str:
-    return f"{error}. Does another node run here? Choose another port with -p (door: {door})"
+def _address(offer: Offer) -> str:
+    """Return the address that jobs are told, by which others may know the node."""
+    told = addresses_of_doors(offer.doors, offer.ext_hosts)
+    return told[0].rpartition(":")[0].strip("[]") if told else HERE
+
+
+def _taken(doors: Sequence[str], error: OSError) -> str:
+    where = ", ".join(doors)
+    return f"{error}. Does another node run here? Choose another port with -p (door: {where})"
 
 
 def _say(daemon: NodeDaemon, settings: Settings) -> None:
-    where = f"at {daemon.address}" if daemon.address else f"for broker {settings.broker}"
+    where = f"at {', '.join(daemon.doors)}" if daemon.doors else f"for broker {settings.broker}"
     log.info("node %s with %d CPUs %s, pid %d", settings.name, settings.cpus, where, os.getpid())
 
 

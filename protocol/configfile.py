@@ -18,6 +18,7 @@ from typing import Any
 from .errors import DispyError
 
 OWN = {"config", "save_config", "help", "version"}  # never in such a file
+SECRETS = {"secret", "cluster_secret", "node_secret"}  # never written, but read
 SECTION = "DEFAULT"
 
 
@@ -95,7 +96,7 @@ def read_options(context: Any, parameter: Any, path: str | None) -> None:
 
 
 def save_options(context: Any, path: str) -> None:
-    """Write what the command line and its ``--config`` say, then exit."""
+    """Write what the command line and its ``--config`` say, but no secret, then exit."""
     import click
     from click.core import ParameterSource
 
@@ -103,7 +104,7 @@ def save_options(context: Any, path: str) -> None:
     values = {
         name: context.params[option.name]
         for name, option in _options(context.command).items()
-        if context.get_parameter_source(option.name) in given
+        if context.get_parameter_source(option.name) in given and name not in SECRETS
     }
     try:
         write(path, values)

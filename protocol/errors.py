@@ -13,3 +13,7 @@ class ProtocolError(DispyError):
 
 class Gap(ProtocolError):
     """Something was lost on the way; a new connection will bring it again."""
+
+
+class SecretNeededError(DispyError, ConnectionError):
+    """An address beyond this machine, for which peers have to prove who they are."""

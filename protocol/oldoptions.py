@@ -7,10 +7,11 @@ in a line of the log; what this release can't do is refused, rather than left ou
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from . import configfile
+from . import configfile, logs
 
 NOTHING = {"", "0", "false", "none"}  # values in old files of options that weren't used
 
@@ -34,6 +35,20 @@ class Old(NamedTuple):
     def keys(self) -> list[str]:
         """All of its long names, as in files."""
         return [name[2:] for name in self.names.split() if name.startswith("--")]
+
+
+COMMON = [  # of nodes and schedulers
+    Old("-d --debug", to="--debug", is_flag=True),
+    Old("-i --host --ip_addr --hosts", to="--host", is_many=True),
+    Old("--ext_host --ext_ip_addr --ext_hosts", to="--ext-host", is_many=True),
+    Old("--max_file_size", to="--max-file-size"),
+    Old("--zombie_interval", to="--zombie-interval"),
+    Old("--ping_interval", to="--ping-interval"),
+    Old("--ipv4_udp_multicast", to="--ipv4-udp-multicast", is_flag=True),
+    Old("--clean", to="--clean", is_flag=True),
+    Old("--daemon", to="--daemon", is_flag=True),
+    Old("--msg_timeout", gone="a broken connection is made anew, without time limits"),
+]
 
 
 class Now(NamedTuple):
@@ -63,6 +78,19 @@ def translate(command: str, new: str, table: Sequence[Old], arguments: Sequence[
     if given.save_config:
         now.append(f"--save-config={given.save_config}")
     return Now([*now, *rest], notes)
+
+
+def become(
+    command: str, new: str, table: Sequence[Old], logger: str, main: Callable[..., object]
+) -> None:
+    """Run the ``new`` command for the old one, with the arguments of this process.
+
+    What means nothing any more is said in the log, by ``logger``.
+    """
+    now = translate(command, new, table, sys.argv[1:])
+    for note in now.notes:
+        logs.later(logger, note)
+    main(now.arguments, prog_name=new)
 
 
 def _take(

@@ -18,6 +18,8 @@ from dispy.aliases import PARAMETERS, new_names
 from dispy.callbacks import check_callback
 from dispy.job import STATUS_NAMES
 from dispy.protocol.messages import JobOptions, JobSpec, NodeSpec
+from dispy.protocol.protection import NOTHING
+from dispy.protocol.secret import SecretError
 from dispy.status import table
 
 HEAVY = ("asyncio", "cloudpickle", "logging", "msgspec", "threading", "zmq")
@@ -224,9 +226,13 @@ def test_the_log_speaks_unless_the_program_has_set_up_logging(configured: bool) 
         ("pulse_interval", 0.05, ValueError),
         ("pulse_interval", 1001, ValueError),
         ("reentrant", 1, TypeError),
-        ("secret", "x", dispy.NotSupportedError),
-        ("keyfile", "x", dispy.NotSupportedError),
-        ("certfile", "x", dispy.NotSupportedError),
+        ("secret", 3, TypeError),
+        ("secret", "dispy1_short", SecretError),
+        ("keyfile", "no/such/file", SecretError),
+        ("certfile", "no/such/file", SecretError),
+        ("keyfile", 3, TypeError),
+        ("insecure", "yes", TypeError),
+        ("ext_host", "host:port", ValueError),
         ("recover_file", 3, TypeError),
         ("recover_file", "/", OSError),
         ("recover_file", "no/such/folder/file", OSError),
@@ -277,7 +283,8 @@ def test_a_wrong_parameter_raises_and_is_named(
         ("ping_interval", 1, TypeError),
         ("ipv4_udp_multicast", True, TypeError),
         ("no_such_parameter", 1, TypeError),
-        ("secret", "x", dispy.NotSupportedError),
+        ("secret", " ", SecretError),
+        ("insecure", 1, TypeError),
         ("recover_file", "/", OSError),
     ],
 )
@@ -341,9 +348,8 @@ def test_errors_are_also_of_builtin_types() -> None:
 
 
 def test_harmless_parameters_are_accepted() -> None:
-    parameters.refuse_unsupported(secret="", keyfile=None)
+    assert parameters.read_protection("", None, None, False) == NOTHING
     parameters.check_needless("ping_interval", 5)
-    parameters.check_host(["127.0.0.1", "localhost"])
     assert parameters.read_options(False, None, None, 0) == (False, 0, 5.0, 0.0, 0.0)
     assert parameters.read_options(True, 3, 1, 2.5, 9) == (True, 3, 1.0, 2.5, 9.0)
     paths = [None, "", "a/b", "/a/b/"]

@@ -56,11 +56,12 @@ def test_a_node_with_old_options(
 ) -> None:
     options = ["--ip_addr", "127.0.0.1", "--dispy_port=0", "-c", "1", "--zombie_interval", "5"]
     more = ["--dest_path_prefix", str(folder / "files"), "--max_file_size", "10M", "--serve", "-1"]
-    ignored = ["--msg_timeout", "20", "--ipv4_udp_multicast", "--ext_host=node.example"]
+    ignored = ["--msg_timeout", "20", "--unsafe_setup"]
+    more += ["--ipv4_udp_multicast", "--ext_host=node.example", "--secret="]
     started.append(Marked([*NODE, *options, *more, *ignored, "--daemon", "-d"], folder))
     cluster = new_cluster(answer, address_of(started[0]))
     assert finished(cluster.submit()).result == RESULT
-    for name in ("--msg_timeout", "--ipv4_udp_multicast", "--ext_host"):
+    for name in ("--msg_timeout", "--unsafe_setup"):
         assert started[0].log().count(f"WARNING: {name} means nothing any more") == 1
 
 
@@ -88,7 +89,7 @@ def test_a_scheduler_with_old_options(folder: Path, started: list[Marked]) -> No
 
 @pytest.mark.parametrize(
     "command, option",
-    [(NODE, "--secret"), (NODE, "--certfile"), (NODE, "--init"), (SCHEDULER, "--node_secret")],
+    [(NODE, "--admin_secret"), (NODE, "--init")],
 )
 def test_what_cannot_be_had_is_refused(command: list[str], option: str) -> None:
     ran = subprocess.run([*command, option, "x"], capture_output=True, text=True, timeout=30)
@@ -140,21 +141,20 @@ def test_lists_have_other_names_in_a_file_than_as_options(folder: Path) -> None:
     path.write_text("[DEFAULT]\nhosts = ['127.0.0.1']\next_hosts = []\nnodes = ['c', 'd']\n")
     arguments = ["--config", str(path)]
     now = translate("dispyscheduler", "dispy-broker", oldscheduler.OPTIONS, arguments)
-    assert now.arguments == ["--node=c", "--node=d", "--host=127.0.0.1"] and not now.notes
+    assert now.arguments == ["--host=127.0.0.1", "--node=c", "--node=d"] and not now.notes
     path.write_text("[DEFAULT]\nhosts = ['127.0.0.1']\next_hosts = []\n")
     now = translate("dispynode", "dispy-node", oldnode.OPTIONS, arguments)
     assert now.arguments == ["--host=127.0.0.1"] and not now.notes
 
 
-def test_a_secret_in_a_file_is_not_left_out_in_silence(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_secrets_have_the_names_that_they_had(folder: Path) -> None:
     path = folder / "old.ini"
-    path.write_text("[DEFAULT]\nsecret = x\n")
-    with pytest.raises(SystemExit) as exit:
-        translate("dispynode", "dispy-node", oldnode.OPTIONS, ["--config", str(path)])
-    assert exit.value.code == exitcodes.USAGE
-    assert "--secret: this release has no secrets" in capsys.readouterr().err
+    path.write_text("[DEFAULT]\nsecret = x y\ncertfile = \nkeyfile = k.pem\n")
+    now = translate("dispynode", "dispy-node", oldnode.OPTIONS, ["--config", str(path)])
+    assert now.arguments == ["--secret=x y", "--keyfile=k.pem"] and not now.notes
+    arguments = ["--cluster_secret", "c", "--node_secret=n", "--node_certfile", "n.pem"]
+    now = translate("dispyscheduler", "dispy-broker", oldscheduler.OPTIONS, arguments)
+    assert now.arguments == ["--cluster-secret=c", "--node-secret=n", "--node-certfile=n.pem"]
 
 
 def test_the_package_installs_the_old_names() -> None:
