@@ -57,6 +57,7 @@ NO_SECRET_HERE = "it asks for a secret, and this side has none: use the same on 
 CLOSED = "the connection was closed"
 UNKNOWN = "an address that has gone already"
 ROUTE_BYTES = 5  # as ZeroMQ makes them; others are chosen by peers, which ours never do
+TAKEN = (errno.EADDRINUSE, errno.EACCES)  # not to be tried with IPv4 only
 ACCEPTED_MAX = 10_000  # addresses and keys of accepted connections that are kept
 
 # What it means when connections that want to be so (ours and theirs) end before they begin.
@@ -90,6 +91,11 @@ FAILED = {
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
     zmq.EVENT_HANDSHAKE_FAILED_AUTH,
 }
+
+
+def libraries() -> dict[str, str]:
+    """Return the versions of what carries our messages."""
+    return {"pyzmq": str(zmq.__version__), "libzmq": zmq.zmq_version()}
 
 
 def raise_limits() -> None:
@@ -136,9 +142,12 @@ def _server_pair(keys: Keys) -> curve.KeyPair:
 class Listener:
     """A ROUTER: all that listens with the same secret, and who has come there."""
 
-    def __init__(self, door: int, keys: Keys | None, router: zmq.Socket[bytes]) -> None:
+    def __init__(
+        self, door: int, keys: Keys | None, router: zmq.Socket[bytes], is_apart: bool
+    ) -> None:
         self.door = door
         self.keys = keys
+        self.is_apart = is_apart
         self.router = router
         self.suffix = bytes([door]) if door else b""  # so that no two have the same routes
         self.endpoints: list[str] = []
@@ -166,9 +175,13 @@ class Connection:
 class Bus:
     """Implements `exchange.Transport` with sockets, and waits for all of them at once."""
 
-    def __init__(self, keys: Keys | None = None) -> None:
-        """With ``keys``, all that is dialled and listened at is encrypted with them."""
+    def __init__(self, keys: Keys | None = None, ahead: int = HIGH_WATER) -> None:
+        """With ``keys``, all that is dialled and listened at is encrypted with them.
+
+        ``ahead``: so many messages of a connection are read before somebody takes them.
+        """
         self.keys = keys
+        self._ahead = ahead
         self._pair = curve.random_pair() if keys is not None else curve.KeyPair(b"", b"")
         self.public_key = self._pair.public  # of all connections that are dialled; or empty
         self._own: zmq.Context[zmq.Socket[bytes]] | None = None  # those with secrets have one
@@ -185,6 +198,8 @@ class Bus:
         self._last_route = 0
         self._arrivals: deque[Arrival] = deque()
         self._undrained: dict[zmq.Socket[bytes], Route] = {}  # may have messages without a signal
+        self._is_paused = False
+        self._kept: zmq.Socket[bytes] | None = None  # ... but for this one
         self._probing: set[int] = set()
         self._greeting: set[int] = set()  # connected, but ZeroMQ hasn't understood the other side
         self._bell, self._button = socket.socketpair()  # not a pipe: Windows can't wait for one
@@ -200,23 +215,26 @@ class Bus:
 
     # -- opening and closing -------------------------------------------------------------
 
-    def listen(self, address: str, keys: Keys | EllipsisType | None = ...) -> str:
+    def listen(
+        self, address: str, keys: Keys | EllipsisType | None = ..., apart: bool = False
+    ) -> str:
         """Listen at "host:port" (port 0: any free one) or "inproc://name"; return the address.
 
         The host "*" stands for all addresses of this machine. Peers need the secret of ``keys``,
         by default that of the bus; None: there is none. `Arrived.door` counts different keys, in
-        the order of their first use here. Raises `OSError` when it isn't possible to listen, for
-        example because the port is taken.
+        the order of their first use here; a door that is ``apart`` counts as another one, and
+        goes on while others have to `pause`. Raises `OSError` when it isn't possible to listen,
+        for example because the port is taken.
         """
-        listener = self._listener(self.keys if keys is ... else keys)
+        listener = self._listener(self.keys if keys is ... else keys, apart)
         endpoint = _endpoint(address)
         is_new = endpoint.endswith(":0")
         for host in _hosts(endpoint):
             try:
                 self._bind(listener, host)
                 break
-            except OSError:
-                if host == _hosts(endpoint)[-1]:
+            except OSError as error:
+                if error.errno in TAKEN or host == _hosts(endpoint)[-1]:
                     raise
         if address.startswith("inproc://"):
             return address
@@ -253,16 +271,16 @@ class Bus:
             self._own = self._context = zmq.Context()
             self._own.set(zmq.MAX_SOCKETS, limit)
 
-    def _listener(self, keys: Keys | None) -> Listener:
+    def _listener(self, keys: Keys | None, apart: bool) -> Listener:
         for listener in self._listeners:
-            if listener.keys == keys:
+            if listener.keys == keys and listener.is_apart == apart:
                 return listener
         if keys is not None:
             self._answer_zap()
-        router = open_socket(self._context, zmq.ROUTER)
+        router = self._open(zmq.ROUTER)
         if keys is not None:
             curve.secure_listener(router, _server_pair(keys))
-        listener = Listener(len(self._listeners), keys, router)
+        listener = Listener(len(self._listeners), keys, router, apart)
         self._listeners.append(listener)
         self._listening[router] = listener
         self._register(router, lambda: self._drain_router(listener))
@@ -340,6 +358,19 @@ class Bus:
         self._undrained[sender] = route
         return True
 
+    def pause(self, keep: Route) -> None:
+        """Take nothing in but what comes to the socket of this route, until `resume`.
+
+        What comes otherwise waits where it is; when that is much, its senders have to wait.
+        """
+        self._is_paused = True
+        self._kept = self._socket_of(keep)
+
+    def resume(self) -> None:
+        """Take in everything again."""
+        self._is_paused = False
+        self._kept = None
+
     # -- waiting -------------------------------------------------------------------------
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
@@ -380,7 +411,7 @@ class Bus:
             if events & selectors.EVENT_WRITE and on_write is not None:
                 on_write()
         for undrained, route in list(self._undrained.items()):
-            if undrained in self._undrained:  # else it was closed meanwhile
+            if undrained in self._undrained and self._is_heard(undrained):  # else closed, or later
                 self._drain(undrained, route)
         self._give_up_probes()
         self._open_doors()
@@ -402,12 +433,26 @@ class Bus:
     def _unregister(self, source: zmq.Socket[bytes]) -> None:
         self.unwatch(_descriptor(source))
 
+    def _open(self, kind: int) -> zmq.Socket[bytes]:
+        opened = open_socket(self._context, kind)
+        opened.setsockopt(zmq.RCVHWM, self._ahead)
+        return opened
+
+    def _socket_of(self, route: Route) -> zmq.Socket[bytes] | None:
+        if isinstance(route, bytes):
+            return self._listeners[0 if len(route) == ROUTE_BYTES else route[-1]].router
+        connection = self._connections.get(route)
+        return connection.dealer if connection else None
+
     def _has_undrained(self) -> bool:
         """Sending may have consumed the signal of a message that arrived: look again."""
         for source in list(self._undrained):
             if not int(source.getsockopt(zmq.EVENTS)) & READABLE:
                 del self._undrained[source]
-        return bool(self._undrained)
+        return any(self._is_heard(source) for source in self._undrained)
+
+    def _is_heard(self, source: zmq.Socket[bytes]) -> bool:
+        return not self._is_paused or source is self._kept
 
     def _on_hangup(self, listener: Listener) -> None:
         with suppress(zmq.Again):
@@ -518,7 +563,13 @@ class Bus:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         probe = socket.socket(family, socket.SOCK_STREAM)
         probe.setblocking(False)
-        error = probe.connect_ex((host, int(port)))
+        try:
+            error = probe.connect_ex((host, int(port)))
+        except (OSError, TypeError, ValueError, OverflowError) as wrong:  # from odd names
+            probe.close()
+            self.drop(connection.route)
+            self._arrivals.append(Down(connection.route, f"it can't be dialled: {wrong}"))
+            return
         connection.probe = probe
         connection.give_up_at = time.monotonic() + PROBE_S
         if error not in (0, errno.EINPROGRESS):
@@ -630,7 +681,7 @@ class Bus:
         self._arrivals.append(Down(connection.route, _explain(error), refused))
 
     def _connect(self, connection: Connection) -> None:
-        dealer = connection.dealer = open_socket(self._context, zmq.DEALER)
+        dealer = connection.dealer = self._open(zmq.DEALER)
         if self.keys is not None:
             curve.secure_dialler(dealer, _server_pair(self.keys).public, self._pair)
         route = connection.route
