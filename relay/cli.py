@@ -19,6 +19,7 @@ from dispy.protocol.commandline import (
     LogOptions,
     SecretOptions,
     addresses,
+    check_doors,
     config_options,
     host_options,
     listen_at,
@@ -26,7 +27,6 @@ from dispy.protocol.commandline import (
     may_dial,
     refuse,
     secret_options,
-    start_protected,
 )
 from dispy.protocol.listening import joined
 
@@ -108,7 +108,8 @@ def main(
         configfile.save_options(context, save_config)
     log_as.configure()
     protected = secret.find()
-    start_protected(secret, protected, log)
+    for line in (*secret.warnings(), *protected.warnings()):
+        log.warning("%s", line)
     listened = listen_at(hosts, protected)
     from .daemon import Settings
 
@@ -138,6 +139,7 @@ def _serve(settings: Settings, protection: Protection) -> None:
             exitcodes.NOT_PERMITTED if denied else exitcodes.UNAVAILABLE,
             f"{error}. Does a broker, a node or another relay run here? Choose other ports with -p",
         )
+    check_doors([*daemon.lower, *daemon.upper], protection)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: daemon.stop())
     _say(daemon)
