@@ -46,7 +46,7 @@ from .trunks import Trunks
 from .wire import Codec
 
 ROUND_S = 0.25  # how often all links are looked at
-REDIAL_S = 0.1  # the first pause before dialling again; doubles
+REDIAL_S = 0.02  # the first pause before dialling again; doubles
 REDIAL_MAX_S = 2.0
 REFUSED_PAUSE_S = 5.0  # a peer that said no is asked again, but not often
 DOUBTFUL_ROUNDS = 3  # in which all accepted connections are tried, after one was closed
@@ -476,7 +476,8 @@ class Exchange:
         session, received = (link.session, link.confirmed) if link else ("", 0)
         me = self.identity
         proofs = self._guard.present(me.role, me.instance, dial.key)
-        hello = Hello(VERSION_MAJOR, VERSION_MINOR, me, session, received, *proofs)
+        relayed = isinstance(route, tuple)
+        hello = Hello(VERSION_MAJOR, VERSION_MINOR, me, session, received, *proofs, relayed)
         dial.greeted_at = now
         self._greetings.append((route, hello))
 
@@ -584,7 +585,7 @@ class Exchange:
         else:
             session = self._name_session()
             link, events = self._begin(hello.identity, session, route, 1, now)
-        self._enter(route, link)
+        self._enter(route, link, hello.relayed)
         welcome = Welcome(
             min(VERSION_MINOR, hello.minor),
             self.identity,
@@ -592,6 +593,7 @@ class Exchange:
             link.epoch,
             link.confirmed,
             self._guard.token,
+            isinstance(route, tuple),
         )
         self._greetings.append((route, welcome))
         return events
@@ -645,7 +647,7 @@ class Exchange:
         else:
             link, begun = self._begin(welcome.identity, welcome.session, route, welcome.epoch, now)
             events += begun
-        self._enter(route, link)
+        self._enter(route, link, welcome.relayed)
         self._settle(dial)
         return events
 
@@ -673,8 +675,9 @@ class Exchange:
         via = self._routes[route[0]].peer.name if isinstance(route, tuple) else ""
         return link, [Joined(identity.instance, identity, undelivered, address, via)]
 
-    def _enter(self, route: Route, link: Link) -> None:
-        """A link has a new connection."""
+    def _enter(self, route: Route, link: Link, is_relayed: bool) -> None:
+        """A link has a new connection, with a relay in between as far as the peer knows."""
+        link.limit(is_relayed or isinstance(route, tuple))
         self._routes[route] = link
         self._unflushed[link] = None
         is_relay = link.peer.role == "relay"
