@@ -36,6 +36,14 @@ ROWS_OF = {
     "restart": ("restart.accepted", "restart.bytes", "restart.ready"),
     "fair": ("fair.jain", "fair.newcomer"),
     "class": ("class.int", "class.instance", "class.depends"),
+    "curve": (
+        "curve.rate.plain",
+        "curve.rate.encrypted",
+        "curve.p50.plain",
+        "curve.p50.encrypted",
+        "curve.32MiB.plain",
+        "curve.32MiB.encrypted",
+    ),
     "file": ("file.rate", "file.whole", "file.client", "file.node", "file.again"),
     "stream": (
         "stream.results",

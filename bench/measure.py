@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 from . import (
+    encryption,
     files,
     forks,
     instances,
@@ -140,6 +141,12 @@ def objects(scale: Scale) -> Figures:
     return {f"class.{kind}": value for kind, value in measured.items()}
 
 
+def encrypted(scale: Scale) -> Figures:
+    """The same with a secret and without."""
+    measured = encryption.rates(scale.count(20_000), scale.count(10))
+    return {f"curve.{name}": value for name, value in measured.items()}
+
+
 def transfers(_: Scale) -> Figures:
     """A large file in depends; its size belongs to the target."""
     figures = files.transfer(200)
@@ -234,6 +241,7 @@ MEASUREMENTS: Registry = {
     "restart": restarts,
     "fair": fairness,
     "class": objects,
+    "curve": encrypted,
     "file": transfers,
     "stream": streams,
     "scheduler": decisions,

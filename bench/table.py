@@ -175,6 +175,19 @@ SECTIONS = (
         ),
     ),
     Section(
+        "With a secret: all connections are encrypted, reused processes",
+        (
+            Row("no-op jobs, without", "curve.rate.plain", "jobs/s"),
+            Row("no-op jobs, encrypted", "curve.rate.encrypted", "jobs/s",
+                (at_least(0.7, "curve.rate.encrypted", "curve.rate.plain", "without"),)),
+            Row("round trip, without, p50", "curve.p50.plain", "ms"),
+            Row("round trip, encrypted, p50", "curve.p50.encrypted", "ms"),
+            Row("32 MiB there and back, both ways added, without", "curve.32MiB.plain", "MB/s"),
+            Row("32 MiB there and back, both ways added, encrypted", "curve.32MiB.encrypted",
+                "MB/s", (above(150, "curve.32MiB.encrypted"),)),
+        ),
+    ),
+    Section(
         "A file of 200 MiB in depends, to two nodes at once",
         (
             Row("each node's copy, until it is ready for jobs", "file.rate", "MB/s",
