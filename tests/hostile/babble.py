@@ -32,12 +32,13 @@ SIZE_MAX = 5000  # of a payload beside a header, so that a test doesn't move muc
 class Babbler:
     """Makes up messages. ``likely``: values by field name, or by type for whole structs.
 
-    ``lies``: how often a value is absurd, 0 to 1.
+    ``lies``: how often a value is absurd, 0 to 1. ``many``: what a list may have.
     """
 
-    def __init__(self, chance: random.Random, lies: float) -> None:
+    def __init__(self, chance: random.Random, lies: float, many: int = MANY) -> None:
         self.chance = chance
         self.lies = lies
+        self._many = many
         self.likely: dict[str | type, Sequence[Any]] = {}
 
     def message(self, kind: type[Any]) -> Any:
@@ -66,7 +67,7 @@ class Babbler:
 
     def _count(self) -> int:
         if self.chance.random() < self.lies / 4:
-            return self.chance.randrange(MANY)
+            return self.chance.randrange(self._many)
         return self.chance.choice((0, 1, 1, 1, 2, 3))
 
     def _leaf(self, name: str, hint: Any) -> Any:

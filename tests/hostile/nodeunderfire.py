@@ -143,7 +143,7 @@ class NodeUnderFire:
         self.babbler = Babbler(chance, lies)
         self.wire = Wire()
         self.processes = Processes(chance, self.babbler)
-        settings = Settings("0", "node", 2, "", "", folder / "blobs", folder, max_file_bytes=300)
+        settings = Settings("0", "node", 2, (), "", folder / "blobs", folder, max_file_bytes=300)
         self.daemon = NodeDaemon(settings, self.processes, self.wire)  # type: ignore[arg-type]
         self.now = time.monotonic()
         self.handlers = list(Agent.HANDLERS)

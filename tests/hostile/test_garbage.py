@@ -150,7 +150,7 @@ def test_insiders(site: Site, role: str) -> None:
 
 def rage(peer: Peer, role: str, chance: random.Random) -> None:
     """Say things in a session until it is over, or enough."""
-    babbler = Babbler(chance, lies=0.3)
+    babbler = Babbler(chance, lies=0.1, many=10)  # a broker keeps what it's given for a minute
     kinds = FROM_CLIENT if role == "client" else FROM_NODE
     harmless = [each for each in kinds if each.__name__ not in ("Operate", "Attach")]
     for _ in range(10):
@@ -163,5 +163,6 @@ def rage(peer: Peer, role: str, chance: random.Random) -> None:
             peer.bus.send(route, [junk, *[b"x"] * chance.randrange(9)])
         else:
             peer.say(babbler.message(chance.choice(harmless)))
+    peer.exchange.goodbye(peer.peer)  # what it has opened is closed, and not kept for it
     peer.pump()
     assert any(isinstance(each, Joined) for each in peer.events)

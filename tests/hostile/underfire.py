@@ -30,6 +30,7 @@ CONTENTS = [bytes([65 + index]) * (index * 70) for index in range(5)]
 FILES = [m.FileSpec(f"f{n}", blobs.digest_of(data), len(data)) for n, data in enumerate(CONTENTS)]
 PIECES = [m.BlobPiece(blobs.digest_of(data), 0, data) for data in CONTENTS if data]
 RANGES = [m.BlobRange(file.digest, 0, file.size) for file in FILES]
+JOB = m.JobSpec(1, 0, b"x")
 OUT_OF_TURN = 0.01  # how often a whole frame makes no sense
 
 
@@ -49,6 +50,15 @@ class Wire:
         self._routes += 1
         self.dialled.append(self._routes)
         return self._routes
+
+    def listen(self, address: str, *_: object) -> str:
+        """Nobody dials in by himself."""
+        return address
+
+    def watch(self, *_: object) -> None:
+        """There are no descriptors."""
+
+    unwatch = watch
 
     def drop(self, route: Route) -> None:
         """Close a connection."""
@@ -79,6 +89,7 @@ class Liar:
         self.identity = msgspec.structs.replace(identity, instance=instance_of(self._token))
         self.route: bytes = route.encode()
         self.is_in = False
+        self.heard: list[m.Body] = []
         self._wire = wire
         self._babbler = babbler
         self._codec = Codec()
@@ -98,7 +109,8 @@ class Liar:
         return self._arrived(hello)
 
     def listen(self) -> None:
-        """Take in what was said."""
+        """Take in what was said; only the latest is remembered."""
+        self.heard.clear()
         for frame in self._wire.take(self.route):
             if isinstance(frame, m.Welcome):
                 self.is_in, self._epoch = True, frame.epoch
@@ -107,6 +119,7 @@ class Liar:
                     self._session, self._received = frame.session, 0
             elif isinstance(frame, m.Envelope):
                 self._received = max(self._received, frame.seq)
+                self.heard += frame.messages
             elif isinstance(frame, (m.Goodbye, m.Unknown, m.Refused)):
                 self.is_in = False
 
@@ -118,6 +131,10 @@ class Liar:
         self._seq += 1
         envelope = m.Envelope(self._epoch, self._seq, self._received, messages)
         return self._arrived(envelope)
+
+    def goodbye(self) -> Arrived:
+        """Leave."""
+        return self._arrived(m.Goodbye())
 
     def _strange(self) -> m.Frame:
         chance = self._babbler.chance
@@ -188,10 +205,10 @@ class BrokerUnderFire:
         liar.route = f"{liar.identity.instance}/{self._names}".encode()
         self.turn([liar.hello()])
 
-    def _enter(self, role: str) -> Liar:
+    def _enter(self, role: str, *places: str) -> Liar:
         self._names += 1
         name = f"{role}{self._names}"
-        place = self.chance.choice(("", name, "place"))
+        place = self.chance.choice(places or ("", name, "place"))
         cpus = self.chance.choice((1, 2, 3)) if role == "node" else 0
         who = m.Identity(role, name, name, "0", "3.11.7", "Linux", cpus, place, "127.0.0.1:9701")
         if self.chance.random() < self.babbler.lies:
@@ -231,6 +248,31 @@ class BrokerUnderFire:
         """One turn of the daemon."""
         self.daemon.turn(arrivals, self.now)
 
+    def dismiss(self) -> None:
+        """Have all of them leave."""
+        self.turn([liar.goodbye() for liar in self.liars])
+        self.liars.clear()
+
+    def run_a_job(self) -> bool:
+        """Have an honest client and an honest node come; say whether a job comes through."""
+        client, node = self._enter("client"), self._enter("node", "a place where nobody was")
+        spec = m.ComputationSpec("c", [m.Code("3.11", m.JobSpec(0, 0, b"f"))])
+        self._tell(client, m.OpenCluster(1, spec, [m.NodeSpec("*")]), m.Submit(1, [JOB]))
+        self._tell(node, m.Holding([], []))
+        prepare = next(each for each in node.heard if isinstance(each, m.Prepare))
+        self._tell(node, m.Prepared(prepare.computation))
+        run = next(each for each in node.heard if isinstance(each, m.Run))
+        done = m.Done(run.computation, [self._result(job) for job in run.jobs])
+        self._tell(node, done)
+        client.listen()
+        return any(isinstance(each, m.Results) for each in client.heard)
+
+    def _tell(self, liar: Liar, *messages: m.Body) -> None:
+        """Have somebody say something sensible, and hear what is said to it."""
+        liar.listen()
+        self.turn([liar.say(list(messages))])
+        liar.listen()
+
     def _messages(self, liar: Liar) -> list[m.Body]:
         chance = self.chance
         kinds = FROM_CLIENT if liar.identity.role == "client" else FROM_NODE
@@ -258,7 +300,8 @@ class BrokerUnderFire:
             "pattern": ["*", "127.0.0.1"], "role": ["client", "node"], "priority": [0, 0, 1],
             "records": list(range(1, 9)), "port": [0, 9701], "kind": [1, 2, 3],
             m.FileSpec: FILES, m.BlobPiece: PIECES, m.BlobRange: RANGES,
-            m.JobResult: results, "declined": [False], "error": ["", "", "", "", "name"], "open": [True, True, False],
+            m.JobResult: results, "declined": [False], "open": [True, True, False],
+            "error": ["", "", "", "", "name"],
         }  # fmt: skip
 
     def _result(self, job: m.JobSpec) -> m.JobResult:
@@ -268,8 +311,8 @@ class BrokerUnderFire:
 
 
 FROM_CLIENT = (
-    m.OpenCluster, m.OpenCluster, m.Submit, m.Submit, m.Submit, m.Submit, m.Submit, m.Submit, m.Submit, m.CancelJobs,
-    m.CloseCluster, m.FollowJobs, m.NodeRequest, m.Allocate, m.SendFile, m.Explain, m.ResultsHeard,
+    m.OpenCluster, m.OpenCluster, m.Submit, m.Submit, m.Submit, m.Submit, m.Submit, m.Submit,
+    m.CancelJobs, m.CloseCluster, m.FollowJobs, m.NodeRequest, m.Allocate, m.SendFile, m.Explain, m.ResultsHeard,
     m.Attach, m.Operate, m.Define, m.RecordsHeard, m.BlobPieces, m.BlobPieces,
 )  # fmt: skip
 FROM_NODE = (
