@@ -28,7 +28,7 @@ WINDOW_BYTES = 16 * CHUNK_BYTES  # unacknowledged at most; bounds what lies in t
 # Behind a relay others share the way, which may be slow: signs of life come later.
 RELAYED_SILENCE_S = 10.0
 RELAYED_WINDOW_BYTES = 4 * CHUNK_BYTES
-RELAYED_CHUNK_BYTES = CHUNK_BYTES // 4
+RELAYED_CHUNK_BYTES = CHUNK_BYTES // 16
 # Of payloads in one envelope with several messages: the peer gets none before all are there.
 ENVELOPE_BYTES = 4 * CHUNK_BYTES
 # Where a message that is too long can be cut in two.
@@ -103,10 +103,9 @@ class Link:
         self.route, self.epoch, self.heard, self._sent_at = route, epoch, now, now
         self._acked = self.confirmed
         self.blocked = False
-        self._heed(isinstance(route, tuple))
 
-    def _heed(self, is_relayed: bool) -> None:
-        """Keep to the limits of this kind of connection."""
+    def limit(self, is_relayed: bool) -> None:
+        """Keep to the limits of this kind of connection, from now on."""
         self.silence_s = RELAYED_SILENCE_S if is_relayed else SILENCE_S
         self._window_bytes = RELAYED_WINDOW_BYTES if is_relayed else WINDOW_BYTES
         self._chunk_bytes = RELAYED_CHUNK_BYTES if is_relayed else CHUNK_BYTES

@@ -327,6 +327,7 @@ class Hello(Message, tag=1):
     received: int = 0  # envelopes of that session that have arrived here
     token: bytes = b""  # proves that ``identity.instance`` is the sender's: see `guard`
     proof: bytes = b""  # ... that it knows the secret, and may have its role
+    relayed: bool = False  # there is a relay in between: both keep to the limits for that
 
 
 class Welcome(Message, tag=2):
@@ -338,6 +339,7 @@ class Welcome(Message, tag=2):
     epoch: int  # how many connections this session has had
     received: int = 0
     token: bytes = b""  # as in `Hello`
+    relayed: bool = False  # as in `Hello`
 
 
 class Refused(Message, tag=3):

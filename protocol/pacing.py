@@ -86,6 +86,11 @@ class Pacing:
             return self._mark(now, transmit)  # its answer lets the others go
         return True
 
+    @property
+    def is_full(self) -> bool:
+        """Whether as much waits already as may be on its way."""
+        return self.waiting_bytes >= self._way_bytes
+
     def marked(self, number: int, now: float) -> None:
         """The other side has answered a mark: all that was sent before it has arrived."""
         while self._marks and self._marks[0].number <= number:

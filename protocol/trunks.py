@@ -15,7 +15,6 @@ from .pacing import SMALL_BYTES, Pacing, size_of
 from .wire import Codec
 
 CACHED_FROM = 2  # peers behind a relay: from then on it may pay to know what has been sent
-WAITING_BYTES = 2 << 20  # at most, for one trunk; all else waits in the links, where beats pass it
 LOST_MAX = 1000  # peers behind one relay that are gone and may be proven dead later on
 
 SendFrames = Callable[[Route, list[Buffer]], bool]
@@ -106,9 +105,8 @@ class Trunks:
         trunk = self.of(route)
         if trunk is None:
             return True  # it is gone, and with it the peer's session here
-        is_full = trunk.pacing.waiting_bytes > WAITING_BYTES
-        if is_full and size_of(frames) > SMALL_BYTES:
-            return False
+        if trunk.pacing.is_full and size_of(frames) > SMALL_BYTES:
+            return False  # it waits in its link, where signs of life pass it
         trunk.pacing.add(route, [*self._headers(route), *frames])
         return True
 
