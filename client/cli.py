@@ -36,6 +36,7 @@ from ._version import __version__
 from .doctorcommand import doctor
 from .journalcommands import journal
 from .operatorcommands import COMMANDS
+from .secretcommand import secret
 
 if TYPE_CHECKING:
     from .cluster import JobCluster
@@ -499,7 +500,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise Interrupted(signum)
 
 
-for command in (*COMMANDS, doctor, journal):
+for command in (*COMMANDS, doctor, journal, secret):
     main.add_command(command)
 
 

@@ -136,9 +136,7 @@ def from_key_files(certfile: str = "", keyfile: str = "") -> Secret:
 
 def from_file(path: Path) -> Secret:
     """Return the secret that a file holds. Raises `SecretError`, also when others may read it."""
-    text, mode = _read_file(path)
-    _expect_private(path, mode)
-    return read(text, str(path))
+    return read(_read_private(path), str(path))
 
 
 def default_file() -> Path:
@@ -158,14 +156,22 @@ def find(text: str = "", file: str = "", keyfile: str = "", certfile: str = "") 
         return from_file(Path(file).expanduser())
     if keyfile or certfile:
         return from_key_files(certfile, keyfile)
+    text, source = find_text()
+    return read(text, source) if source else None
+
+
+def find_text() -> tuple[str, str]:
+    """Return the secret of the environment or the default file, and where it is from.
+
+    Both are empty if there isn't any. Raises `SecretError`.
+    """
     if os.environ.get(TEXT_VARIABLE):
-        return read(os.environ[TEXT_VARIABLE], TEXT_VARIABLE)
+        return os.environ[TEXT_VARIABLE].strip(), TEXT_VARIABLE
     named = os.environ.get(FILE_VARIABLE)
-    if named:
-        return from_file(Path(named).expanduser())
-    if named is None and default_file().exists():
-        return from_file(default_file())
-    return None
+    path = Path(named).expanduser() if named else default_file()
+    if named or (named is None and path.exists()):
+        return _read_private(path).strip(), str(path)
+    return "", ""
 
 
 def _private_key(text: str, path: Path) -> bytes:
@@ -194,6 +200,13 @@ def _expect_private(path: Path, mode: int) -> None:
             f"others may read {path}, so what is in it is no secret: run "
             f"'chmod 600 {path}', and if others have accounts here, replace it"
         )
+
+
+def _read_private(path: Path) -> str:
+    """Return the text of a file that nobody else may read."""
+    text, mode = _read_file(path)
+    _expect_private(path, mode)
+    return text
 
 
 def _read_file(path: Path) -> tuple[str, int]:

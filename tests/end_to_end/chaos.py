@@ -26,6 +26,7 @@ from dispy.protocol.messages import RESUME
 from .fault_proxy import FaultProxy
 from .processes import BrokerProcess, NodeProcess, Program
 from .records import noted
+from .secured import KEYS
 from .waiting import PATIENCE_S, until
 
 SOURCE = Path(__file__).with_name("chaos_client.py").read_text()
@@ -271,7 +272,7 @@ class Chaos:
 
     def resume(self) -> None:
         """Do what an operator does about nodes that were lost too often."""
-        with Operator(self.broker.address) as operator:
+        with Operator(self.broker.address, keys=KEYS) as operator:
             for node in operator.status().nodes:
                 if node.state == SET_ASIDE:
                     operator.ask(RESUME, node.name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 
+from dispy.protocol import protection
 from dispy.protocol.exchange import Event, Exchange, HungUp, Joined, Route
 from dispy.protocol.identity import new_guard, random_name
 from dispy.protocol.messages import Buffer, Holding, Identity
@@ -16,6 +17,7 @@ from dispy.protocol.transport import Bus, raise_limits
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 AT_ONCE = 100  # that are dialling at a time
+KEYS = protection.find().keys
 
 
 class FakeNode:
@@ -26,7 +28,7 @@ class FakeNode:
         self._bus = bus
         self._owners = owners
         name = f"fake-{number}"
-        guard = new_guard()
+        guard = new_guard(KEYS)
         who = Identity("node", guard.instance, name, "0", PYTHON, "Linux", 4, place=name)
         self.exchange = Exchange(who, self, random_name, guard=guard)
 
@@ -57,7 +59,7 @@ class FakeNode:
 def main(address: str, count: int) -> None:
     """Register, and beat for ever."""
     raise_limits()
-    bus = Bus()
+    bus = Bus(KEYS)
     owners: dict[Route, FakeNode] = {}
     nodes = [FakeNode(number, bus, owners) for number in range(count)]
     idle = list(reversed(nodes))

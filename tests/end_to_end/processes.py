@@ -24,6 +24,7 @@ from dispy.operator import Operator
 from dispy.protocol.messages import BrokerReport
 
 from .at_broker import played
+from .secured import KEYS
 from .waiting import until
 
 MARK = "DISPY_TEST_MARK"
@@ -93,7 +94,8 @@ class Marked:
     def clear_away(self) -> None:
         """End it and its relatives by force, after a test that failed."""
         for process in marked(self.mark):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it ends with one of the others
+                process.kill()
         self.process.wait()
 
 
@@ -193,7 +195,7 @@ class BrokerProcess(Marked):
 
     def status(self) -> BrokerReport:
         """Ask it how it is, as ``dispy status`` does."""
-        with Operator(self.address) as operator:
+        with Operator(self.address, keys=KEYS) as operator:
             return operator.status()
 
     def node_state(self, name: str) -> str:

@@ -23,6 +23,7 @@ from . import fake_nodes
 from .conftest import NewProxy, NewSharedCluster, RunProgram, StartBroker, StartNode
 from .processes import BrokerProcess, Marked
 from .records import noted
+from .secured import KEYS
 from .test_broker_restart import wait_for
 from .test_faults import SCALE, square, submit_all
 from .waiting import all_ended, finished, is_there, until
@@ -76,7 +77,7 @@ def test_queued_jobs_need_little_memory_and_end_at_once_when_cancelled(
     used_mb = rss_mb(broker)
     assert noted(record) == {0: 1}
     first_s = record.stat().st_mtime - begin_at  # though others are still being submitted
-    with Operator(broker.address) as operator:
+    with Operator(broker.address, keys=KEYS) as operator:
         begin = time.monotonic()
         operator.ask(CANCEL, "many")
         asked_s = time.monotonic() - begin
@@ -228,7 +229,7 @@ def test_a_drained_node_gets_no_jobs_also_after_a_restart(
     cluster = new_shared_cluster(wait_for, broker)
     jobs = [cluster.submit(str(record), str(gate), number) for number in range(2)]
     until(lambda: noted(record)[0], "the job that runs")
-    with Operator(broker.address) as operator:
+    with Operator(broker.address, keys=KEYS) as operator:
         operator.ask(DRAIN, "alpha", reason="a new disk")
     gate.touch()
     assert finished(jobs[0]).result == 0  # it wasn't interrupted
@@ -237,7 +238,7 @@ def test_a_drained_node_gets_no_jobs_also_after_a_restart(
     broker = start_broker(instead_of=broker)
     until(lambda: broker.node_state("alpha") == "drained", "the node")
     assert not noted(record)[1]
-    with Operator(broker.address) as operator:
+    with Operator(broker.address, keys=KEYS) as operator:
         operator.ask(RESUME, "alpha")
     assert finished(jobs[1]).result == 1
 

@@ -41,6 +41,7 @@ from dispy.protocol.payload import pack_object
 from dispy.protocol.transport import Bus
 
 from .conftest import StartNode
+from .secured import KEYS
 from .waiting import PATIENCE_S, is_there, until
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -52,11 +53,11 @@ class Broker:
     """What nodes say to it is kept in order, until the test asks for it."""
 
     def __init__(self, name: str, port: int = 0) -> None:
-        self._bus = Bus()
+        self._bus = Bus(KEYS)
         self.address = ""
         until(lambda: self._listens(port), "a free port")
         self.port = int(self.address.rpartition(":")[2])
-        guard = Guard(name.encode())
+        guard = Guard(name.encode(), KEYS)
         identity = Identity("broker", guard.instance, name, "0", PYTHON, "Linux")
         self._exchange = Exchange(identity, self._bus, random_name, guard=guard)
         self._heard: list[object] = []

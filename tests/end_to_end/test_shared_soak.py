@@ -30,6 +30,7 @@ from dispy.operator import Operator
 from dispy.protocol.messages import CANCEL, SERIALS
 
 from .processes import BrokerProcess, NodeProcess, Program
+from .secured import KEYS
 from .waiting import until
 
 MINUTES = float(os.environ.get("DISPY_TEST_SOAK_MINUTES", "0.1"))
@@ -153,7 +154,7 @@ class Soak:
 
     def _quieten(self) -> None:
         """Wait until nothing is left of the round."""
-        with Operator(self.broker.address) as operator:
+        with Operator(self.broker.address, keys=KEYS) as operator:
             until(lambda: _is_cleared(operator), "no clusters", QUIET_S)
         running = [node.job_processes for node in self.nodes]
         until(lambda: not any(each() for each in running), "no job processes", QUIET_S)

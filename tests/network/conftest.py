@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from .lans import SECRET, Running
 from .namespaces import Network, remove_leftovers, why_not
 
 
@@ -17,3 +19,21 @@ def network() -> Iterator[Network]:
     remove_leftovers()
     with Network() as new:
         yield new
+
+
+@pytest.fixture(autouse=True)
+def _everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes in networks of our own may listen at all addresses."""
+    monkeypatch.delenv("DISPY_HOST", raising=False)
+
+
+@pytest.fixture
+def running(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    """Start processes on hosts, which share a secret."""
+    monkeypatch.setenv("DISPY_SECRET", SECRET)
+    new = Running(tmp_path)
+    try:
+        yield new
+        new.stop()
+    finally:
+        new.clear_away()
