@@ -18,11 +18,12 @@ class Place:
     """An address that the relay keeps connected, for the broker."""
 
     address: str
+    instance: str = ""  # who was there last, or is expected
+    is_hint: bool = False  # it was found, not told
     route: Route | None = None
     again_at: float = 0.0  # while there is no route: when to try next
     pause_s: float = REDIAL_S
     lost: int = 0  # the child that was there last, whose end isn't proven so far; 0: none
-    trouble: str = ""  # why it can't be reached, as far as that has been said
 
 
 @dataclass(eq=False)
@@ -39,6 +40,7 @@ class Child:
     has_answered: bool = True  # else nothing but its answer to that counts
     silent_rounds: int = 0  # since it has said anything
     name: str = ""
+    instance: str = ""
     sent: Sent | None = None  # of a relay: what it keeps
     waiting: deque[list[Buffer]] = field(default_factory=deque)  # what it hasn't taken in
     waiting_bytes: int = 0

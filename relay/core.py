@@ -99,11 +99,14 @@ class Relay:
         self.broker_name = ""
         self.malformed = 0  # messages dropped because they could not be understood
         self.news: list[News] = []
+        self.failed: list[DialFailed] = []  # addresses on either side that led nowhere
+        self.gone: list[str] = []  # instances that were behind it
         self._transport = transport
         self._guard = guard
         self._codec = Codec()
         self._children: dict[Route, Child] = {}
         self._numbers: dict[int, Child] = {}
+        self._known: dict[str, Child] = {}  # by instance
         self._last_number = 0
         self._callers: dict[Route, Caller] = {}
         self._places: dict[str, Place] = {}
@@ -126,11 +129,30 @@ class Relay:
         self._up_address = address
         self._next_round = 0.0
 
-    def dial_down(self, address: str) -> None:
-        """Keep a node, or a relay behind this one, connected while there is an up-link."""
+    def dial_down(self, address: str, instance: str = "") -> None:
+        """Keep a node, or a relay behind this one, connected while there is an up-link.
+
+        ``instance``: who is expected there. Of several addresses of the same only one is used.
+        """
         if address not in self._places:
-            self._places[address] = Place(address)
+            self._places[address] = Place(address, instance, is_hint=bool(instance))
             self._next_round = 0.0
+
+    def undial_down(self, address: str, instance: str) -> None:
+        """Forget an address at which somebody was expected."""
+        place = self._places.get(address)
+        if place is None or not place.is_hint or place.instance != instance:
+            return
+        child = self._children.get(place.route) if place.route is not None else None
+        if child is not None:
+            self._tell(child.number, LOST, "its address was given up")
+            self._forget(child)
+        self._hang_up(place)
+        del self._places[address]
+
+    def knows(self, instance: str) -> bool:
+        """Whether this peer is behind the relay at present."""
+        return instance in self._known
 
     @property
     def is_full(self) -> bool:
@@ -259,8 +281,7 @@ class Relay:
                 self._end_trunk()
                 self._let_go()
             elif isinstance(event, DialFailed):
-                text = f"broker {event.address}: {event.reason}; still trying"
-                self.news.append(News(text, is_warning=True))
+                self.failed.append(event)
 
     def _on_joined(self, event: Joined, now: float) -> None:
         if self.broker not in ("", event.peer):
@@ -305,6 +326,8 @@ class Relay:
             place.lost, place.again_at, place.pause_s = 0, 0.0, REDIAL_S
         self._children.clear()
         self._numbers.clear()
+        self.gone += self._known
+        self._known.clear()
         self._slow.clear()
 
     def _tell(
@@ -418,7 +441,10 @@ class Relay:
 
     def _know(self, child: Child, who: Identity) -> None:
         """Note who a child is. To a relay nothing goes twice that it keeps for its own children."""
-        child.name = who.name
+        child.name, child.instance = who.name, who.instance
+        self._known[who.instance] = child
+        if child.place is not None and not child.place.is_hint:
+            child.place.instance = who.instance
         if who.role == "relay":
             child.sent = Sent()
             child.sent.keeps = True
@@ -507,6 +533,9 @@ class Relay:
     def _forget(self, child: Child) -> None:
         del self._children[child.route]
         del self._numbers[child.number]
+        if self._known.get(child.instance) is child:
+            del self._known[child.instance]
+            self.gone.append(child.instance)
         self._slow.pop(child, None)
 
     # -- connections -----------------------------------------------------------------------
@@ -521,10 +550,10 @@ class Relay:
                 if child.silent_rounds > SILENT_ROUNDS:
                     self._lose(child, "it has no session any more, or hangs", now)
             return
-        if now >= place.again_at:
+        if now >= place.again_at and not self._has_rival(place):
             place.route = self._transport.dial(place.address)
             self._dialled[place.route] = place
-        else:
+        elif now < place.again_at:
             self._next_round = min(self._next_round, place.again_at)
 
     def _on_up(self, up: Up, now: float) -> None:
@@ -532,8 +561,19 @@ class Relay:
         if place is None:
             self._handle(self.exchange.receive(up, now), now)
             return
-        place.trouble = ""
-        self._introduce(place, up, now)
+        if self._has_rival(place):
+            self._hang_up(place)
+            self._pause(place, now, 0.0)
+        else:
+            self._introduce(place, up, now)
+
+    def _has_rival(self, place: Place) -> bool:
+        """Whether the same peer is connected in another way already."""
+        if not place.instance:
+            return False
+        others = [each for each in self._places.values() if each.instance == place.instance]
+        routes = {each.route for each in others if each is not place}
+        return place.instance in self._known or any(route in self._children for route in routes)
 
     def _on_down(self, down: Down, now: float) -> None:
         child = self._children.get(down.route)
@@ -553,10 +593,7 @@ class Relay:
         if down.refused and place.lost:
             self._tell(place.lost, LOST, down.reason, refused=True)
             place.lost = 0
-        if down.reason != place.trouble:
-            place.trouble = down.reason
-            text = f"node {place.address}: {down.reason}; still trying"
-            self.news.append(News(text, is_warning=True))
+        self.failed.append(DialFailed(place.address, down.reason))
         self._hang_up(place)
         self._pause(place, now, REFUSED_PAUSE_S if down.denied else 0.0)
 

@@ -14,9 +14,10 @@ from dispy.protocol.shelf import FileShelf
 from dispy.protocol.transport import Bus
 
 from .core import Relay
+from .finding import Finding
 
 AHEAD = 8  # messages of each child that may be read before it is their turn; up to 2 MiB
-NEWS_SAME_MAX = 20  # a broker that is away for months doesn't fill the log
+NEWS_MAX = 20  # a broker that is away for months doesn't fill the log
 log = logging.getLogger("dispy.relay")
 
 
@@ -56,6 +57,7 @@ class RelayDaemon:
             self.relay.dial_up(settings.broker)
         for address in settings.nodes:
             self.relay.dial_down(address)
+        self.finding = self._begin_finding()
         self._stopping = False
         self._is_paused = False
         self._said: set[str] = set()  # warnings, each said once until something changes
@@ -69,21 +71,27 @@ class RelayDaemon:
         """Pass on what comes until stopped; then tell both sides."""
         while not self._stopping:
             self._turn()
+        if self.finding is not None:
+            self.finding.close()
         self.relay.stop()
         self.relay.flush(time.monotonic())
         self.bus.close()
 
     def _turn(self) -> None:
         relay = self.relay
-        arrivals = self.bus.poll(relay.deadline() - time.monotonic())
+        deadline = relay.deadline()
+        if self.finding is not None:
+            deadline = min(deadline, self.finding.deadline())
+        arrivals = self.bus.poll(deadline - time.monotonic())
         now = time.monotonic()
         for arrival in arrivals:
             relay.receive(arrival, now)
+        if self.finding is not None:
+            self.finding.tick(now)
         relay.tick(now)
         relay.flush(now)
         self._hold_back()
-        if relay.news:
-            self._log_news()
+        self._log_news()
 
     def _hold_back(self) -> None:
         """Listen to the trunk only while enough waits to go up it."""
@@ -95,12 +103,31 @@ class RelayDaemon:
             self.bus.resume()
             self._is_paused = False
 
+    def _begin_finding(self) -> Finding | None:
+        """Prepare to find others, unless there is nothing to know them by."""
+        keys, told = self.bus.keys, self.settings
+        if keys is None:
+            return None
+        doors = (self.lower, self.upper)
+        return Finding(self.relay, self.bus, keys, *doors, told.ext_hosts, bool(told.broker))
+
     def _log_news(self) -> None:
-        news, self.relay.news = self.relay.news, []
-        for each in news:
-            if not each.is_warning:
+        relay = self.relay
+        for address, reason in relay.failed:
+            if self.finding is None or not self.finding.failed(address, reason):
+                self._warn(f"{address}: {reason}; still trying")
+        relay.failed.clear()
+        for each in relay.news:
+            if each.is_warning:
+                self._warn(each.text)
+            else:
                 self._said.clear()
                 log.info("%s", each.text)
-            elif each.text not in self._said and len(self._said) < NEWS_SAME_MAX:
-                self._said.add(each.text)
-                log.warning("%s", each.text)
+        relay.news.clear()
+        if self.finding is None:
+            relay.gone.clear()
+
+    def _warn(self, text: str) -> None:
+        if text not in self._said and len(self._said) < NEWS_MAX:
+            self._said.add(text)
+            log.warning("%s", text)

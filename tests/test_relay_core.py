@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dispy.protocol.exchange import Arrived, Down, HungUp, Route, Up
+from dispy.protocol.exchange import Arrived, DialFailed, Down, HungUp, Route, Up
 from dispy.protocol.framecache import LONG_BYTES, MISSED, digest_of
 from dispy.protocol.guard import Guard
 from dispy.protocol.identity import new_token
@@ -144,11 +144,6 @@ class Stage:
         assert self.follows() == [(UP, [Relayed(1, INTRODUCED, PLACE)])]
         return route
 
-    def heard(self) -> list[str]:
-        """Return the log."""
-        news, self.relay.news = self.relay.news, []
-        return [each.text for each in news]
-
 
 def test_what_a_child_says_goes_up_with_its_number_and_back() -> None:
     stage = Stage()
@@ -240,6 +235,39 @@ def test_a_node_is_dialled_for_the_broker_and_greeted_by_it() -> None:
     assert stage.says(route, b"xany") == [(UP, [Relayed(1), b"xany"])]
 
 
+def test_one_of_several_addresses_is_used() -> None:
+    stage = Stage()
+    stage.relay.dial_down(PLACE, "n")
+    stage.relay.dial_down("127.0.0.2:9711", "n")
+    stage.up()
+    stage.follows()
+    first, second = stage.wire.dialled
+    stage.relay.receive(Up(second), 0.0)
+    assert stage.follows() == [(UP, [Relayed(1, INTRODUCED, "127.0.0.2:9711")])]
+    stage.relay.receive(Up(first), 0.0)
+    assert stage.follows() == []
+    assert first in stage.wire.dropped
+    stage.relay.undial_down("127.0.0.2:9711", "n")
+    assert stage.follows() == [(UP, [Relayed(1, LOST, "its address was given up")])]
+    stage.beat()
+    stage.after(2.1)
+    assert list(stage.wire.dialled.values()) == [PLACE, "127.0.0.2:9711", PLACE]
+
+
+def test_who_has_dialled_is_not_dialled() -> None:
+    stage = Stage()
+    stage.up()
+    stage.says(DOOR, hello(NODE))
+    assert stage.relay.knows("n")
+    stage.relay.dial_down(PLACE, "n")
+    stage.follows()
+    assert not stage.wire.dialled
+    stage.relay.receive(Down(DOOR, "closed"), 0.0)
+    stage.after(0.5)
+    assert stage.relay.gone == ["n"]
+    assert list(stage.wire.dialled.values()) == [PLACE]
+
+
 def test_nodes_are_not_dialled_without_a_broker() -> None:
     stage = Stage()
     stage.relay.dial_down(PLACE)
@@ -283,7 +311,7 @@ def test_that_nothing_listens_any_more_proves_the_end() -> None:
     last = list(stage.wire.dialled)[-1]
     stage.relay.receive(Down(last, "refused", refused=True), stage.now)
     assert stage.follows() == []  # it has been said
-    assert stage.heard().count(f"node {PLACE}: refused; still trying") == 1
+    assert stage.relay.failed[-1] == DialFailed(PLACE, "refused")
 
 
 def test_a_peer_that_the_broker_drops_begins_anew() -> None:
