@@ -327,7 +327,7 @@ class Bus:
 
     def drop(self, route: Route) -> None:
         """Close a dialled connection. An accepted one closes when its peer does."""
-        if isinstance(route, bytes):
+        if not isinstance(route, int):
             return
         connection = self._connections.pop(route, None)
         if connection is None:
@@ -343,6 +343,7 @@ class Bus:
             sender = listeners[door].router if door < len(listeners) else None
             message = [peer, *frames]
         else:
+            assert isinstance(route, int), "what goes to peers behind a relay goes to the relay"
             connection = self._connections.get(route)
             sender, message = connection.dealer if connection else None, frames
         if sender is None:
@@ -441,7 +442,7 @@ class Bus:
     def _socket_of(self, route: Route) -> zmq.Socket[bytes] | None:
         if isinstance(route, bytes):
             return self._listeners[0 if len(route) == ROUTE_BYTES else route[-1]].router
-        connection = self._connections.get(route)
+        connection = self._connections.get(route) if isinstance(route, int) else None
         return connection.dealer if connection else None
 
     def _has_undrained(self) -> bool:

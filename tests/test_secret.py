@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -50,18 +53,18 @@ def test_new_ones_are_long_and_differ() -> None:
 
 def test_new_ones_take_no_time_and_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
-    scrypt = secret.hashlib.scrypt
+    scrypt: Callable[..., bytes] = hashlib.scrypt
 
-    def counted(*arguments: object, **options: object) -> bytes:
-        calls.append(options)
-        return scrypt(*arguments, **options)  # type: ignore[arg-type]
+    def counted(*arguments: Any, **options: Any) -> bytes:
+        calls.append((options["n"], options["r"], options["p"]))
+        return scrypt(*arguments, **options)
 
-    monkeypatch.setattr(secret.hashlib, "scrypt", counted)
+    monkeypatch.setattr(hashlib, "scrypt", counted)
     assert secret.read(secret.new()).keys and not calls
     human = secret.read("correct horse battery staple")
     assert not calls, "only when it is needed"
     assert human.keys == human.keys
-    assert [(each["n"], each["r"], each["p"]) for each in calls] == [(1 << 15, 8, 1)]  # type: ignore[index]
+    assert calls == [(1 << 15, 8, 1)]
 
 
 def test_the_same_text_is_the_same_secret_wherever_it_comes_from(tmp_path: Path) -> None:
