@@ -35,6 +35,7 @@ ROWS_OF = {
     "shared": ("shared.", "shared.fresh.", "shared.p50."),
     "restart": ("restart.accepted", "restart.bytes", "restart.ready"),
     "fair": ("fair.jain", "fair.newcomer"),
+    "relay": ("relay.rate", "relay.rate.direct", "relay.p50", "relay.p50.direct"),
     "class": ("class.int", "class.instance", "class.depends"),
     "curve": (
         "curve.rate.plain",

@@ -21,6 +21,7 @@ from . import (
     peers,
     pools,
     queue,
+    relay,
     scheduler,
     shared,
     sockets,
@@ -196,6 +197,18 @@ def fairness(_: Scale) -> Figures:
     return {"fair.jain": shared.jain(5), "fair.newcomer": shared.newcomer(1_000_000)}
 
 
+def relays(scale: Scale) -> Figures:
+    """A node behind a relay, and without."""
+    direct, relayed = relay.rates(scale.count(50_000))
+    direct_ms, relayed_ms = relay.round_trips_ms(scale.count(1_000))
+    return {
+        "relay.rate": relayed,
+        "relay.rate.direct": direct,
+        "relay.p50": relayed_ms,
+        "relay.p50.direct": direct_ms,
+    }
+
+
 def start_up(_: Scale) -> Figures:
     """What a user waits for."""
     return {
@@ -240,6 +253,7 @@ MEASUREMENTS: Registry = {
     **_named("shared", shared_rates, "journal", "none"),
     "restart": restarts,
     "fair": fairness,
+    "relay": relays,
     "class": objects,
     "curve": encrypted,
     "file": transfers,

@@ -165,6 +165,16 @@ SECTIONS = (
         ),
     ),
     Section(
+        "One node with 2 CPUs behind a relay, no-op jobs, reused processes",
+        (
+            Row("through the relay", "relay.rate", "jobs/s",
+                (at_least(0.5, "relay.rate", "relay.rate.direct", "without"),)),
+            Row("without", "relay.rate.direct", "jobs/s"),
+            Row("round trip p50 through the relay", "relay.p50", "ms"),
+            Row("round trip p50 without", "relay.p50.direct", "ms"),
+        ),
+    ),
+    Section(
         "Objects as arguments, no-op jobs, reused processes",
         (
             Row("an int", "class.int", "jobs/s"),
