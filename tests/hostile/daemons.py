@@ -107,3 +107,10 @@ def free_port() -> int:
                 with socket.socket() as other:
                     other.bind(("127.0.0.1", port + offset))
             return port
+
+
+def relay(folder: Path, *options: str, environment: Mapping[str, str] | None = None) -> Daemon:
+    """Start a relay; its address is that for nodes."""
+    port = free_port()
+    command = ["dispy.relay.cli", "-i", "127.0.0.1", "-p", str(port), *options]
+    return Daemon(command, port, folder, environment)

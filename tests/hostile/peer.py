@@ -48,6 +48,8 @@ class Peer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self.peer:
+            self.exchange.goodbye(self.peer)
         self.bus.close()
 
     def pump(self, seconds: float = 0.05) -> None:
