@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
+from pathlib import Path
 
+import psutil
 import pytest
 import zmq
 from hypothesis import given
@@ -513,6 +515,23 @@ def test_closing_never_waits_for_long(peers: list[Peer]) -> None:
         began = time.monotonic()
         peer.bus.close()
         assert time.monotonic() - began < 2.0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are counted by /proc")
+def test_closing_leaves_no_thread_and_no_descriptor() -> None:
+    def held() -> tuple[int, int]:
+        return len(list(Path("/proc/self/task").iterdir())), psutil.Process().num_fds()
+
+    before = held()
+    for _ in range(5):
+        with closing(Bus(KEYS)) as bus, closing(Bus(KEYS)) as dialler:
+            dialler.dial(bus.listen("127.0.0.1:0"))
+            deadline = time.monotonic() + DEADLINE_S
+            while not dialler.poll(0.01):
+                assert time.monotonic() < deadline
+                bus.poll(0.01)
+    gc.collect()
+    assert held() <= before
 
 
 def test_a_closed_connection_is_noticed_at_once(peers: list[Peer]) -> None:

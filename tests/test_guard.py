@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dispy.protocol.exchange import (
@@ -111,13 +111,12 @@ def test_a_proof_is_for_one_secret(secret: bytes) -> None:
     assert bool(guard(Keys(secret)).refuse(hello(), KEY, 0)) == (secret != b"the secret")
 
 
+@example(b"anode", b"a", "node", "node", "i", "nodei")
 @given(*[st.binary(max_size=6)] * 2, *[st.text(max_size=6)] * 4)
 def test_what_is_signed_can_t_be_cut_in_another_way(
     key: bytes, other_key: bytes, role: str, other_role: str, instance: str, other: str
 ) -> None:
     is_same = (key, role, instance) == (other_key, other_role, other)
-    keys = [KEYS] * 2
-    keys[0].role(role), keys[0].role(other_role)
     one, two = prove(KEYS, role, instance, key), prove(KEYS, other_role, other, other_key)
     assert (one == two) == is_same
 
