@@ -27,6 +27,12 @@ class Dial(NamedTuple):
     address: str
 
 
+class Seek(NamedTuple):
+    """Look in the network for nodes, also for those that listen at these ports."""
+
+    ports: tuple[int, ...]
+
+
 class Undial(NamedTuple):
     """No cluster asks for this address any more."""
 
@@ -182,5 +188,5 @@ BlobErrand: TypeAlias = KeepPiece | ReadPiece | DropBlob
 """What is done by `bloberrands`."""
 
 Effect: TypeAlias = (
-    Send | Dial | Undial | Forget | Goodbye | JournalEffect | Load | LoadResults | BlobErrand
+    Send | Dial | Seek | Undial | Forget | Goodbye | JournalEffect | Load | LoadResults | BlobErrand
 )

@@ -25,10 +25,10 @@ from dispy.protocol.messages import (
 
 from . import choices
 from .closing import close
-from .effects import Dial
+from .effects import Dial, Seek
 from .exclusive import why
 from .explain import explain
-from .matching import addresses, cpus_of, entry_for, share_of
+from .matching import addresses, cpus_of, entry_for, is_open, share_of
 from .setups import join, open_up, start_over, trouble, vacate
 from .state import IDLE, PENDING, Cluster, Node, Share, Stage, State
 
@@ -134,6 +134,9 @@ def _discover(state: State, cluster: Cluster, message: NodeRequest) -> Reply:
     if len(cluster.addresses) + len(message.nodes) > SPECS_MAX:
         return -1, f"a cluster may ask for {SPECS_MAX} nodes at most"
     _dial(state, cluster, message.nodes)
+    if is_open(message.nodes):
+        ports = {spec.port for spec in message.nodes if spec.port}
+        state.effects.append(Seek(tuple(sorted(ports))))
     return DONE
 
 

@@ -188,16 +188,16 @@ class Discovery:
             if where not in self._joined and _join_group(door, one):
                 self._joined.add(where)
 
-    def _asker(self, one: InterfaceAddress) -> socket.socket | None:
-        asker = self._askers.get(one)
-        if asker is None:
+    def _has_asker(self, one: InterfaceAddress) -> bool:
+        """Whether there is a socket to ask from this address; it is opened when there can be."""
+        if one not in self._askers:
             try:
                 asker = self._askers[one] = open_asker(one)
             except OSError as error:  # for example, the address is only tentative so far
                 log.debug("can't ask from %s: %s", one.address, error)
-                return None
+                return False
             self._watch(asker)
-        return asker
+        return True
 
     def _watch(self, one: socket.socket) -> None:
         self._bus.watch(one.fileno(), partial(self._read, one))
@@ -250,11 +250,11 @@ class Discovery:
 
     def _ask(self, datagram: bytes) -> None:
         self._look(time.monotonic())
-        for one in askable(self._near):
-            asker = self._asker(one)
-            for port in self.asks if asker is not None else ():
-                assert asker is not None
-                _send(asker, datagram, target(one, port, self.multicast))
+        for ones in askable(self._near):
+            one = next((each for each in ones if self._has_asker(each)), None)
+            for port in self.asks if one is not None else ():
+                assert one is not None
+                _send(self._askers[one], datagram, target(one, port, self.multicast))
 
 
 def suitable(found: Sequence[InterfaceAddress], hosts: Sequence[str]) -> list[InterfaceAddress]:
@@ -272,23 +272,23 @@ def _is_one_of(one: InterfaceAddress, hosts: Sequence[str]) -> bool:
     return one.address in bare or (local and any(host.startswith("127.") for host in bare))
 
 
-def askable(near: Sequence[InterfaceAddress]) -> list[InterfaceAddress]:
-    """Return the addresses to ask from: each IPv4 network, and one for IPv6 of an interface.
+def askable(near: Sequence[InterfaceAddress]) -> list[list[InterfaceAddress]]:
+    """Return the addresses to ask from, each with others to use if it can't be.
 
-    For IPv6 that is the link-local one: whoever hears it can answer.
+    One is enough for IPv6 of an interface, best the link-local one: whoever hears it can answer.
     """
-    asked: dict[tuple[str, int], InterfaceAddress] = {}
+    asked: dict[tuple[str, int], list[InterfaceAddress]] = {}
     for one in near:
         if one.is_point_to_point:
             continue
         if one.is_ipv6:
-            known = asked.get((one.name, 6))
-            if one.can_multicast and (known is None or one.is_link_local):
-                asked[one.name, 6] = one
+            if one.can_multicast:
+                same = asked.setdefault((one.name, 6), [])
+                same.insert(0 if one.is_link_local else len(same), one)
         elif one.is_loopback:
-            asked.setdefault((one.name, 4), one)
+            asked.setdefault((one.name, 4), [one])
         elif one.broadcast or one.can_multicast:
-            asked[one.address, 4] = one
+            asked[one.address, 4] = [one]
     return list(asked.values())
 
 

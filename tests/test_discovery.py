@@ -295,7 +295,7 @@ def test_only_interfaces_that_it_listens_at_are_used() -> None:
 
 
 def test_each_network_is_asked_once() -> None:
-    assert askable(ALL) == [ETH, ETH1, LOCAL6, LO]
+    assert askable(ALL) == [[ETH], [ETH1], [LOCAL6, ETH6], [LO]]
     assert target(ETH, 9701, multicast=False) == ("10.0.0.255", 9701)
     assert target(ETH, 9701, multicast=True) == ("239.97.0.1", 9701)
     assert target(LOCAL6, 9701, multicast=False) == ("ff02::9700", 9701, 0, 2)
