@@ -58,8 +58,7 @@ class JobCluster(NodeControl, OldClusterNames):
     - ``nodes``: a host name, an IP address, "host:port", a pattern such as "10.0.*", a tuple
       (host, port, cpus, depends, setup_args), a dict with these names, `NodeAllocate`,
       `LocalNode`, or a list of such. Without it the node of this machine is used, or, if none
-      runs, a private one that ends with this program. For now all nodes must be on this
-      machine's loopback.
+      runs, a private one that ends with this program. Nodes of other machines need a secret.
     - ``depends``: a list of what the computation needs at nodes: functions, classes, instances
       (their class goes), modules, and paths of files or folders. A function named
       ``init_depends`` is called there first.
@@ -68,7 +67,9 @@ class JobCluster(NodeControl, OldClusterNames):
     - ``cluster_status``: called with (status, node or None, job or None) for each change of a
       node or a job; ``status`` is one of the constants of `DispyJob` and `DispyNode`. Both are
       called in one thread of their own; what they raise is logged.
-    - ``host``: None, or an address of this machine's loopback.
+    - ``host``: where nodes may dial this program: an address or a list of them, "*" for all. By
+      default `DISPY_HOST` of the environment, else all if there is a secret.
+    - ``ext_host``: the same, as nodes see it, if that is something else.
     - ``dispy_port``: the first of the range of ports, by default `config.DispyPort`; a node's
       own is by one higher.
     - ``dest_path``: folder to use at nodes, below their own; it may be used again by later
@@ -82,6 +83,13 @@ class JobCluster(NodeControl, OldClusterNames):
       them is given up.
     - ``reentrant``: whether a job may be run again when its node is lost; otherwise it becomes
       `DispyJob.Abandoned`.
+    - ``secret``: what all machines share: whoever has it may use them. By default that of the
+      environment (`DISPY_SECRET`, `DISPY_SECRET_FILE`) or of "dispy secret new". Clusters of one
+      program may have different ones.
+    - ``keyfile``, ``certfile``: instead, paths of PEM files or ZeroMQ certificates; the private
+      key in them is the secret, so it must be the same everywhere.
+    - ``insecure``: use no secret, and allow other machines nevertheless: whoever is in the
+      network can then run programs as this user.
     - ``recover_file``: path of a file that says how to get at the jobs should this program
       die; see `recover_jobs`. By default one named after the time, in the current folder.
     - ``max_tasks_per_child``: how many jobs one after the other share a process. 1: every job
@@ -91,16 +99,15 @@ class JobCluster(NodeControl, OldClusterNames):
     - ``timeout``, ``retries``, ``priority``: for all jobs that say nothing else: see `submit`.
     - ``job_output``: called with (job, "stdout" or "stderr", text) as jobs print, in the
       thread of the other callbacks.
+    - ``ping_interval``: seconds after which nodes are looked for again in the network, 0 or None:
+      only at the beginning. ``ipv4_udp_multicast``: by multicast rather than broadcast.
 
-    ``ping_interval``, ``poll_interval``, ``ext_host`` and ``ipv4_udp_multicast`` aren't needed:
-    results come by themselves, nodes never connect back, and none is looked for in the network
-    so far. ``secret``, ``keyfile`` and ``certfile`` are for later releases. Parameters may
+    ``poll_interval`` isn't needed, since results come by themselves. Parameters may
     also be given by the names they had before (see `aliases`).
 
     Raises `TypeError` or `ValueError` for a wrong parameter, naming it; `PicklingError` for a
     computation that can't be sent; `OSError` for a file that can't be read or a host that isn't
-    known; `SecretNeededError` for one that isn't on loopback; `NotSupportedError` for what is
-    for later releases.
+    known; `SecretNeededError` for one of another machine when there is no secret.
 
     A cluster is a context manager; at its end it is closed, after all jobs have ended. A program
     that ends without closing it waits for its jobs, too, unless it fails or is interrupted.
@@ -140,38 +147,11 @@ class JobCluster(NodeControl, OldClusterNames):
         insecure: bool = False,
         **old: Any,
     ) -> None:
+        arguments = locals()  # by their names, which are those of the fields of `Given`
         parameters.check_flag("ipv4_udp_multicast", ipv4_udp_multicast)
         self._ping_s = parameters.read_interval("ping_interval", ping_interval)
         self._multicast = ipv4_udp_multicast
-        given = parameters.Given(
-            computation=computation,
-            nodes=nodes,
-            depends=depends,
-            job_status=job_status,
-            cluster_status=cluster_status,
-            job_output=job_output,
-            host=host,
-            ext_host=ext_host,
-            dispy_port=dispy_port,
-            dest_path=dest_path,
-            loglevel=loglevel,
-            setup=setup,
-            cleanup=cleanup,
-            poll_interval=poll_interval,
-            pulse_interval=pulse_interval,
-            reentrant=reentrant,
-            secret=secret,
-            keyfile=keyfile,
-            certfile=certfile,
-            insecure=insecure,
-            recover_file=recover_file,
-            max_tasks_per_child=max_tasks_per_child,
-            cancel_grace=cancel_grace,
-            setup_timeout=setup_timeout,
-            timeout=timeout,
-            retries=retries,
-            priority=priority,
-        )
+        given = parameters.Given.of(arguments)
         self._begin(replace(given, **new_names(old)))
 
     def _begin(self, given: parameters.Given) -> None:

@@ -13,4 +13,4 @@ class ClusterClosedError(DispyError, RuntimeError):
 
 
 class NotSupportedError(DispyError, ValueError):
-    """A documented parameter that this release can't honour yet; it is never ignored."""
+    """A documented parameter that this release can't honour; it is never ignored."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from dispy.broker.embedded import Site
@@ -48,7 +48,6 @@ class Given:
     setup: Any
     cleanup: Any
     poll_interval: Any
-    pulse_interval: Any
     reentrant: Any
     secret: Any
     keyfile: Any
@@ -61,6 +60,13 @@ class Given:
     timeout: Any
     retries: Any
     priority: Any
+    pulse_interval: Any = None  # a shared broker has its own
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Given:
+        """Take the arguments of a cluster that are called as the fields are."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in arguments.items() if name in names})
 
 
 class Options(NamedTuple):

@@ -95,40 +95,13 @@ class SharedJobCluster(JobCluster):
         insecure: bool = False,
         **old: Any,
     ) -> None:
+        arguments = locals()  # by their names, which are those of the fields of `Given`
         for wrong in AT_THE_BROKER:
             if wrong in old:
                 raise TypeError(
                     f"SharedJobCluster has no parameter {wrong!r}: the broker has such an option"
                 )
-        given = parameters.Given(
-            computation=computation,
-            nodes=nodes,
-            depends=depends,
-            job_status=job_status,
-            cluster_status=cluster_status,
-            job_output=job_output,
-            host=host,
-            ext_host=ext_host,
-            dispy_port=dispy_port,
-            dest_path=dest_path,
-            loglevel=loglevel,
-            setup=setup,
-            cleanup=cleanup,
-            poll_interval=poll_interval,
-            pulse_interval=None,
-            reentrant=reentrant,
-            secret=secret,
-            keyfile=keyfile,
-            certfile=certfile,
-            insecure=insecure,
-            recover_file=recover_file,
-            max_tasks_per_child=max_tasks_per_child,
-            cancel_grace=cancel_grace,
-            setup_timeout=setup_timeout,
-            timeout=timeout,
-            retries=retries,
-            priority=priority,
-        )
+        given = parameters.Given.of(arguments)
         renamed = new_names(old, shared=True)
         parameters.check_client_port(renamed.pop("client_port", client_port))
         parameters.check_flag("exclusive", exclusive)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import dispy
-from dispy import DispyJob, NotSupportedError, PicklingError
+from dispy import DispyJob, PicklingError
 
 from .at_broker import embedded_only
 from .conftest import NewCluster, StartNode
@@ -82,7 +82,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "dest_path": ({"dest_path": 7}, TypeError, "dest_path"),
     "recover_file": ({"recover_file": 7}, TypeError, "recover_file"),
     "port": ({"dispy_port": "9700"}, TypeError, "dispy_port"),
-    "later": ({"secret": "x"}, NotSupportedError, "secret"),
+    "secret": ({"secret": "dispy1_damaged"}, ValueError, "secret"),
 }
 
 
