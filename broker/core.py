@@ -194,6 +194,8 @@ class Scheduler:
         state = self.state
         state.now = now
         for node in [node for node in state.away if now >= node.lost_at]:
+            if node not in state.away:
+                continue  # let go with the one before, as the last of a cluster
             nodes.lose_node(state, node, "it could not be reached for the time of its lease")
             state.effects.append(Forget(node.peer))
         clients.look_after(state, now)
