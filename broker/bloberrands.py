@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dispy.protocol.messages import BlobPiece, BlobPieces, Body
-from dispy.protocol.payload import INLINE_BYTES
+from dispy.protocol.payload import PIECE_PART_BYTES
 from dispy.protocol.store import SpoiledBlob, Store, idle_bytes
 from dispy.protocol.wire import chunked
 
@@ -92,7 +92,7 @@ class BlobErrands:
             self._scheduler.blob_unreadable(errand)
             return
         piece = BlobPiece(wanted.digest, wanted.offset, b"")
-        if len(data) < INLINE_BYTES:
+        if len(data) < PIECE_PART_BYTES:
             piece.data = data
         else:
             piece.parts = [chunked(data)]

@@ -17,7 +17,7 @@ from typing import BinaryIO, NamedTuple
 from dispy.protocol import blobs
 from dispy.protocol.folders import parts_of
 from dispy.protocol.messages import PIECE_BYTES, BlobPiece, BlobRange, FileSpec
-from dispy.protocol.payload import INLINE_BYTES
+from dispy.protocol.payload import PIECE_PART_BYTES
 from dispy.protocol.wire import chunked
 
 OPEN_MAX = 16  # files that are kept open for the next piece
@@ -107,7 +107,7 @@ class BlobSource:
         except (OSError, ValueError) as error:
             piece.error = str(error)
             return piece
-        if len(data) < INLINE_BYTES:
+        if len(data) < PIECE_PART_BYTES:
             piece.data = data
         else:
             piece.parts = [chunked(data)]

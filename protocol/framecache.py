@@ -17,7 +17,7 @@ from typing import Protocol
 
 from .errors import ProtocolError
 from .messages import Buffer, Cached
-from .wire import FRAME_BYTES_MAX, Codec
+from .wire import Codec
 
 LONG_BYTES = 4096  # shorter frames aren't worth a digest
 DIGEST_BYTES = 16
@@ -108,7 +108,7 @@ class Kept:
     ) -> None:
         self._shelf = shelf
         self._memory_limit = memory_bytes
-        self._shelf_limit = max(shelf_bytes, FRAME_BYTES_MAX)
+        self._shelf_limit = shelf_bytes
         self._is_keeping = False
         self._memory: dict[bytes, Buffer] = {}  # oldest first
         self._memory_bytes = 0
@@ -188,6 +188,8 @@ class Kept:
 
     def _put_on_shelf(self, digest: bytes, frame: Buffer) -> None:
         size = len(frame)
+        if size > self._shelf_limit:
+            return
         if self._head + size > self._shelf_limit:
             while self._shelved and self._shelved[0][1] >= self._head:
                 self._drop_oldest()

@@ -33,6 +33,8 @@ from .errors import ProtocolError
 # A payload of this size or more is the first part, and its place in the header is empty; the
 # same limit decides whether a buffer inside an object is worth a part of its own.
 INLINE_BYTES = 65536
+# A piece of a file of this size or more is a part, which goes only once over a way to many nodes.
+PIECE_PART_BYTES = 4096
 MAX_BUFFERS = 255  # out-of-band buffers of one object: their number is one byte
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"

@@ -11,7 +11,7 @@ import pytest
 from dispy.blobs import OPEN_MAX, BlobSource, Digests
 from dispy.protocol.folders import FileNameError
 from dispy.protocol.messages import PIECE_BYTES, BlobPiece, BlobRange
-from dispy.protocol.payload import INLINE_BYTES
+from dispy.protocol.payload import PIECE_PART_BYTES
 
 LONG_AGO_NS = 1_000_000_000 * 10**9
 
@@ -37,10 +37,10 @@ def test_a_file_becomes_its_spec(tmp_path: Path) -> None:
 
 
 def test_pieces_make_the_file(tmp_path: Path) -> None:
-    data = os.urandom(2 * PIECE_BYTES + INLINE_BYTES - 1)
+    data = os.urandom(2 * PIECE_BYTES + PIECE_PART_BYTES - 1)
     source = BlobSource()
     spec = source.add_file(written(tmp_path / "file", data), "file")
-    sizes = [PIECE_BYTES, PIECE_BYTES, INLINE_BYTES - 1]
+    sizes = [PIECE_BYTES, PIECE_BYTES, PIECE_PART_BYTES - 1]
     offsets = [0, PIECE_BYTES, 2 * PIECE_BYTES]
     pieces = [
         source.read(BlobRange(spec.digest, offset, size))

@@ -19,10 +19,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "client": {"protocol", "broker"},  # JobCluster embeds the broker
 }
 PURE = [
+    "relay/children.py",
+    "relay/core.py",
     "protocol/messages.py",
     "protocol/wire.py",
     "protocol/link.py",
     "protocol/exchange.py",
+    "protocol/framecache.py",
+    "protocol/pacing.py",
+    "protocol/trunks.py",
     "protocol/guard.py",
     "protocol/keys.py",
     "protocol/payload.py",

@@ -6,9 +6,9 @@ from collections import Counter
 
 from dispy.protocol.blobs import digest_of
 from dispy.protocol.messages import PIECE_BYTES, BlobPiece, BlobRange, Buffer, FileSpec, Large
+from dispy.protocol.payload import PIECE_PART_BYTES
 
 LENGTHS = (0, 10, 3000, 70_000, PIECE_BYTES, 2 * PIECE_BYTES + 5)
-INLINE_BYTES = 65536  # more than that travels beside the header
 
 CONTENTS: dict[bytes, bytes] = {}  # all that there are, by digest
 FILES: list[FileSpec] = []  # shortest first
@@ -30,7 +30,7 @@ def piece(wanted: BlobRange, error: str = "") -> BlobPiece:
     if error:
         return BlobPiece(wanted.digest, wanted.offset, b"", error=error)
     data = CONTENTS[wanted.digest][wanted.offset : wanted.offset + wanted.size]
-    if len(data) < INLINE_BYTES:
+    if len(data) < PIECE_PART_BYTES:
         return BlobPiece(wanted.digest, wanted.offset, data)
     return BlobPiece(wanted.digest, wanted.offset, b"", [Large(len(data), [data])])
 
