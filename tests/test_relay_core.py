@@ -375,14 +375,14 @@ def test_answered_marks_let_more_go_up() -> None:
         said += stage.says(DOOR, b"xany", payload)
     while said:
         carried += sum(1 for _, frames in said if frames[0] == Relayed(1, CARRIED))
-        marks = [frames[0].child for _, frames in said if _is_mark(frames[0])]
+        marks = [number for _, frames in said for number in mark_in(frames[0])]
         said = [each for mark in marks for each in stage.says(UP, Relayed(mark, MARKED))]
     assert carried == 40
     assert stage.relay.has_room
 
 
-def _is_mark(frame: Frame | bytes) -> bool:
-    return isinstance(frame, Relayed) and frame.event == MARK
+def mark_in(frame: Frame | bytes) -> list[int]:
+    return [frame.child] if isinstance(frame, Relayed) and frame.event == MARK else []
 
 
 def test_a_child_that_takes_nothing_in_is_given_up() -> None:

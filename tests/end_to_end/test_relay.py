@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +20,11 @@ import pytest
 
 import dispy
 from dispy import DispyJob
+from dispy.protocol.exchange import Arrived, Route, Up
+from dispy.protocol.identity import describe, new_guard
+from dispy.protocol.messages import VERSION_MAJOR, VERSION_MINOR, Envelope, Hello
+from dispy.protocol.transport import Bus
+from dispy.protocol.wire import Codec
 
 from . import fake_nodes
 from .conftest import NewCluster, NewProxy, NewSharedCluster, RunProgram, StartBroker, StartNode
@@ -116,6 +123,9 @@ def is_running(gate: Path, count: int) -> bool:
 
 
 # -- all that a cluster can do -------------------------------------------------------------------
+
+
+shift = 0
 
 
 def setup(base: int) -> int:
@@ -291,7 +301,7 @@ def test_a_relay_that_is_killed_and_started_again_loses_and_repeats_nothing(
     finished(cluster.submit(str(record), 0))
     jobs = [cluster.submit(str(record), number, 0.01) for number in range(1, 600)]
     for part in range(1, 3):
-        until(lambda part=part: jobs[part * 200].finish.is_set(), "some jobs that have ended")
+        until(jobs[part * 200].finish.is_set, "some jobs that have ended")
         start.kill()
         start = start_relay(instead_of=start)
     for number, job in enumerate(all_ended(jobs, 60), 1):
@@ -311,7 +321,7 @@ def test_a_relay_that_dials_on_both_sides_is_killed(
     relay = start_relay("--broker", broker.for_nodes, "-n", start_node().address)
     cluster = new_shared_cluster(square, broker)
     jobs = [cluster.submit(str(record), number, 0.01) for number in range(400)]
-    until(lambda: jobs[100].finish.is_set(), "some jobs that have ended")
+    until(jobs[100].finish.is_set, "some jobs that have ended")
     relay.kill()
     start_relay(instead_of=relay)
     for number, job in enumerate(all_ended(jobs, 60)):
@@ -332,7 +342,7 @@ def test_the_broker_is_killed_and_started_again(
     start_node("--broker", relay.for_nodes)
     cluster = new_shared_cluster(square, broker)
     jobs = [cluster.submit(str(record), number, 0.01) for number in range(400)]
-    until(lambda: jobs[100].finish.is_set(), "some jobs that have ended")
+    until(jobs[100].finish.is_set, "some jobs that have ended")
     broker.kill()
     start_broker(instead_of=broker)
     for number, job in enumerate(all_ended(jobs, 60)):
@@ -353,7 +363,7 @@ def test_a_node_that_is_killed_is_noticed_as_fast_as_a_direct_one(
         place = gate.with_name(f"{gate.name}-{how}")
         cluster = new_cluster(nap, address, *(["*"] if how == "relayed" else []))
         job = cluster.submit(str(place), 0)
-        until(lambda place=place: is_running(place, 1), "a job that runs")
+        until(partial(is_running, place, 1), "a job that runs")
         node.kill()
         begin = time.monotonic()
         assert ended(job, 20).status == DispyJob.Abandoned
@@ -416,7 +426,7 @@ def test_memory_is_bounded_when_the_broker_takes_nothing_in(
     finished(cluster.submit(1))
     before, most = relay.memory(), 0
     jobs = [cluster.submit(MIB) for _ in range(300)]
-    until(lambda: jobs[10].finish.is_set(), "some results")
+    until(jobs[10].finish.is_set, "some results")
     broker.process.send_signal(signal.SIGSTOP)
     try:
         end = time.monotonic() + 3.0
@@ -427,6 +437,45 @@ def test_memory_is_bounded_when_the_broker_takes_nothing_in(
         broker.process.send_signal(signal.SIGCONT)
     assert {len(finished(job).result) for job in jobs} == {MIB}
     assert most - before < GROWTH_BYTES
+
+
+def test_memory_is_bounded_when_a_node_keeps_no_bounds(
+    start_relay: StartRelay, start_broker: StartBroker
+) -> None:
+    broker = start_broker()
+    relay = start_relay("--broker", broker.for_nodes)
+    until(lambda: "working for" in relay.log(), "the trunk")
+    with rude_node(relay.for_nodes) as (bus, route):
+        before, most = relay.memory(), 0
+        broker.process.send_signal(signal.SIGSTOP)
+        try:
+            header, _ = Codec().encode(Envelope(0, 1, 0, []))
+            payload = bytes(MIB)
+            for _ in range(200):
+                assert bus.send(route, [header, payload])
+            end = time.monotonic() + 3.0
+            while time.monotonic() < end:
+                bus.poll(0.05)
+                most = max(most, relay.memory())
+        finally:
+            broker.process.send_signal(signal.SIGCONT)
+    assert 4 * MIB < most - before < GROWTH_BYTES
+
+
+@contextmanager
+def rude_node(address: str) -> Iterator[tuple[Bus, Route]]:
+    """Have a connection to a relay on which a node has been welcomed by the broker."""
+    bus, guard = Bus(), new_guard()
+    me = describe("node", "0", name="rude", cpus=1, token=guard.token)
+    route = bus.dial(address)
+    try:
+        until(lambda: any(isinstance(each, Up) for each in bus.poll(0.1)), "the connection")
+        hello = Hello(VERSION_MAJOR, VERSION_MINOR, me, token=guard.token)
+        bus.send(route, [Codec().encode(hello)[0]])
+        until(lambda: any(isinstance(each, Arrived) for each in bus.poll(0.1)), "an answer")
+        yield bus, route
+    finally:
+        bus.close()
 
 
 @pytest.mark.timeout(180)
