@@ -386,7 +386,7 @@ def _serve(
             exitcodes.UNAVAILABLE,
             f"{error}. Does another broker run here? Choose another port with -p",
         )
-    check_doors([*told[0], *told[1]], house.nodes)
+    check_doors(bus, [*told[0], *told[1]], house.nodes)
     addresses = listening.addresses_of_doors(told[0], entrance.ext_hosts)
     doors = guard.doors((entrance.node_keys, NODES), (entrance.client_keys, CLIENTS))
     daemon = BrokerDaemon(

@@ -350,7 +350,7 @@ def _serve(
         denied = error.errno in (errno.EACCES, errno.EPERM)
         code = exitcodes.NOT_PERMITTED if denied else exitcodes.UNAVAILABLE
         refuse(code, _taken(offer.doors, error))
-    check_doors(daemon.doors, protection)
+    check_doors(bus, daemon.doors, protection)
     _stop_on_signals(daemon)
     if private:
         _stop_with_stdin(daemon)

@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import click
 
@@ -19,6 +19,9 @@ from . import configfile, exitcodes, listening, logs, protection
 from .errors import DispyError
 from .protection import Protection
 from .secret import SecretError
+
+if TYPE_CHECKING:  # it loads ZeroMQ
+    from .transport import Bus
 
 UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}  # powers of two
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -267,13 +270,13 @@ def may_dial(option: str, address: str, protection: Protection) -> str:
     return listening.joined(found, port)
 
 
-def check_doors(doors: Sequence[str], protection: Protection) -> None:
+def check_doors(bus: Bus, doors: Sequence[str], protection: Protection) -> None:
     """End a daemon that has a secret, but lets strangers in at its doors: a broken ZeroMQ."""
     if protection.secret is None or not doors:
         return
     from .selftest import OpenDoor, self_test
 
     try:
-        self_test(doors)
+        self_test(bus, doors)
     except OpenDoor as error:
         refuse(exitcodes.UNEXPECTED, str(error))

@@ -25,15 +25,16 @@ class OpenDoor(DispyError):
     """Strangers can come in where a secret is asked for."""
 
 
-def self_test(addresses: Sequence[str]) -> None:
+def self_test(listening: Bus, addresses: Sequence[str]) -> None:
     """Try to get in at these addresses of ours, with another secret and with none.
 
-    They are as `Bus.listen` returns them. Raises `OpenDoor` when that isn't refused. The bus
-    that listens there needn't be polled meanwhile.
+    They are as ``listening`` has returned them; it isn't polled meanwhile, and doesn't log the
+    attempts. Raises `OpenDoor` when one isn't refused.
     """
     for address in addresses:
         for keys in (Keys(secrets.token_bytes(KEY_BYTES)), None):
             _try(address, keys)
+    listening.overlook()
 
 
 def _try(address: str, keys: Keys | None) -> None:

@@ -58,6 +58,7 @@ CLOSED = "the connection was closed"
 UNKNOWN = "an address that has gone already"
 ROUTE_BYTES = 5  # as ZeroMQ makes them; others are chosen by peers, which ours never do
 TAKEN = (errno.EADDRINUSE, errno.EACCES)  # not to be tried with IPv4 only
+OVERLOOK_S = 0.5  # to see the end of connections of our own; real peers may be among them
 ACCEPTED_MAX = 10_000  # addresses and keys of accepted connections that are kept
 
 # What it means when connections that want to be so (ours and theirs) end before they begin.
@@ -194,6 +195,7 @@ class Bus:
         self._closed: list[tuple[Listener, str]] = []
         self._closed_until = 0.0
         self._strangers = Seldom()
+        self._is_overlooking = False
         self._connections: dict[int, Connection] = {}
         self._last_route = 0
         self._arrivals: deque[Arrival] = deque()
@@ -243,6 +245,17 @@ class Bus:
         if address.startswith("*:"):
             return f"*:{bound.rpartition(':')[2]}" if is_new else address
         return bound.removeprefix("tcp://")
+
+    def overlook(self) -> None:
+        """Log nothing of those who have come and gone so far: they were sent by this process."""
+        self._is_overlooking = True
+        give_up_at = time.monotonic() + OVERLOOK_S
+        for listener in self._listeners:
+            self._on_hangup(listener)
+            while listener.peers and time.monotonic() < give_up_at:
+                listener.monitor.poll(int(TRY_S * 1000))
+                self._on_hangup(listener)
+        self._is_overlooking = False
 
     def close(self) -> None:
         """Close every socket at once; what was not sent is lost."""
@@ -478,7 +491,9 @@ class Bus:
         address = listener.peers.pop(fd, UNKNOWN)
         failure, listener.failure = listener.failure, 0  # it's told of just before
         reason = curve.refusal(failure, listener.keys is not None)
-        if reason and self._strangers.allows(address, time.monotonic()):
+        if not reason or self._is_overlooking:
+            return
+        if self._strangers.allows((address, reason), time.monotonic()):
             log.warning("a connection from %s was refused: %s", address, reason)
 
     def _close_doors(self) -> None:

@@ -139,7 +139,7 @@ def _serve(settings: Settings, protection: Protection) -> None:
             exitcodes.NOT_PERMITTED if denied else exitcodes.UNAVAILABLE,
             f"{error}. Does a broker, a node or another relay run here? Choose other ports with -p",
         )
-    check_doors([*daemon.lower, *daemon.upper], protection)
+    check_doors(daemon.bus, [*daemon.lower, *daemon.upper], protection)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: daemon.stop())
     _say(daemon)

@@ -30,6 +30,7 @@ from dispy.protocol.exchange import (
     Down,
     Event,
     Exchange,
+    HungUp,
     Joined,
     Received,
     Up,
@@ -477,23 +478,28 @@ def test_bad_questions_don_t_end_the_loop(peers: list[Peer], frames: list[bytes]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:0"])
-def test_a_secured_door_passes_the_test_at_once(address: str) -> None:
+def test_a_secured_door_passes_the_test_at_once(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with closing(Bus(KEYS)) as bus:
         listening = bus.listen(address)
         began = time.monotonic()
-        self_test([listening])
+        self_test(bus, [listening])
         assert time.monotonic() - began < 1.0
+        assert bus.poll(0.1) in ([], [HungUp()])
+    assert not warnings(caplog), "who was sent by ourselves is no stranger"
 
 
 def test_an_open_door_fails_the_test() -> None:
     with closing(Bus()) as bus, pytest.raises(OpenDoor, match="without one"):
-        self_test([bus.listen("127.0.0.1:0")])
+        self_test(bus, [bus.listen("127.0.0.1:0")])
 
 
 def test_a_door_that_can_t_be_tested_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        self_test(["{}:{}".format(*unused.getsockname())])
+        with closing(Bus(KEYS)) as bus:
+            self_test(bus, ["{}:{}".format(*unused.getsockname())])
     assert "can't test whether" in warnings(caplog)[0]
 
 
