@@ -44,6 +44,7 @@ PURE = [
     "broker/core.py",
     "broker/effects.py",
     "broker/exclusive.py",
+    "broker/distance.py",
     "broker/drain.py",
     "broker/durable.py",
     "broker/explain.py",

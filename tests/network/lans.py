@@ -90,7 +90,9 @@ class Running:
             assert "Traceback" not in daemon.log(), daemon.log()
 
     def clear_away(self) -> None:
-        """End all by force."""
+        """End all by force; what they have said is shown if a test fails."""
+        for daemon in self._daemons:
+            print(f"-- {daemon.process.args!r}\n{daemon.log()}")
         for process in (*self._others, *self._daemons):
             process.clear_away()
             if process.process.stdin is not None:

@@ -1,0 +1,1 @@
+"""What is expected of all this, from single decisions to networks of hosts."""
