@@ -329,7 +329,8 @@ class BrokerDaemon:
             if node is not None and node.online:  # else it has been said
                 self._log_node(event.peer, f"can't be reached: {event.reason}")
             scheduler.away(event.peer, event.reason, event.gone, now)
-            if event.gone:
+            link = self.exchange.links.get(event.peer)
+            if event.gone or (link is not None and link.peer.role == "relay"):  # it holds nothing
                 self.exchange.forget(event.peer)
                 self._lost(event.peer)
         elif isinstance(event, Left):

@@ -2,7 +2,8 @@
 
 Each is dismissed at most. Nothing raises out of a turn, all invariants hold, and when the peers are
 gone, so is what they left; an honest client and an honest node go on as if nothing had been.
-``DISPY_FUZZ`` says how many messages, by default 12,000; what goes wrong is found again by its seed.
+``DISPY_FUZZ`` says how many messages, by default 12,000. What goes wrong is found again by its
+seed, which is printed: ``DISPY_TEST_SEED``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dispy.protocol.wire import Codec
 
 from .babble import Babbler
 from .nodeunderfire import NodeUnderFire
+from .relayunderfire import CHILDREN, RelayUnderFire
 from .underfire import BrokerUnderFire
 
 COUNT = int(os.environ.get("DISPY_FUZZ", "12000"))
@@ -88,6 +90,19 @@ def test_nodes(tmp_path: Path) -> None:
                 fire.daemon.agent.check()
         fire.daemon.agent.check()
         assert len(fire.daemon.exchange.links) <= len(fire.liars) + 1
+
+
+def test_relays() -> None:
+    for seed in seeds(2):
+        print("DISPY_TEST_SEED", seed)
+        fire = RelayUnderFire(seed, LIES[seed % len(LIES)])
+        for step in range(STEPS):
+            fire.step()
+            if step % CHECK_STEPS == 0:
+                fire.relay.check()
+        fire.relay.check()
+        assert fire.relay.children <= CHILDREN + 1
+        fire.relay.stop()
 
 
 # -- datagrams ------------------------------------------------------------------------------

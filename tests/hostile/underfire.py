@@ -19,6 +19,7 @@ from dispy.broker.journal import Journal
 from dispy.broker.settings import POLICIES, Settings
 from dispy.protocol import blobs
 from dispy.protocol import messages as m
+from dispy.protocol.errors import ProtocolError
 from dispy.protocol.exchange import Arrival, Arrived, Down, HungUp, Route, Up
 from dispy.protocol.guard import instance_of
 from dispy.protocol.payload import pack_result
@@ -37,9 +38,10 @@ OUT_OF_TURN = 0.01  # how often a whole frame makes no sense
 class Wire:
     """In place of a `Bus`: what is sent is decoded and kept by route until somebody takes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, carries: bool = False) -> None:
+        self._carries = carries  # what others have written
         self.sent: dict[Route, list[m.Frame]] = {}
-        self.dialled: list[int] = []
+        self.dialled: list[Route] = []
         self.keys = None
         self.public_key = b""
         self._codec = Codec()
@@ -63,10 +65,18 @@ class Wire:
     def drop(self, route: Route) -> None:
         """Close a connection."""
         self.sent.pop(route, None)
+        if route in self.dialled:
+            self.dialled.remove(route)
 
     def send(self, route: Route, frames: list[m.Buffer]) -> bool:
-        """Keep what is sent: it must be readable."""
-        frame, _ = self._codec.decode(bytes(frames[0]))
+        """Keep what is sent: it must be readable, unless a relay passes it on."""
+        try:
+            frame, _ = self._codec.decode(bytes(frames[0]))
+        except ProtocolError:
+            assert self._carries
+            return True
+        if isinstance(frame, m.Relayed) and len(frames) > 1 and isinstance(route, bytes):
+            return self.send((route, frame.child), frames[1:])
         self.sent.setdefault(route, []).append(frame)
         return True
 
@@ -87,7 +97,7 @@ class Liar:
     def __init__(self, wire: Wire, identity: m.Identity, babbler: Babbler, route: str) -> None:
         self._token = babbler.chance.randbytes(32)
         self.identity = msgspec.structs.replace(identity, instance=instance_of(self._token))
-        self.route: bytes = route.encode()
+        self.route: Route = route.encode()
         self.is_in = False
         self.heard: list[m.Body] = []
         self._wire = wire
@@ -160,6 +170,26 @@ class Liar:
         return Arrived(self.route, [header, *chunks])
 
 
+class Behind(Liar):
+    """A peer behind a relay, which lies as well."""
+
+    relay: Liar
+    child = 0
+
+    def _arrived(self, frame: m.Frame) -> Arrived:
+        said = super()._arrived(frame)
+        header, _ = self._codec.encode(m.Relayed(self.child))
+        return Arrived(self.relay.route, [header, *said.frames])
+
+    def lose(self) -> Arrived:
+        """Have the relay say something about it."""
+        chance = self._babbler.chance
+        event = chance.choice((*range(7), m.LOST, m.LOST))
+        number = chance.choice((self.child, self.child, 1, -1, 1 << 63))
+        lost = m.Relayed(number, event, "cache", chance.random() < 0.3)
+        return Arrived(self.relay.route, [self._codec.encode(lost)[0]])
+
+
 class BrokerUnderFire:
     """A broker with liars for clients and for nodes. ``folder``: it has a journal there."""
 
@@ -180,7 +210,7 @@ class BrokerUnderFire:
         self._names = 0
         self.liars: list[Liar] = []
         self.handlers = list(self.daemon.scheduler.HANDLERS)
-        for role in ("client", "client", "node", "node"):
+        for role in ("client", "client", "relay", "node", "node", "node"):
             self._enter(role)
 
     def _start(self) -> BrokerDaemon:
@@ -199,10 +229,20 @@ class BrokerUnderFire:
         self.wire.dialled.clear()
         self.daemon = self._start()
 
+    def _behind(self, relay: Liar, who: m.Identity, name: str) -> Liar:
+        liar = Behind(self.wire, who, self.babbler, name)
+        liar.relay, liar.child = relay, self._names
+        liar.route = (relay.route, self._names)
+        return liar
+
     def _return(self, liar: Liar) -> None:
         """Have a liar come back as who it was, over another connection."""
         self._names += 1
-        liar.route = f"{liar.identity.instance}/{self._names}".encode()
+        if isinstance(liar, Behind):
+            liar.child = self._names
+            liar.route = (liar.relay.route, liar.child)
+        else:
+            liar.route = f"{liar.identity.instance}/{self._names}".encode()
         self.turn([liar.hello()])
 
     def _enter(self, role: str, *places: str) -> Liar:
@@ -213,7 +253,11 @@ class BrokerUnderFire:
         who = m.Identity(role, name, name, "0", "3.11.7", "Linux", cpus, place, "127.0.0.1:9701")
         if self.chance.random() < self.babbler.lies:
             who = msgspec.structs.replace(self.babbler.message(m.Identity), role=role)
-        liar = Liar(self.wire, who, self.babbler, name)
+        relays = [each for each in self.liars if each.identity.role == "relay" and each.is_in]
+        if role == "node" and relays and not places and self.chance.random() < 0.5:
+            liar = self._behind(self.chance.choice(relays), who, name)
+        else:
+            liar = Liar(self.wire, who, self.babbler, name)
         self.liars.append(liar)
         self.turn([liar.hello()])
         return liar
@@ -237,6 +281,8 @@ class BrokerUnderFire:
             return
         self._learn(liar)
         arrivals: list[Arrival] = []
+        if isinstance(liar, Behind) and chance.random() < 0.05:
+            arrivals.append(liar.lose())
         for _ in range(chance.choice((1, 1, 1, 4))):
             arrivals.append(liar.say(self._messages(liar)))
         if self.wire.dialled and chance.random() < 0.5:
@@ -252,6 +298,7 @@ class BrokerUnderFire:
         """Have all of them leave."""
         self.turn([liar.goodbye() for liar in self.liars])
         self.liars.clear()
+        self.wire.sent.clear()
 
     def run_a_job(self) -> bool:
         """Have an honest client and an honest node come; say whether a job comes through."""
@@ -275,6 +322,8 @@ class BrokerUnderFire:
 
     def _messages(self, liar: Liar) -> list[m.Body]:
         chance = self.chance
+        if liar.identity.role == "relay" and chance.random() < 0.9:
+            return []
         kinds = FROM_CLIENT if liar.identity.role == "client" else FROM_NODE
         if chance.random() < self.babbler.lies / 20:
             kinds = KINDS
@@ -312,7 +361,8 @@ class BrokerUnderFire:
 
 FROM_CLIENT = (
     m.OpenCluster, m.OpenCluster, m.Submit, m.Submit, m.Submit, m.Submit, m.Submit, m.Submit,
-    m.CancelJobs, m.CloseCluster, m.FollowJobs, m.NodeRequest, m.Allocate, m.SendFile, m.Explain, m.ResultsHeard,
+    m.CancelJobs, m.CloseCluster, m.FollowJobs, m.NodeRequest, m.Allocate, m.SendFile, m.Explain,
+    m.ResultsHeard,
     m.Attach, m.Operate, m.Define, m.RecordsHeard, m.BlobPieces, m.BlobPieces,
 )  # fmt: skip
 FROM_NODE = (
