@@ -9,6 +9,7 @@ import pytest
 
 from .lans import SECRET, Running
 from .namespaces import Network, remove_leftovers, why_not
+from .places import Place
 
 
 @pytest.fixture
@@ -37,3 +38,14 @@ def running(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         new.stop()
     finally:
         new.clear_away()
+
+
+@pytest.fixture
+def place(network: Network, tmp_path: Path) -> Iterator[Place]:
+    """Type commands at machines, as users do."""
+    new = Place(network, tmp_path)
+    try:
+        yield new
+        new.stop()
+    finally:
+        new.kill()
