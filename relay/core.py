@@ -68,6 +68,8 @@ from .children import Caller, Child, Place
 PATIENCE_S = 2.5  # a child's Hello may wait so long for an up-link; it gives up after 3 s
 KEEP_S = 5.0  # an up-link that is away for so long may be replaced by another
 SILENT_ROUNDS = 40  # of a peer that was dialled; rounds don't count while the relay is stopped
+SILENT = "it has no session any more, or hangs"
+UNGREETED = "the broker didn't greet it"
 WAITING_MAX_BYTES = 8 << 20  # a child that takes in less than it is sent is given up
 
 
@@ -364,7 +366,10 @@ class Relay:
             frame = Unknown()  # the exchange looks at it once more, and says what is to be said
         if isinstance(frame, (Relayed, Cached)):
             self.exchange.links[self.broker].heard = now
-            self._unwrap(frame, arrival.frames, now)
+            try:
+                self._unwrap(frame, arrival.frames, now)
+            except ProtocolError:
+                self.malformed += 1
         else:
             self._handle(self.exchange.receive(arrival, now), now)
 
@@ -372,12 +377,8 @@ class Relay:
         """Put back what was left out on the way, and see whom a message is for."""
         cached = frame if isinstance(frame, Cached) else None
         frames = frames[1:] if cached else frames
-        try:
-            first: Frame = frame if cached is None else self._decode(frames)
-            restored = self._kept.restore(cached, frames)
-        except ProtocolError:
-            self.malformed += 1
-            return
+        first: Frame = frame if cached is None else self._decode(frames)
+        restored = self._kept.restore(cached, frames)
         if not isinstance(first, Relayed):
             self.malformed += 1
         elif restored is not None:
@@ -544,11 +545,11 @@ class Relay:
         if place.route is not None:
             child = self._children.get(place.route)
             if child is not None and not child.is_greeted and now > child.since + GREETING_S:
-                self._lose(child, "the broker didn't greet it", now)
+                self._lose(child, UNGREETED, now)
             elif child is not None and self.has_room:  # else it can't be heard
                 child.silent_rounds += 1
                 if child.silent_rounds > SILENT_ROUNDS:
-                    self._lose(child, "it has no session any more, or hangs", now)
+                    self._lose(child, SILENT, now)
             return
         if now >= place.again_at and not self._has_rival(place):
             place.route = self._transport.dial(place.address)
