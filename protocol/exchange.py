@@ -811,6 +811,17 @@ class Exchange:
         news, self._news = self._news, []
         return news + events
 
+    def check(self) -> None:
+        """Assert what must hold between any two calls."""
+        for link in self.links.values():
+            link.check()
+        for route in (*self._routes, *self._dialled):
+            assert all(above in self._routes for above in _above(route)), "its relay is gone"
+        relays = {route for route, link in self._routes.items() if link.peer.role == "relay"}
+        assert self._trunks.routes == {each for each in relays if not isinstance(each, tuple)}
+        assert all(self._routes[link.route] is link for link in self.links.values() if link.route)
+        self._trunks.check()
+
     def _incomplete(self, route: Route, reason: str, now: float) -> list[Event]:
         """Messages were lost within a connection: start a new one, which brings them."""
         events: list[Event] = []

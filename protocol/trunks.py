@@ -74,6 +74,11 @@ class Trunks:
     def __bool__(self) -> bool:
         return bool(self._trunks)
 
+    @property
+    def routes(self) -> set[Route]:
+        """Where relays are connected."""
+        return set(self._trunks)
+
     def open(self, route: Route) -> None:
         """A relay is at the other end of this route."""
         if not isinstance(route, tuple):  # else its messages are those of a peer behind a relay

@@ -102,8 +102,7 @@ class Process(ABC):
         self.steps += 1
         self.turn(now)
         self.check()
-        for link in self.exchange.links.values():
-            link.check()
+        self.exchange.check()
         self._wake_at(min(self.exchange.deadline(), self.deadline()))
 
     def turn(self, now: float) -> None:

@@ -152,3 +152,22 @@ def play_dead_relay(relays: int = 1, lasts_s: float = 2.0) -> World:
     world.lost_nodes = False
     play(world, until=0.0)
     return world
+
+
+def play_dead_node(relays: int = 1) -> World:
+    """Kill a node that a relay has dialled, on this very host: its end is known at once."""
+    world = row_of_relays(f"dead node behind {relays}", relays, nodes=2)
+    world.network.is_local = True
+    world.submit(1, [Course(3.0)] * 4)
+    world.run(1.0)
+    machine = world.machines["node1"]
+    assert machine.node is not None
+    nodes, peer = world.broker.scheduler.nodes, machine.node.identity.instance
+    world.kill_node(machine)
+    world.run(0.05)
+    assert peer not in nodes or not nodes[peer].online, "nobody has told the broker that a node can't be reached"
+    world.run(2.0)
+    assert peer not in nodes, "nobody has told the broker that a node is dead"
+    world.start_node(machine)
+    play(world, until=0.0)
+    return world

@@ -1,6 +1,6 @@
 """With relays in between everything holds that holds without, whatever goes wrong with them.
 
-``DISPY_RELAYED_SEEDS`` says how many runs are played (default 100), ``DISPY_SEED`` which is first.
+``DISPY_RELAYED_SEEDS`` says how many runs are played (default 60), ``DISPY_SEED`` which is first.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import os
 
 import pytest
 
-from .relayedworlds import play_dead_relay, play_shared_file, play_slow_trunk
+from .relayedworlds import play_dead_node, play_dead_relay, play_shared_file, play_slow_trunk
 from .test_random_faults import FIRST, play_all
 
-COUNT = int(os.environ.get("DISPY_RELAYED_SEEDS", "100"))
+COUNT = int(os.environ.get("DISPY_RELAYED_SEEDS", "60"))
 PARTS = 4
 
 
@@ -37,3 +37,8 @@ def test_a_relay_that_dies_costs_no_job(relays: int, lasts_s: float) -> None:
     world = play_dead_relay(relays, lasts_s)
     ends = [end for ended in world.client.records[1].ends.values() for end in ended]
     assert [end.attempt for end in ends] == [1] * 20
+
+
+@pytest.mark.parametrize("relays", [1, 2])
+def test_the_end_of_a_node_behind_relays_is_known_at_once(relays: int) -> None:
+    play_dead_node(relays)
