@@ -52,7 +52,7 @@ def matches(spec: NodeSpec, node: Node) -> bool:
     """Whether an entry means this node: by its name, or by one of its addresses."""
     if not spec.port and fnmatchcase(node.identity.name, spec.pattern):
         return True
-    for address in (node.address, node.identity.address, *node.identity.addresses):
+    for address in node.addresses:
         host, _, port = address.rpartition(":")
         has_port = not spec.port or port == str(spec.port)
         if has_port and fnmatchcase(host.strip("[]"), spec.pattern):

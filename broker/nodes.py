@@ -69,7 +69,7 @@ def node_joined(
     node.online, node.lost_at, node.counted = True, float("inf"), False
     state.away.pop(node, None)
     node.dialled, node.via = bool(address) and not via, via
-    for known in (address, identity.address):
+    for known in (address, *node.addresses):
         state.unreached.pop(known, None)
     forget_pieces(state, node)
     for message in undelivered:

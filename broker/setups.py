@@ -45,7 +45,7 @@ def allocate(state: State, cluster: Cluster, node: Node) -> None:
     """Have a node set up for a cluster that asks for it, or offer it to its client."""
     if cluster.closing or not node.counted or cluster.id in node.allocations:
         return
-    cluster.untried -= {node.address, node.identity.address}
+    cluster.untried -= node.addresses
     if cluster.waits:
         return  # it is asked for again when others have been closed
     entry = entry_for(cluster.specs, node)
@@ -66,7 +66,7 @@ def allocate(state: State, cluster: Cluster, node: Node) -> None:
 
 def join(cluster: Cluster, node: Node, share: Share) -> Allocation:
     """Give a node a part in a cluster."""
-    cluster.untried -= {node.address, node.identity.address}
+    cluster.untried -= node.addresses
     allocation = Allocation(cluster, node, share)
     allocation.suspended = node.peer in cluster.suspended
     node.allocations[cluster.id] = cluster.allocations[node.id] = allocation

@@ -42,6 +42,7 @@ from .warehouse import Warehouse
 
 AHEAD_S = 0.05  # a node holds so many seconds of work ahead of its job processes
 AHEAD_MAX = 1000  # jobs ahead per CPU at most
+ADDRESSES_MAX = 16  # of a node that count
 
 
 class Job:
@@ -170,6 +171,12 @@ class Node:
     out_of_service: str = ""  # why it takes no jobs at present, by its own word
     since: float = 0.0  # when it registered, in seconds since the epoch
     done: int = 0  # jobs that have ended there
+
+    @property
+    def addresses(self) -> set[str]:
+        """Where it can be reached, "host:port": where it was, and what it says itself."""
+        who = self.identity
+        return {self.address, who.address, *who.addresses[:ADDRESSES_MAX]} - {""}
 
     @property
     def barred(self) -> str:

@@ -91,6 +91,7 @@ def _asks(function: Callable[..., Any]) -> Callable[..., Any]:
         where = Where(_find(broker, protection), timeout, protection.keys)
         return function(*args, where=where, **more)
 
+    decorated: Callable[..., Any] = collected
     for option in (
         secret_options,
         click.option(
@@ -113,8 +114,8 @@ def _asks(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Where the broker is; its port is 9702 unless given.",
         ),
     ):
-        collected = option(collected)
-    return collected
+        decorated = option(decorated)
+    return decorated
 
 
 def _find(broker: str, protection: Protection) -> str:

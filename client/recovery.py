@@ -181,7 +181,7 @@ class Recovery:
 
     def joined(self, instance: str, identity: Identity, address: str) -> None:
         """A node has registered; it will say what it holds."""
-        known = {address, identity.address} & self.nodes.keys()
+        known = {address, identity.address, *identity.addresses} & self.nodes.keys()
         node = self.nodes[min(known)] if known else None
         where = address or identity.address
         self.peers[instance] = Peer(instance, identity.name, where, node)

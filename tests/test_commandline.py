@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dispy.cli import main as dispy_command
-from dispy.protocol import commandline, interfaces, listening, protection
+from dispy.protocol import configfile, interfaces, listening, protection
 from dispy.protocol import secret as secrets
 from dispy.protocol.commandline import (
     SETTINGS,
@@ -54,11 +54,10 @@ def seen(*arguments: str) -> tuple[Result, dict[str, Any]]:
     @secret_options
     @secret_options_of("node", "nodes")
     @config_options
-    @click.pass_context
-    def command(context: click.Context, save_config: str | None, **more: Any) -> None:
+    def command(save_config: str | None, **more: Any) -> None:
         given.update(more)
         if save_config:
-            commandline.configfile.save_options(context, save_config)
+            configfile.save_options(click.get_current_context(), save_config)
         given["protection"] = more["secret"].find()
         given["of nodes"] = more["node_secret"].find(given["protection"])
 

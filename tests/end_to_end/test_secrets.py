@@ -235,7 +235,7 @@ def test_what_needs_a_secret_says_both_ways_out(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("DISPY_SECRET", raising=False)
     for wrong in ({"nodes": ["192.0.2.1"]}, {"nodes": ["192.0.2.*"]}, {"host": "192.0.2.1"}):
         with pytest.raises(dispy.SecretNeededError) as raised:
-            dispy.JobCluster(square, **wrong)  # type: ignore[arg-type]
+            dispy.JobCluster(square, **wrong)
         assert "dispy secret new" in str(raised.value) and "insecure=True" in str(raised.value)
 
 
@@ -307,6 +307,8 @@ def test_an_option_is_warned_of_and_not_saved(
 ) -> None:
     node = start_node("--secret", ALIEN)
     assert "can be seen by all users" in node.log() and ALIEN not in node.log()
+    below = [" ".join(process.cmdline()) for process in node.relatives()]
+    assert below and not [line for line in below if ALIEN in line]
     insecure: list[NodeProcess | BrokerProcess] = [start_node("--insecure")]
     insecure.append(start_broker("--insecure"))
     assert all("WARNING: INSECURE" in each.log() for each in insecure)

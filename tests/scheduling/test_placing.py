@@ -244,6 +244,20 @@ def test_what_a_node_says_of_its_address_may_be_anything(address: str) -> None:
     assert len(stage.take(Prepare)) == (address == "host:9701")
 
 
+@pytest.mark.parametrize(
+    "entry", [NodeSpec("10.0.0.7", 9701), NodeSpec("192.0.2.7", 9701), NodeSpec("192.0.*")]
+)
+def test_a_node_may_be_meant_by_any_of_its_addresses(entry: NodeSpec) -> None:
+    stage = Stage(nodes=(entry,))
+    own = ["10.0.0.7:9701", "192.0.2.7:9701"]
+    who = msgspec.structs.replace(identity("node", "n", 1), address=own[0], addresses=own)
+    stage.scheduler.joined("n", who, [], "", stage.now)
+    stage.tell("n", Holding([], []))
+    assert len(stage.take(Prepare)) == 1
+    [cluster] = stage.scheduler.clusters.values()
+    assert not cluster.untried  # nothing is said of an address that wasn't needed
+
+
 @pytest.mark.parametrize("message", [Prepared(1), Done(1, []), Holding([], [])])
 def test_what_only_a_node_may_say_is_refused_from_a_client(message: Any) -> None:
     with pytest.raises(ProtocolError):
