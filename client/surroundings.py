@@ -90,7 +90,7 @@ def _interfaces(hosts: Sequence[str]) -> list[Interface]:
     """Return all addresses, and through which of them peers can be found."""
     found = interfaces.addresses()
     used = discovery.suitable(found, hosts)
-    asked = discovery.askable(used)
+    asked = [ones[0] for ones in discovery.askable(used)]
     return [Interface(one.name, one.address, _why_not(one, used, asked)) for one in found]
 
 
