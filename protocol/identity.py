@@ -17,6 +17,7 @@ from .keys import Keys
 from .messages import Identity
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+NETWORK = Path("/proc/self/ns/net")
 TOKEN_BYTES = 32
 
 
@@ -56,7 +57,7 @@ def describe(
         python="{}.{}.{}".format(*sys.version_info[:3]),
         platform=platform.platform(),
         cpus=cpus,
-        place=f"{host}/{_boot()}/{door}" if door else "",
+        place=f"{host}/{_boot()}/{_network()}{door}" if door else "",
         address=addresses[0] if addresses else "",
         addresses=list(addresses),
         user=f"{_login()}@{host}" if role == "client" else "",
@@ -77,6 +78,14 @@ def _boot() -> str:
         return BOOT_ID.read_text().strip()
     except OSError:  # not Linux
         return str(os.getuid()) if hasattr(os, "getuid") else ""
+
+
+def _network() -> str:
+    """What tells this container, to which its ports belong, from others of this machine."""
+    try:
+        return f"{os.stat(NETWORK).st_ino}/"
+    except OSError:  # not Linux
+        return ""
 
 
 def random_name() -> str:
