@@ -577,6 +577,8 @@ class Exchange:
             self._say(route, Refused(reason))
             return []
         peer = hello.identity.instance
+        if self._have_crossed(peer):
+            return []
         link = self.links.get(peer)
         if link is not None and link.can_resume(hello.session, hello.received):
             self._unroute(link)
@@ -597,6 +599,18 @@ class Exchange:
         )
         self._greetings.append((route, welcome))
         return events
+
+    def _have_crossed(self, peer: str) -> bool:
+        """Whether each side has said Hello to the other, and ours is the one that counts.
+
+        Else each might keep the connection that the other gives up.
+        """
+        ours = [dial for dial in self._groups.get(peer, ()) if dial.greeted_at is not None]
+        if ours and self.identity.instance < peer:
+            return True
+        for dial in ours:
+            self._hang_up(dial)
+        return False
 
     def _refusal(self, hello: Hello) -> str:
         if hello.major != VERSION_MAJOR:

@@ -580,7 +580,7 @@ class Bus:
         probe = socket.socket(family, socket.SOCK_STREAM)
         probe.setblocking(False)
         try:
-            error = probe.connect_ex((host, int(port)))
+            error = probe.connect_ex(_numeric(host, int(port)))
         except (OSError, TypeError, ValueError, OverflowError) as wrong:  # from odd names
             probe.close()
             self.drop(connection.route)
@@ -763,6 +763,14 @@ def _hosts(endpoint: str) -> list[str]:
         return [endpoint]
     port = endpoint.rpartition(":")[2]
     return [f"tcp://[::]:{port}", f"tcp://0.0.0.0:{port}"]
+
+
+def _numeric(host: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    """Return where to connect to; the zone of a link-local address has a number of its own."""
+    if "%" not in host:
+        return host, port
+    bare, _, zone = host.partition("%")
+    return bare, port, 0, int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
 
 
 def _endpoint(address: str) -> str:
