@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tests.end_to_end.forwarders import Forwarder
 from tests.end_to_end.processes import BrokerProcess, Marked, NodeProcess
 from tests.end_to_end.records import noted
 from tests.end_to_end.relays import RelayProcess
@@ -53,12 +54,9 @@ class Running:
 
     def forwarder(self, host: Host, listen: str, target: str) -> str:
         """Forward connections, as ssh -L and -R do; return where it listens."""
-        proxy = Path(__file__).parent.with_name("end_to_end") / "fault_proxy.py"
-        command = [*host.through, sys.executable, str(proxy), listen, target]
-        forwarder = Marked(command, self.folder, stdin=-1)
+        forwarder = Forwarder(self.folder, target, listen, through=host.through)
         self._others.append(forwarder)
-        until(lambda: forwarder.output().endswith("\n"), f"a forwarder: {forwarder.log()}")
-        return forwarder.output().strip()
+        return forwarder.address
 
     def features(self, host: Host, **cluster: Any) -> Marked:
         """Start a program that tries all that jobs can do."""
@@ -95,8 +93,6 @@ class Running:
             print(f"-- {daemon.process.args!r}\n{daemon.log()}")
         for process in (*self._others, *self._daemons):
             process.clear_away()
-            if process.process.stdin is not None:
-                process.process.stdin.close()
 
 
 def ended_well(program: Marked, seconds: float = END_S) -> None:
