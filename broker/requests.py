@@ -32,6 +32,7 @@ from .matching import addresses, cpus_of, entry_for, is_open, share_of
 from .setups import join, open_up, start_over, trouble, vacate
 from .state import IDLE, PENDING, Cluster, Node, Share, Stage, State
 
+ACTION_CHARS = 100  # of one that isn't known
 SPECS_MAX = 10_000  # entries and addresses that one cluster may ask for
 
 Reply = tuple[int, str]  # code and text of an `Answer`
@@ -41,7 +42,7 @@ DONE: Reply = (0, "")
 def _on_node_request(state: State, peer: str, message: NodeRequest, now: float) -> None:
     act = ACTIONS.get(message.action)
     if act is None:
-        raise ProtocolError(f"nodes can't be asked for {message.action!r}")
+        raise ProtocolError(f"nodes can't be asked for {message.action[:ACTION_CHARS]!r}")
     cluster = state.cluster(peer, message.cluster)
     if cluster is None or cluster.closing:
         code, text = -1, "the cluster is closed"

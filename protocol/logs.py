@@ -13,7 +13,7 @@ import time
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
-from .printable import PrintableFormatter
+from .printable import PrintableFormatter, short
 
 TEXT = "text"
 JSON = "json"
@@ -38,7 +38,7 @@ class JsonLines(logging.Formatter):
             "time": f"{seconds}.{int(record.msecs):03d}Z",
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": short(record.getMessage()),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -12,7 +12,14 @@ import re
 _UNSEEN = "\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _IN_LINE = re.compile(f"[{_UNSEEN}]")
 _IN_TEXT = re.compile(f"(?![\n\t])[{_UNSEEN}]")
+CHARS_MAX = 20_000  # of one record: a peer may call itself a megabyte
 AGAIN = "\n    "  # how a line goes on: it can't be taken for another record
+
+
+def short(text: str) -> str:
+    """Return a text without what is too much of it."""
+    left_out = len(text) - CHARS_MAX
+    return text if left_out <= 0 else f"{text[:CHARS_MAX]}... ({left_out} more characters)"
 
 
 def line(text: str) -> str:
@@ -34,4 +41,4 @@ class PrintableFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as text; lines after the first are indented."""
-        return lines(super().format(record)).replace("\n", AGAIN)
+        return lines(short(super().format(record))).replace("\n", AGAIN)

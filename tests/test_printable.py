@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from dispy.protocol.printable import PrintableFormatter, line, lines
+from dispy.protocol.printable import CHARS_MAX, PrintableFormatter, line, lines, short
 
 RECORD = "2026-01-01 dispy.broker INFO: all is well"
 
@@ -36,3 +36,10 @@ def test_a_record_cannot_look_like_two() -> None:
     text = PrintableFormatter("%(levelname)s: %(message)s").format(record)
     assert text == f"INFO: node n\n    {RECORD}"
     assert not any(each.startswith("2026") for each in text.splitlines())
+
+
+def test_long_ones_are_cut() -> None:
+    assert short("x" * CHARS_MAX) == "x" * CHARS_MAX
+    assert short("x" * (CHARS_MAX + 7)) == "x" * CHARS_MAX + "... (7 more characters)"
+    record = logging.LogRecord("x", logging.INFO, "", 0, "%s", ("n" * (1 << 20),), None)
+    assert len(PrintableFormatter("%(message)s").format(record)) < 2 * CHARS_MAX
