@@ -140,9 +140,9 @@ def _protection(options: SecretOptions) -> tuple[Protection, str]:
     from dispy.protocol import protection
     from dispy.protocol.secret import SecretError
 
-    given = (each or "" for each in options[:4])
+    text, file, keyfile, certfile = (each or "" for each in options[:4])
     try:
-        return protection.find(*given, insecure=options.insecure), ""
+        return protection.find(text, file, keyfile, certfile, options.insecure), ""
     except SecretError as error:
         return protection.Protection(), str(error)
 

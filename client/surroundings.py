@@ -133,7 +133,8 @@ def _free(folder: Path) -> int | None:
 
 def listeners(ports: Iterable[int]) -> dict[int, list[str]]:
     """Return at which hosts somebody listens, for each of the ports that are open here."""
-    wanted, found = set(ports), {}
+    wanted = set(ports)
+    found: dict[int, set[str]] = {}
     try:
         connections = psutil.net_connections("tcp")
     except (psutil.Error, OSError):  # not everybody may see that everywhere

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def there(*contacts: Contact, means: Means = WITH, **target: bool) -> list[Remar
     return judge_contacts(Target("node1", **target), contacts, means)
 
 
-def at(port: int, outcome: str = OPEN, **fields: object) -> Contact:
+def at(port: int, outcome: str = OPEN, **fields: Any) -> Contact:
     return replace(Contact(f"192.168.1.7:{port}", outcome), **fields)
 
 
@@ -191,7 +192,7 @@ def test_a_machine_with_which_all_is_well() -> None:
         ({"listening": {9701: ["127.0.0.1"]}}, NOTE, "If others shall reach port 9701"),
     ],
 )
-def test_what_is_wrong_with_a_machine(change: dict[str, object], level: str, advice: str) -> None:
+def test_what_is_wrong_with_a_machine(change: dict[str, Any], level: str, advice: str) -> None:
     remarks = judge_machine(replace(MACHINE, **change))
     assert advice in only(remarks, level).advice
     assert has_problem(remarks) is (level == PROBLEM)
