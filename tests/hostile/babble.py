@@ -6,7 +6,6 @@ babble gets beyond the first look that a receiver takes at it.
 
 from __future__ import annotations
 
-import functools
 import random
 import types
 import typing
@@ -94,9 +93,13 @@ def _copy(value: Any) -> Any:
     return msgspec.structs.replace(value)
 
 
-@functools.cache
+_hints: dict[type[Any], list[tuple[str, Any]]] = {}
+
+
 def _fields(kind: type[Any]) -> list[tuple[str, Any]]:
-    return list(typing.get_type_hints(kind).items())
+    if kind not in _hints:
+        _hints[kind] = list(typing.get_type_hints(kind).items())
+    return _hints[kind]
 
 
 def _tuple_names(count: int, name: str) -> list[str]:

@@ -27,7 +27,7 @@ class RelayUnderFire:
         self.babbler = Babbler(chance, lies)
         self.wire = Wire(carries=True)
         who = m.Identity("relay", "r" * 32, "relay", "0", "3.11", "Linux")
-        self.relay = Relay(who, self.wire, random_name, FileShelf)  # type: ignore[arg-type]
+        self.relay = Relay(who, self.wire, random_name, FileShelf)
         self.relay.dial_down("127.0.0.1:9701")
         self.now = 1000.0
         self._codec = Codec()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
+from typing import Any
 
 from dispy.core import Core
 from dispy.effects import Ended
@@ -23,7 +25,7 @@ FROM_BROKER = (
     m.Results, m.JobsRunning, m.NodeReady, m.NodeGone, m.NodeTrouble, m.Answer, m.NodeOffer,
     m.NodeVitals, m.JobsRequeued, m.ClusterClosed, m.Records, m.NeedBlobs, m.Report,
 )  # fmt: skip
-LIKELY = {
+LIKELY: dict[str | type, Sequence[Any]] = {
     "cluster": [1, 1, 2], "seq": list(range(1, JOBS + 1)), "attempt": [1, 1, 2], "number": [1, 2],
     "jobs": list(range(1, JOBS + 1)), "status": [8, 9, 10, 11], "node": [0, 1, 2], "id": [1, 2],
     "kind": [1, 2, 3], "credit": [5, 100], "limit": [5, 100], "request": [1, 2],

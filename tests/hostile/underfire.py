@@ -359,13 +359,13 @@ class BrokerUnderFire:
         return m.JobResult(job.seq, job.attempt, status, 1.0, 1.5, body)
 
 
-FROM_CLIENT = (
+FROM_CLIENT: tuple[type[Any], ...] = (
     m.OpenCluster, m.OpenCluster, m.Submit, m.Submit, m.Submit, m.Submit, m.Submit, m.Submit,
     m.CancelJobs, m.CloseCluster, m.FollowJobs, m.NodeRequest, m.Allocate, m.SendFile, m.Explain,
     m.ResultsHeard,
     m.Attach, m.Operate, m.Define, m.RecordsHeard, m.BlobPieces, m.BlobPieces,
 )  # fmt: skip
-FROM_NODE = (
+FROM_NODE: tuple[type[Any], ...] = (
     m.Holding, m.Prepared, m.Prepared, m.Prepared, m.Prepared, m.Done, m.Done, m.Done, m.Started,
     m.Returned, m.Released, m.FilePut, m.Service, m.Pulse, m.Records, m.NeedBlobs,
 )  # fmt: skip

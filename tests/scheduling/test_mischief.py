@@ -8,6 +8,7 @@ from dispy.broker.matching import addresses
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import (
     CloseCluster,
+    ComputationSpec,
     Holding,
     JobOptions,
     JobSpec,
@@ -17,7 +18,7 @@ from dispy.protocol.messages import (
 )
 
 from .durablestage import DurableStage
-from .stage import CLIENT, LAYER, ComputationSpec, Stage
+from .stage import CLIENT, LAYER, Stage
 
 LONG_S = 1000.0  # than any lease
 
