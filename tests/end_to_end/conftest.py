@@ -11,7 +11,8 @@ import pytest
 
 import dispy
 
-from . import at_broker
+from . import at_broker, behind_relays
+from .behind_relays import NewNode
 from .fault_proxy import FaultProxy
 from .processes import NOTHING_MORE, BrokerProcess, NodeProcess, Program
 
@@ -56,8 +57,12 @@ RunProgram = Callable[..., Program]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Say which marks there are."""
-    mark = "embedded_only(reason): can't be played with a SharedJobCluster"
-    config.addinivalue_line("markers", mark)
+    marks = (
+        "embedded_only(reason): can't be played with a SharedJobCluster",
+        "direct_only(reason): doesn't hold for nodes behind relays",
+    )
+    for mark in marks:
+        config.addinivalue_line("markers", mark)
 
 
 @pytest.fixture(autouse=True)
@@ -91,9 +96,12 @@ def _at_a_broker(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _if_possible(request: pytest.FixtureRequest) -> None:
-    """Leave out what can't be played at a broker."""
+    """Leave out what can't be played at a broker, or behind relays."""
     mark = request.node.get_closest_marker("embedded_only")
     if mark is not None and at_broker.is_wanted(request.module):
+        pytest.skip(mark.args[0])
+    mark = request.node.get_closest_marker("direct_only")
+    if mark is not None and behind_relays.COUNT:
         pytest.skip(mark.args[0])
 
 
@@ -122,7 +130,7 @@ def start_node(tmp_path: Path) -> Iterator[StartNode]:
         environment: Mapping[str, str] = NOTHING_MORE,
     ) -> NodeProcess:
         nodes.append(
-            NodeProcess(
+            NewNode(
                 tmp_path, *options, cpus=cpus, port=port, through=through, environment=environment
             )
         )
@@ -142,7 +150,7 @@ def start_node(tmp_path: Path) -> Iterator[StartNode]:
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
     """A node of two CPUs that the tests of a module share."""
-    shared = NodeProcess(tmp_path_factory.mktemp("node"))
+    shared = NewNode(tmp_path_factory.mktemp("node"))
     yield shared
     try:
         shared.stop()
