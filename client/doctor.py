@@ -24,6 +24,8 @@ SECRET = "CURVE"
 PLAIN = "NULL"
 NOT_OURS = ""  # it isn't ZeroMQ
 
+DIFFERS = "differs"  # a refusal: the secrets do
+
 PORTS = (9700, 9701, 9702)
 DOORS = {9700: "a broker or relay, for nodes", 9701: "a node or relay", 9702: "a broker, for users"}
 CLOCK_S = 2.0  # a difference from which on times of jobs look odd
@@ -269,6 +271,8 @@ def _doors(machine: Machine) -> list[Remark]:
 def judge_contacts(target: Target, contacts: Sequence[Contact], means: Means) -> list[Remark]:
     """Say what came of trying a host."""
     remarks = [_judge(target, contact, means) for contact in contacts]
+    if any(each.answer is not None and each.answer.role == "broker" for each in contacts):
+        remarks = list(map(_other_door, remarks, contacts))
     for contact in contacts:
         if contact.answer is not None:
             remarks += _details(contact.address, contact.answer, means)
@@ -302,6 +306,14 @@ def _without_secret(address: str, who: str, means: Means) -> Remark:
     text = f"{who} uses no secret, and this machine does ({means.secret_source})"
     advice = f"Start what listens at {address} again, so that it finds the same secret."
     return Remark(PROBLEM, address, text, advice)
+
+
+def _other_door(remark: Remark, contact: Contact) -> Remark:
+    """A broker may have one secret for nodes and another one for users: ours fits one door."""
+    if contact.refusal != DIFFERS:
+        return remark
+    text = "its secret is another one than ours: perhaps that of nodes, and ours is that of users"
+    return Remark(NOTE, contact.address, text)
 
 
 def _usually(contact: Contact) -> str:
@@ -368,9 +380,6 @@ def _judge_protected(target: Target, contact: Contact, means: Means) -> Remark:
         return _judge_refusal(target.host, contact)
     text = f"its secret differs from ours ({means.secret_source})"
     return Remark(PROBLEM, contact.address, text, _bring(target))
-
-
-DIFFERS = "differs"
 
 
 def _judge_refusal(host: str, contact: Contact) -> Remark:

@@ -157,6 +157,14 @@ def test_who_is_busy_clocks_versions_and_slow_ways_are_told() -> None:
     assert "the broker that it works for" in said and "NTP" in said
 
 
+def test_a_broker_may_have_a_secret_for_each_door() -> None:
+    other = at(9700, protection=SECRET, refusal=DIFFERS)
+    users = at(9702, protection=SECRET, answer=replace(NODE, role="broker"))
+    assert "that of nodes" in only(there(other, at(9701, REFUSED), users)[:1], NOTE).text
+    assert not has_problem(there(other, users))
+    assert has_problem(there(other, at(9701, protection=SECRET, answer=NODE)))
+
+
 def test_a_relay_may_work_for_somebody() -> None:
     relay = replace(NODE, role="relay", engaged="this relay works for head, and brings 3 peers")
     remarks = there(at(9701, protection=SECRET, answer=relay))

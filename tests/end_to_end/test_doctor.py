@@ -130,6 +130,21 @@ def test_both_doors_of_a_broker(start_broker: StartBroker) -> None:
         assert done.returncode == 0 and f"{address}: broker 'head'" in done.stdout, done.stdout
 
 
+def test_a_broker_with_a_secret_for_each_door(start_broker: StartBroker, tmp_path: Path) -> None:
+    paths = []
+    for name, secret in (("users", SECRET), ("nodes", OTHER)):
+        paths.append(tmp_path / name)
+        paths[-1].write_text(secret)
+        paths[-1].chmod(0o600)
+    users, nodes = map(str, paths)
+    broker = start_broker("--cluster-secret-file", users, "--node-secret-file", nodes)
+    for address, ours in ((broker.address, SECRET), (broker.for_nodes, OTHER)):
+        done = examine(address, secret=ours)
+        assert done.returncode == 0 and ": broker " in done.stdout, done.stdout
+    done = examine(broker.for_nodes, secret=SECRET)
+    assert done.returncode == 1 and "its secret differs" in done.stdout
+
+
 # -- who isn't ------------------------------------------------------------------------------------
 
 
