@@ -245,7 +245,7 @@ class Discovery:
                 self._tell(effect, f"a peer at {effect.source} works for another at present")
 
     def _tell(self, what: Failed | Busy, text: str) -> None:
-        if self._seldom.allows(what, time.monotonic()):
+        if self._seldom.allows((type(what), what.instance), time.monotonic()):
             log.info("%s", text)
 
     def _ask(self, datagram: bytes) -> None:
