@@ -57,8 +57,10 @@ class JobCluster(NodeControl, OldClusterNames):
       exit status is the result.
     - ``nodes``: a host name, an IP address, "host:port", a pattern such as "10.0.*", a tuple
       (host, port, cpus, depends, setup_args), a dict with these names, `NodeAllocate`,
-      `LocalNode`, or a list of such. Without it the node of this machine is used, or, if none
-      runs, a private one that ends with this program. Nodes of other machines need a secret.
+      `LocalNode`, or a list of such. Without it, all nodes with the same secret that are
+      found in the network are used, or without a secret the node of this machine; if there is
+      none, a private one that ends with this program. Other machines need a secret, and so do
+      patterns, which never start a private node then.
     - ``depends``: a list of what the computation needs at nodes: functions, classes, instances
       (their class goes), modules, and paths of files or folders. A function named
       ``init_depends`` is called there first.
