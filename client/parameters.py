@@ -214,8 +214,10 @@ def read_dest_path(dest_path: Any) -> str:
 
 
 def read_interval(name: str, value: Any) -> float:
-    """Return how often to do something, in seconds from 1 to 1000; 0 for None: not again."""
-    return 0.0 if value is None else check_seconds(name, value, 1.0, 1000.0)
+    """Return how often to do something, in seconds from 1 to 1000; 0, as None: not again."""
+    if value is None or (value == 0 and not isinstance(value, bool)):
+        return 0.0
+    return check_seconds(name, value, 1.0, 1000.0)
 
 
 def check_needless(name: str, value: Any) -> None:
