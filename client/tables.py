@@ -109,7 +109,7 @@ def _node(node: NodeReport) -> list[str]:
     return [
         str(node.id or "-"),
         node.name,
-        node.address or "-",
+        f"{node.address or '-'}{f' via {node.via}' if node.via else ''}",
         node.state,
         str(node.cpus),
         str(node.running),

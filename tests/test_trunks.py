@@ -36,6 +36,7 @@ from dispy.protocol.messages import (
     Released,
     Unknown,
 )
+from dispy.protocol.pacing import Pacing
 from dispy.protocol.wire import Codec
 from dispy.relay.core import Relay
 
@@ -313,6 +314,25 @@ def test_when_the_transport_takes_no_more_it_goes_on_later() -> None:
     stage.run(2.0)
     for node in ("node1", "node2", "node3"):
         assert len(messages(stage.take(node))) == 30
+
+
+def test_a_mark_that_was_lost_stops_nothing_for_long() -> None:
+    pacing = Pacing(Codec())
+    for number in range(100):
+        pacing.add(number, [bytes(1 << 16)])
+    taken: list[list[Buffer]] = []
+    pacing.flush(0.0, lambda frames: taken.append(frames) is None)
+    before = len(taken)
+    pacing.flush(1.0, lambda frames: taken.append(frames) is None)
+    assert len(taken) == before < 100
+    pacing.flush(5.0, lambda frames: taken.append(frames) is None)
+    assert len(taken) == before + 1
+    frame, _ = Codec().decode(taken[-1][0])
+    assert isinstance(frame, Relayed)
+    pacing.marked(frame.child, 5.0)
+    pacing.flush(5.0, lambda frames: taken.append(frames) is None)
+    assert len(taken) > before + 1
+    pacing.check()
 
 
 # -- what only a relay may do, and what relays may not ----------------------------------------

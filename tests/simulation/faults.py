@@ -315,8 +315,12 @@ def slow_trunk(world: World) -> float:
     world.note(f"only {rate} bytes per second between {one} and {other} for {lasts}")
     for way in ((one, other), (other, one)):
         world.network.rates[way] = rate
-        world.clock.after(lasts, partial(world.network.rates.pop, way, None))
+        world.clock.after(lasts, partial(_hurry, world, way))
     return lasts
+
+
+def _hurry(world: World, way: tuple[str, str]) -> None:
+    world.network.rates.pop(way, None)
 
 
 def trunks(world: World) -> list[tuple[str, str]]:

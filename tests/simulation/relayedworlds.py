@@ -155,9 +155,12 @@ def play_dead_relay(relays: int = 1, lasts_s: float = 2.0) -> World:
 
 
 def play_dead_node(relays: int = 1) -> World:
-    """Kill a node that a relay has dialled, on this very host: its end is known at once."""
+    """Kill a node that a relay has dialled: that it can't be reached is known at once.
+
+    When relay and node are on one host, so is its end.
+    """
     world = row_of_relays(f"dead node behind {relays}", relays, nodes=2)
-    world.network.is_local = True
+    world.network.is_local = False
     world.submit(1, [Course(3.0)] * 4)
     world.run(1.0)
     machine = world.machines["node1"]
@@ -165,7 +168,8 @@ def play_dead_node(relays: int = 1) -> World:
     nodes, peer = world.broker.scheduler.nodes, machine.node.identity.instance
     world.kill_node(machine)
     world.run(0.05)
-    assert peer not in nodes or not nodes[peer].online, "nobody has told the broker that a node can't be reached"
+    assert not nodes[peer].online, "nobody has told the broker that a node can't be reached"
+    world.network.is_local = True
     world.run(2.0)
     assert peer not in nodes, "nobody has told the broker that a node is dead"
     world.start_node(machine)
