@@ -11,6 +11,7 @@ from dispy.protocol.messages import NodeSpec
 from .state import Node, Share
 
 PORT_MAX = 65535
+NAME_CHARS_MAX = 255
 WILD = "*?"  # what makes a pattern of an address
 
 
@@ -50,14 +51,19 @@ def entry_for(specs: Iterable[NodeSpec], node: Node) -> NodeSpec | None:
 
 def matches(spec: NodeSpec, node: Node) -> bool:
     """Whether an entry means this node: by its name, or by one of its addresses."""
-    if not spec.port and fnmatchcase(node.identity.name, spec.pattern):
+    if not spec.port and _fits(node.identity.name, spec.pattern):
         return True
     for address in node.addresses:
         host, _, port = address.rpartition(":")
         has_port = not spec.port or port == str(spec.port)
-        if has_port and fnmatchcase(host.strip("[]"), spec.pattern):
+        if has_port and _fits(host.strip("[]"), spec.pattern):
             return True
     return False
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Compare with a wildcard; a long one would take for ever, and names are not so long."""
+    return max(len(name), len(pattern)) <= NAME_CHARS_MAX and fnmatchcase(name, pattern)
 
 
 def cpus_of(node: Node, asked: int) -> int:

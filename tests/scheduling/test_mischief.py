@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from dispy.broker.matching import addresses
@@ -20,6 +22,7 @@ from dispy.protocol.messages import (
 from .durablestage import DurableStage
 from .stage import CLIENT, LAYER, Stage
 
+PATIENCE_S = 5.0
 LONG_S = 1000.0  # than any lease
 
 
@@ -69,3 +72,13 @@ def test_no_name_is_looked_up_for_a_client(host: str) -> None:
 def test_addresses_of_both_kinds_are_dialled() -> None:
     specs = [NodeSpec("10.0.0.1", 9701), NodeSpec("fe80::1", 1), NodeSpec("::1", 65535)]
     assert addresses(specs) == {"10.0.0.1:9701", "[fe80::1]:1", "[::1]:65535"}
+
+
+@pytest.mark.parametrize("pattern", ["[a-" * 20_000, "*?" * 2000 + "b", "?*" * 127 + "b"])
+def test_no_pattern_takes_long(pattern: str) -> None:
+    began = time.monotonic()
+    stage = Stage(nodes=(NodeSpec(pattern),))
+    stage.join("a" * 250)
+    stage.tell("a" * 250, Holding([], []))
+    assert time.monotonic() - began < PATIENCE_S
+    assert not stage.scheduler.clusters[stage.number].allocations
