@@ -2,7 +2,7 @@
 
 Each is dismissed at most. Nothing raises out of a turn, all invariants hold, and when the peers are
 gone, so is what they left; an honest client and an honest node go on as if nothing had been.
-``DISPY_FUZZ`` says how many messages, by default 12,000. What goes wrong is found again by its
+``DISPY_FUZZ`` says how many messages, by default 6,000. What goes wrong is found again by its
 seed, which is printed: ``DISPY_TEST_SEED``.
 """
 
@@ -29,7 +29,7 @@ from .nodeunderfire import NodeUnderFire
 from .relayunderfire import CHILDREN, RelayUnderFire
 from .underfire import BrokerUnderFire
 
-COUNT = int(os.environ.get("DISPY_FUZZ", "12000"))
+COUNT = int(os.environ.get("DISPY_FUZZ", "6000"))
 FIRST_SEED = int(os.environ.get("DISPY_TEST_SEED", "0"))
 STEPS = 400  # with one seed
 LIES = (0.0, 0.02, 0.1, 0.3)

@@ -16,7 +16,7 @@ from dispy.protocol.errors import ProtocolError
 from .babble import Babbler
 from .underfire import FILES, RANGES
 
-COUNT = int(os.environ.get("DISPY_FUZZ", "12000"))
+COUNT = int(os.environ.get("DISPY_FUZZ", "6000"))
 STEPS = 300
 JOBS = 20
 LIES = (0.0, 0.02, 0.1, 0.3)
