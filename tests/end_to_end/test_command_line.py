@@ -25,9 +25,12 @@ KILLED_S = 2.0  # after a node was killed, so long may its jobs live
 
 
 def run_node(*options: str) -> subprocess.CompletedProcess[str]:
-    """Run a command line that ends by itself."""
+    """Run a command line that ends by itself, without any secret."""
     command = [sys.executable, "-m", "dispy.node.cli", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    alone = {name: text for name, text in os.environ.items() if name != "DISPY_SECRET"}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=20, check=False, env=alone
+    )
 
 
 def hold(started: Path) -> None:
