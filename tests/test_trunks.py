@@ -321,16 +321,21 @@ def test_a_mark_that_was_lost_stops_nothing_for_long() -> None:
     for number in range(100):
         pacing.add(number, [bytes(1 << 16)])
     taken: list[list[Buffer]] = []
-    pacing.flush(0.0, lambda frames: taken.append(frames) is None)
+
+    def take(frames: list[Buffer]) -> bool:
+        taken.append(frames)
+        return True
+
+    pacing.flush(0.0, take)
     before = len(taken)
-    pacing.flush(1.0, lambda frames: taken.append(frames) is None)
+    pacing.flush(1.0, take)
     assert len(taken) == before < 100
-    pacing.flush(5.0, lambda frames: taken.append(frames) is None)
+    pacing.flush(5.0, take)
     assert len(taken) == before + 1
     frame, _ = Codec().decode(taken[-1][0])
     assert isinstance(frame, Relayed)
     pacing.marked(frame.child, 5.0)
-    pacing.flush(5.0, lambda frames: taken.append(frames) is None)
+    pacing.flush(5.0, take)
     assert len(taken) > before + 1
     pacing.check()
 

@@ -313,6 +313,7 @@ def slow_trunk(world: World) -> float:
     one, other = world.chance.choice(trunks(world))
     rate, lasts = world.chance.choice([3e5, 1e6, 1e7]), world.chance.choice([3.0, 10.0, 30.0])
     world.note(f"only {rate} bytes per second between {one} and {other} for {lasts}")
+    world.has_slowed = True
     for way in ((one, other), (other, one)):
         world.network.rates[way] = rate
         world.clock.after(lasts, partial(_hurry, world, way))

@@ -222,7 +222,7 @@ class Network:
             self._fail(socket, Down(route, "connection refused", refused=self.is_local))
             return
         mine = End(self, socket, route)
-        mine.other = End(self, door, b"%d" % route)
+        mine.other = End(self, door, str(route).encode())
         mine.other.other = mine
         self.ends.append(mine)
         socket.arrive(Up(route))

@@ -137,6 +137,7 @@ class World:
         self.lost_nodes = False
         self.failing_forks = False
         self.has_tampered = False
+        self.has_slowed = False  # so that jobs move away while their files come
         self.network.watch = self._on_message
         self.disk = Disk() if self.settings.durable else None
         self.broker_lives = 0
