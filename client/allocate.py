@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .cluster import JobCluster
 
 LOOPBACK = "127.0.0.1"
+ANY = "*"  # the host of an entry that means all nodes
 PORT_MAX = 65535
 ENTRY_NAMES = ("host", "port", "cpus", "depends", "setup_args")  # of a tuple, in this order
 
@@ -100,13 +101,6 @@ class NodeAllocate:
         return max(0, cpus + self.cpus)
 
 
-class AnyNode(NodeAllocate):
-    """What it means that no nodes are named: any node, or a private one if there is none."""
-
-    def __init__(self) -> None:
-        super().__init__("*")
-
-
 class LocalNode:
     """A private node on this machine, started for this program and ended with it.
 
@@ -130,7 +124,7 @@ def read_nodes(nodes: object) -> list[NodeAllocate | LocalNode]:
     None means any node. Raises `TypeError` or `ValueError` for what is no node.
     """
     if nodes is None:
-        return [AnyNode()]
+        return [NodeAllocate(ANY)]
     if isinstance(nodes, str | NodeAllocate | LocalNode | DispyNode | Mapping):
         nodes = [nodes]
     if not isinstance(nodes, Iterable):
@@ -144,6 +138,11 @@ def read_nodes(nodes: object) -> list[NodeAllocate | LocalNode]:
 def is_pattern(entry: NodeAllocate | LocalNode) -> bool:
     """Whether an entry stands for whatever nodes match it."""
     return isinstance(entry, NodeAllocate) and any(sign in entry.host for sign in "*?")
+
+
+def is_any(entry: NodeAllocate | LocalNode) -> bool:
+    """Whether all nodes are meant, or a private one if there is none."""
+    return isinstance(entry, NodeAllocate) and entry.host == ANY
 
 
 def matches_here(entry: NodeAllocate) -> bool:

@@ -28,7 +28,7 @@ from dispy.protocol.messages import (
 from . import computation as computations
 from . import config, depends, parameters, process, recoverfile
 from .aliases import OldClusterNames, new_names
-from .allocate import AnyNode, Entry, LocalNode, NodeAllocate, asks, is_pattern, read_nodes
+from .allocate import Entry, LocalNode, NodeAllocate, asks, is_any, is_pattern, read_nodes
 from .callbacks import check_callback
 from .errors import ClusterClosedError
 from .job import OWNERS, DispyJob, explain_end
@@ -59,8 +59,8 @@ class JobCluster(NodeControl, OldClusterNames):
       (host, port, cpus, depends, setup_args), a dict with these names, `NodeAllocate`,
       `LocalNode`, or a list of such. Without it, all nodes with the same secret that are
       found in the network are used, or without a secret the node of this machine; if there is
-      none, a private one that ends with this program. Other machines need a secret, and so do
-      patterns, which never start a private node then.
+      none, a private one that ends with this program; "*" alone means the same. Other machines
+      need a secret, and with one no other pattern starts a private node.
     - ``depends``: a list of what the computation needs at nodes: functions, classes, instances
       (their class goes), modules, and paths of files or folders. A function named
       ``init_depends`` is called there first.
@@ -254,7 +254,8 @@ class JobCluster(NodeControl, OldClusterNames):
             partial(self._find_any, door),
         )
         self._broker = process.start_broker(door, self._site)
-        if any(is_pattern(entry) and not isinstance(entry, AnyNode) for entry in entries):
+        is_sought = len(entries) == 1 and is_any(entries[0])
+        if not is_sought and any(is_pattern(entry) for entry in entries):
             self._seek(entries)
         return specs
 

@@ -31,11 +31,11 @@ from dispy.protocol.protection import Protection
 from . import config, local, parameters
 from .allocate import (
     LOOPBACK,
-    AnyNode,
     Entry,
     LocalNode,
     NodeAllocate,
     asks,
+    is_any,
     is_pattern,
     matches_here,
     read_nodes,
@@ -248,14 +248,14 @@ def find_nodes(
     door: Callable[[], PrivateDoor],
     pack: Pack,
     protection: Protection,
-    is_any: Callable[[NodeAllocate], bool] = no_node,
+    has_any: Callable[[NodeAllocate], bool] = no_node,
     start: bool = True,
 ) -> list[NodeSpec]:
     """Find out where nodes are, and what to tell the broker about them.
 
     ``port`` is that of nodes that say nothing else. With ``start``, what is missing on this
     machine is started in this process; it dials the ``door`` of its broker. With a secret, that is
-    only done when no nodes are named and ``is_any`` finds none in the network. Raises `OSError`
+    only done when no nodes are named and ``has_any`` finds none in the network. Raises `OSError`
     for hosts that can't be found or used.
     """
     # Errors come before any start.
@@ -265,7 +265,7 @@ def find_nodes(
     for entry, spec in found:
         wanted = [] if spec is None else [spec]
         if spec is None and start and not (named and isinstance(entry, NodeAllocate)):
-            wanted += _private(entry, door, protection, is_any)
+            wanted += _private(entry, door, protection, has_any)
         if isinstance(entry, NodeAllocate):
             if is_pattern(entry):  # also nodes that are found otherwise
                 wanted.append(NodeSpec(entry.host, entry.port or 0, entry.cpus))
@@ -279,13 +279,13 @@ def _private(
     entry: NodeAllocate | LocalNode,
     door: Callable[[], PrivateDoor],
     protection: Protection,
-    is_any: Callable[[NodeAllocate], bool],
+    has_any: Callable[[NodeAllocate], bool],
 ) -> list[NodeSpec]:
     """Start the private node, if an entry means this machine and no other node is found."""
     if isinstance(entry, NodeAllocate):
         if not matches_here(entry):
             return []
-        if protection.keys is not None and not (isinstance(entry, AnyNode) and not is_any(entry)):
+        if protection.keys is not None and not (is_any(entry) and not has_any(entry)):
             return []
     return [NodeSpec(local.start(door()), 0, entry.cpus)]
 
