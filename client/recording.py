@@ -92,8 +92,8 @@ class Recordings:
     """The recover files of a session's clusters. All methods are for the session's thread.
 
     ``door`` is where nodes dial in, ``shared_at`` where a broker is that outlives this program,
-    each "host:port" or empty; ``token`` proves who this program's own broker is. No method raises: what can't be written is told once, and the
-    jobs go on.
+    each "host:port" or empty; ``token`` proves who this program's own broker is. No method
+    raises: what can't be written is told once, and the jobs go on.
     """
 
     def __init__(self, door: str = "", shared_at: str = "", token: bytes = b"") -> None:
