@@ -263,6 +263,8 @@ class Bus:
             self.drop(route)
         for listener in self._listeners:
             self._unregister(listener.monitor)
+            # When it is full, ZeroMQ's thread waits in it, and `disable_monitor` for that thread.
+            self._on_hangup(listener)
             listener.router.disable_monitor()
             listener.monitor.close(0)
             self._unregister(listener.router)
