@@ -20,6 +20,11 @@ from .relays import RelayProcess, free_pair
 COUNT = int(os.environ.get("DISPY_TEST_RELAY") or 0)
 BROKER = "--broker"
 
+# Reasons for `direct_only`.
+BY_ADDRESS = "nodes are known by their own addresses, and named by those of relays here"
+ONE_AT_A_TIME = "a relay works for one program at a time, a node of its own for another one"
+OWN_PROXY = "its own proxy is in the way already, and no node has that address"
+
 _relays: dict[int, list[RelayProcess]] = {}  # by the node's own port, the nearest first
 
 

@@ -13,11 +13,14 @@ import pytest
 
 import dispy
 
+from .behind_relays import OWN_PROXY, direct_only
 from .conftest import NewCluster, NewProxy, StartNode
 from .forwarders import Forwarder
 from .processes import NodeProcess
 from .test_faults import SCALE, repeatedly
 from .waiting import all_ended
+
+pytestmark = direct_only(OWN_PROXY)
 
 WAY_S = 0.05  # to a node, and back once more
 NODES, CPUS = 4, 2

@@ -25,6 +25,7 @@ import pytest
 import dispy
 from dispy import DispyJob
 
+from .behind_relays import OWN_PROXY, direct_only
 from .conftest import NewCluster, RunProgram, StartNode
 from .fault_proxy import FaultProxy
 from .processes import NodeProcess
@@ -232,6 +233,7 @@ def assert_all_ran_once(jobs: list[DispyJob], record: Path) -> None:
     assert noted(record) == Counter(range(len(jobs)))
 
 
+@direct_only(OWN_PROXY)
 def test_connection_resets_lose_and_repeat_nothing(
     proxy: FaultProxy, proxied: dispy.JobCluster, tmp_path: Path
 ) -> None:
@@ -243,6 +245,7 @@ def test_connection_resets_lose_and_repeat_nothing(
     assert_all_ran_once(jobs, record)
 
 
+@direct_only(OWN_PROXY)
 def test_connections_that_break_in_the_middle_of_messages_lose_nothing(
     proxy: FaultProxy, proxied: dispy.JobCluster, tmp_path: Path
 ) -> None:
@@ -257,6 +260,7 @@ def test_connections_that_break_in_the_middle_of_messages_lose_nothing(
     assert noted(tmp_path / "record") == Counter(range(len(jobs)))
 
 
+@direct_only(OWN_PROXY)
 def test_a_slow_connection_is_only_slow(
     proxy: FaultProxy, proxied: dispy.JobCluster, tmp_path: Path
 ) -> None:
@@ -267,6 +271,7 @@ def test_a_slow_connection_is_only_slow(
     assert_all_ran_once(jobs, record)
 
 
+@direct_only(OWN_PROXY)
 def test_a_network_that_is_silent_for_a_while_loses_and_repeats_nothing(
     proxy: FaultProxy, proxied: dispy.JobCluster, tmp_path: Path
 ) -> None:

@@ -17,12 +17,15 @@ import pytest
 import dispy
 from dispy import DispyJob
 
+from .behind_relays import OWN_PROXY, direct_only
 from .changes import ready
 from .conftest import NewCluster, StartNode
 from .fault_proxy import FaultProxy
 from .processes import NodeProcess
 from .test_faults import repeatedly
 from .waiting import all_ended, ended, finished, until
+
+pytestmark = direct_only(OWN_PROXY)
 
 SCALE = float(os.environ.get("DISPY_TEST_SCALE", "1"))
 MIB = 1 << 20

@@ -14,6 +14,7 @@ import pytest
 import dispy
 from dispy import DispyJob, recorded
 
+from .behind_relays import BY_ADDRESS, direct_only
 from .conftest import NewCluster, RunProgram, StartNode
 from .processes import NodeProcess, Program
 from .waiting import finished, until
@@ -293,6 +294,7 @@ def test_a_torn_file_is_enough(
     assert_free(node, new_cluster)
 
 
+@direct_only(BY_ADDRESS)
 def test_a_node_that_is_gone(
     start_node: StartNode, start_jobs: StartJobs, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -88,10 +88,10 @@ def features(text: str) -> None:
     assert end(cluster.submit("echo", data)) == data
     job = cluster.submit("fail", "on purpose")
     end(job, dispy.DispyJob.Terminated)
-    assert "on purpose" in job.exception
+    assert "on purpose" in str(job.exception)
     job = cluster.submit("say", "aloud")
     end(job)
-    assert heard.wait(PATIENCE_S) and said == ["aloud"] and job.stdout.strip() == "aloud"
+    assert heard.wait(PATIENCE_S) and said == ["aloud"] and "aloud" in str(job.stdout)
     end(cluster.submit("send", data))
     assert Path("sent").read_bytes() == data
     job = cluster.submit("sleep", 600)
@@ -143,5 +143,6 @@ def until(condition: Callable[[], object]) -> None:
 
 
 if __name__ == "__main__":
-    {"features": features, "many": many}[sys.argv[1]](*sys.argv[2:])
+    tests: dict[str, Callable[..., None]] = {"features": features, "many": many}
+    tests[sys.argv[1]](*sys.argv[2:])
     print("ok", flush=True)
