@@ -43,7 +43,7 @@ from .messages import (
     Welcome,
 )
 from .trunks import Trunks
-from .wire import Codec
+from .wire import FRAMES_MAX, Codec
 
 ROUND_S = 0.25  # how often all links are looked at
 REDIAL_S = 0.02  # the first pause before dialling again; doubles
@@ -54,6 +54,7 @@ GREETING_S = 3.0  # how long a Hello may stay unanswered
 RELAYS_MAX = 8  # one behind the other
 RELAYED_ROLES = frozenset({"node", "relay"})
 INTRODUCED_MAX = 10_000  # addresses behind relays of which is known who was there
+DIALLED_MAX = 10_000  # connections; beyond that nobody whom a relay has dialled is greeted
 RELAYED_RETRY_S = 0.05  # how soon to try again when a trunk takes no more, unless it says so
 
 log = logging.getLogger("dispy.exchange")
@@ -519,8 +520,8 @@ class Exchange:
     def _on_frames(self, arrived: Arrived, now: float) -> list[Event]:
         route, frames = arrived.route, arrived.frames
         try:
-            if not frames:
-                raise ProtocolError("an empty message")
+            if not 0 < len(frames) <= FRAMES_MAX:
+                raise ProtocolError("a message of no frames, or of very many")
             frame, larges = self._codec.decode(frames[0])
             if isinstance(frame, Hello):
                 return self._on_hello(arrived, frame, now)
@@ -626,6 +627,7 @@ class Exchange:
         if isinstance(arrived.route, tuple):
             return self._doubt(arrived.route, hello.identity, hello.token)
         reason = self._guard.refuse(hello, arrived.key, arrived.door)
+        reason = reason or self._change(hello.identity)
         if reason and self._refusals.allows((hello.identity.name, reason), now):
             who = f"{hello.identity.role!r} {hello.identity.name!r}"
             log.warning("%s at door %d was refused: %s", who, arrived.door, reason)
@@ -643,6 +645,7 @@ class Exchange:
             reason = self._doubt(route, welcome.identity, welcome.token)
         else:
             reason = self._guard.refuse_instance(peer, welcome.token)
+            reason = reason or self._change(welcome.identity)
         if dial.expected not in ("", peer):
             reason = reason or "another process answers there than was found"
         if reason:
@@ -760,7 +763,7 @@ class Exchange:
 
     def _on_introduced(self, route: tuple[Route, int], address: str, now: float) -> None:
         """A relay has dialled somebody for us: say Hello."""
-        if route in self._routes or route in self._dialled:
+        if route in self._routes or route in self._dialled or len(self._dialled) >= DIALLED_MAX:
             return
         dial = self._dialled[route] = Dial(address, route, self._introduced.get(address, ""))
         self._say_hello(dial, route, now)
@@ -777,7 +780,15 @@ class Exchange:
             return f"a relay may bring nodes and relays, not a {identity.role}"
         if identity.instance in [self._routes[each].peer.instance for each in _above(route)]:
             return "a relay can't be behind itself"
-        return self._guard.refuse_instance(identity.instance, token)
+        reason = self._guard.refuse_instance(identity.instance, token)
+        return reason or self._change(identity)
+
+    def _change(self, identity: Identity) -> str:
+        """Return why a known peer can't be what it says now: nobody has two roles."""
+        link = self.links.get(identity.instance)
+        if link is None or identity.role in (link.peer.role, DOCTOR):
+            return ""
+        return f"it is a {link.peer.role}, and can't be a {identity.role} too"
 
     def _give_up_introduced(self, now: float) -> None:
         for route, dial in list(self._dialled.items()):

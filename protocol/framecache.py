@@ -17,13 +17,15 @@ from typing import Protocol
 
 from .errors import ProtocolError
 from .messages import Buffer, Cached
-from .wire import Codec
+from .wire import FRAME_BYTES_MAX, Codec
 
 LONG_BYTES = 4096  # shorter frames aren't worth a digest
 DIGEST_BYTES = 16
 SENT_BYTES = 256 << 20  # of frames that the sender counts on
 MEMORY_BYTES = 64 << 20  # of frames that the receiver has in memory
 SHELF_BYTES = SENT_BYTES  # ... beyond that, on its shelf
+# Of one message, put together; a short one may name the same long frame many times.
+RESTORED_BYTES_MAX = 4 * FRAME_BYTES_MAX
 MISSED = "a frame is missed that should be there"
 
 
@@ -31,10 +33,10 @@ class Shelf(Protocol):
     """Room for frames that aren't in memory, as in a file."""
 
     def write(self, offset: int, data: Buffer) -> None:
-        """Put bytes to a place; those that were there are gone."""
+        """Put all bytes to a place; those that were there are gone. Raises `OSError`."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return what was written."""
+        """Return what was written. Raises `OSError` when that isn't possible."""
 
     def close(self) -> None:
         """Give the room back."""
@@ -70,8 +72,7 @@ class Sent:
                 left_out.append((position, digest))
                 continue
             kept.append(frame)
-            news.pop(digest, None)  # the last one counts
-            news[digest] = len(frame)
+            news[digest] = len(frame)  # should it occur twice, the first counts
         if left_out or not self._announced:
             header, _ = self._codec.encode(Cached(left_out))
             return [header, *kept], news
@@ -154,12 +155,16 @@ class Kept:
         missing = dict(cached.frames)
         if len(missing) != len(cached.frames) or not all(0 < each < total for each in missing):
             raise ProtocolError("frames are left out at places that don't exist")
+        size = 0
         for position in range(total):
             digest = missing.get(position)
             frame = next(rest) if digest is None else self._get(digest)
             if frame is None:
                 return None
             restored.append(frame)
+            size += len(frame)
+            if size > RESTORED_BYTES_MAX:
+                raise ProtocolError("a message with more in it than anybody sends")
         return restored
 
     def _get(self, digest: bytes) -> Buffer | None:
@@ -167,12 +172,20 @@ class Kept:
         if frame is not None:
             return frame
         place = self._places.get(digest)
-        return None if place is None else self._shelf.read(*place)
+        if place is None:
+            return None
+        try:
+            return self._shelf.read(*place)
+        except OSError:
+            return None
 
     def _keep(self, frames: Sequence[Buffer]) -> None:
+        first: dict[bytes, Buffer] = {}  # of those that occur twice
         for frame in frames[1:]:
             if len(frame) >= LONG_BYTES:
-                self._keep_one(digest_of(frame), frame)
+                first.setdefault(digest_of(frame), frame)
+        for digest, frame in first.items():
+            self._keep_one(digest, frame)
 
     def _keep_one(self, digest: bytes, frame: Buffer) -> None:
         """Keep a frame as the newest one, even if it has been here before: so does the sender."""

@@ -30,7 +30,7 @@ def instance_of(token: bytes) -> str:
 class Door(NamedTuple):
     """Where a process listens: the keys that it asks for, and the roles they stand for.
 
-    Without keys, a role needn't be proven.
+    Without keys, a role needn't be proven, but another one is refused all the same.
     """
 
     keys: Keys | None
@@ -82,12 +82,12 @@ class Guard:
             return "nobody is let in at this port"
         asked = self._doors[door]
         role, instance = hello.identity.role, hello.identity.instance
+        if role not in asked.roles and role != DOCTOR:
+            wanted = " or ".join(sorted(asked.roles))
+            return f"the secret at this port is for a {wanted}, not for a {role}"
         if asked.keys is not None:
             if not key:
                 return "the connection isn't encrypted"
-            if role not in asked.roles and role != DOCTOR:
-                wanted = " or ".join(sorted(asked.roles))
-                return f"the secret at this port is for a {wanted}, not for a {role}"
             proof = prove(asked.keys, role, instance, key)
             if not hmac.compare_digest(proof, hello.proof):
                 return f"it doesn't prove that it has the secret of a {role}"

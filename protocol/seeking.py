@@ -21,6 +21,7 @@ HINT_S = 10.0  # a found peer that has not registered by then is forgotten
 PATIENCE_S = 2.0  # who seeks us should have dialled by then; else try it the other way round
 FRESH_S = 2.0  # so far apart a question may come by different ways; later it is a recording
 NONCES_MAX = 4096  # questions that are remembered
+WAYS_MAX = 16  # on which a question comes; more are a recording with forged senders
 QUESTIONS_MAX = 16  # own ones that may still be answered
 ANSWERS_MAX = 100  # in a second
 ANSWERS_PER_SOURCE = 10  # ... to the same address
@@ -236,6 +237,8 @@ class Seeking:
             if len(self._heard) > NONCES_MAX:
                 self._heard.popitem(last=False)
         if now > question.since + FRESH_S or source in question.sources:
+            return False
+        if len(question.sources) >= WAYS_MAX:
             return False
         question.sources.add(source)
         return True

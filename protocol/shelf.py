@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from typing import IO
 
@@ -17,15 +19,21 @@ class FileShelf:
     def write(self, offset: int, data: Buffer) -> None:
         """Put bytes to a place. Raises `OSError` when the disk is full."""
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="dispy-frames-")  # noqa: SIM115 (see close)
-        self._file.seek(offset)
-        self._file.write(data)
+            self._file = tempfile.TemporaryFile(  # noqa: SIM115 (see close)
+                prefix="dispy-frames-",
+                buffering=0,  # what finds no room is to be known now, not when it's read
+            )
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[os.pwrite(self._file.fileno(), view, offset + len(data) - len(view)) :]
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return what was written."""
+        """Return what was written. Raises `OSError` when the disk has lost it."""
         assert self._file is not None
-        self._file.seek(offset)
-        return self._file.read(size)
+        data = os.pread(self._file.fileno(), size, offset)
+        if len(data) < size:
+            raise OSError(errno.EIO, "the file is too short")
+        return data
 
     def close(self) -> None:
         """Remove the file."""

@@ -29,7 +29,7 @@ from .exchange import Arrival, Arrived, Down, HungUp, Route, Up
 from .keys import Keys
 from .logs import Seldom
 from .messages import Buffer
-from .wire import FRAME_BYTES_MAX
+from .wire import FRAME_BYTES_MAX, FRAMES_MAX
 
 CAN_LIMIT = sys.platform != "win32"
 if CAN_LIMIT:
@@ -40,6 +40,7 @@ HANDSHAKE_MS = 3000  # silent connections are closed after this
 HEARTBEAT_MS = 1000  # ZMTP's own, which notices silent partitions
 HEARTBEAT_TIMEOUT_MS = 3000
 HIGH_WATER = 1000  # messages; links keep less than that unacknowledged
+NEVER_MS = 3_600_000  # long before it's over, the socket is closed
 FAREWELL_MS = 300  # for what was said last, in the background, when a socket is closed
 PROBE_S = 3.0  # how long a TCP connection may take
 GREETING_S = 3.5  # ... and the handshake after it
@@ -130,8 +131,9 @@ def open_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socke
     if kind == zmq.ROUTER:
         opened.setsockopt(zmq.ROUTER_MANDATORY, 1)
     else:
-        opened.setsockopt(zmq.IMMEDIATE, 1)
-        opened.setsockopt(zmq.RECONNECT_IVL, -1)  # a new connection gets a new socket
+        # A new connection gets a new socket. With -1, or IMMEDIATE, what came just before the end
+        # would be thrown away unread.
+        opened.setsockopt(zmq.RECONNECT_IVL, NEVER_MS)
     return opened
 
 
@@ -564,8 +566,14 @@ class Bus:
             )
 
     def _rest(self, source: zmq.Socket[bytes], frames: list[Buffer]) -> list[Buffer]:
-        """Receive the further frames: the header as bytes, payloads without a copy."""
+        """Receive the further frames: the header as bytes, payloads without a copy.
+
+        Of a message with too many all that is returned is one more than may be.
+        """
         while source.getsockopt(zmq.RCVMORE):
+            if len(frames) > FRAMES_MAX:
+                _skip(source)
+                break
             if frames:
                 frames.append(source.recv(zmq.NOBLOCK, copy=False).buffer)
             else:
@@ -743,6 +751,12 @@ class Bus:
 
 def _descriptor(source: zmq.Socket[bytes]) -> int:
     return int(source.getsockopt(zmq.FD))
+
+
+def _skip(source: zmq.Socket[bytes]) -> None:
+    """Take in the rest of a message, and keep nothing of it."""
+    while source.recv(zmq.NOBLOCK, copy=False).more:
+        pass
 
 
 def _peer_of(fd: int) -> str:

@@ -15,6 +15,7 @@ from .pacing import SMALL_BYTES, Pacing, size_of
 from .wire import Codec
 
 CACHED_FROM = 2  # peers behind a relay: from then on it may pay to know what has been sent
+WAITING_MAX_BYTES = 32 << 20  # whoever lets more wait than this doesn't listen
 LOST_MAX = 1000  # peers behind one relay that are gone and may be proven dead later on
 
 SendFrames = Callable[[Route, list[Buffer]], bool]
@@ -37,6 +38,13 @@ class Trunk:
         if not self.cache.keeps:
             self._entered.add(route)
             self.cache.keeps = len(self._entered) >= CACHED_FROM
+
+    def add(self, route: Route, frames: list[Buffer]) -> bool:
+        """Have a message wait, unless far too much does so already."""
+        if self.pacing.waiting_bytes > WAITING_MAX_BYTES:
+            return False
+        self.pacing.add(route, frames)
+        return True
 
     def missed(self, text: str) -> None:
         """A peer was lost: if that's since the relay missed a frame, count on none."""
@@ -112,8 +120,7 @@ class Trunks:
             return True  # it is gone, and with it the peer's session here
         if trunk.pacing.is_full and size_of(frames) > SMALL_BYTES:
             return False  # it waits in its link, where signs of life pass it
-        trunk.pacing.add(route, [*self._headers(route), *frames])
-        return True
+        return trunk.add(route, [*self._headers(route), *frames])
 
     def drop(self, route: tuple[Route, int], refused: bool = False) -> None:
         """Have the relay close its connection to a peer; ``refused``: that said no."""
@@ -121,7 +128,7 @@ class Trunks:
         header, _ = self._codec.encode(Relayed(child, DROPPED, "", refused))
         trunk = self.of(route)
         if trunk is not None:
-            trunk.pacing.add(route, [*self._headers(above), header])
+            trunk.add(route, [*self._headers(above), header])
 
     def answer(self, route: Route, number: int) -> None:
         """Tell a relay that its mark has arrived."""

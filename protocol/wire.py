@@ -16,6 +16,8 @@ from .messages import Buffer, Frame, Large
 CHUNK_BYTES = 1 << 20  # a larger payload travels in pieces, so that it holds nobody up for long
 HEADER_BYTES = 1 << 20  # links split batches whose header would be longer
 FRAME_BYTES_MAX = 4 << 20  # sockets refuse longer frames, before anything is allocated
+# Of one message. Links need hundreds at most; whoever sends more wants to keep us busy.
+FRAMES_MAX = 4096
 
 
 def chunked(buffer: Buffer) -> Large:

@@ -61,7 +61,7 @@ from dispy.protocol.messages import (
     Welcome,
 )
 from dispy.protocol.pacing import FULL_BYTES, OWN, Pacing, size_of
-from dispy.protocol.wire import Codec
+from dispy.protocol.wire import FRAMES_MAX, Codec
 
 from .children import Caller, Child, Place
 
@@ -70,6 +70,7 @@ KEEP_S = 5.0  # an up-link that is away for so long may be replaced by another
 SILENT_ROUNDS = 40  # of a peer that was dialled; rounds don't count while the relay is stopped
 SILENT = "it has no session any more, or hangs"
 UNGREETED = "the broker didn't greet it"
+MARKED_MAX_BYTES = 4 * FULL_BYTES  # when so much waits, the broker doesn't listen to answers
 WAITING_MAX_BYTES = 8 << 20  # a child that takes in less than it is sent is given up
 
 
@@ -343,6 +344,9 @@ class Relay:
 
     def _on_frames(self, arrival: Arrived, now: float) -> None:
         route = arrival.route
+        if len(arrival.frames) > FRAMES_MAX:
+            self.malformed += 1
+            return
         if route == self.trunk:
             self._from_trunk(arrival, now)
             return
@@ -394,7 +398,8 @@ class Relay:
 
     def _on_relayed(self, relayed: Relayed, frames: list[Buffer], now: float) -> None:
         if relayed.event == MARK:
-            self._tell(relayed.child, MARKED, first=True)
+            if self._upward.waiting_bytes <= MARKED_MAX_BYTES:
+                self._tell(relayed.child, MARKED, first=True)
         elif relayed.event == MARKED:
             self._upward.marked(relayed.child, now)
         else:
@@ -472,11 +477,15 @@ class Relay:
         if not child.is_greeted or not isinstance(frame, (Welcome, Refused)):
             return False
         child.has_answered = True
-        if isinstance(frame, Welcome):
+        if isinstance(frame, Welcome) and self._is_itself(frame):
             self._know(child, frame.identity)
             assert child.place is not None
             child.place.pause_s = REDIAL_S
         return True
+
+    def _is_itself(self, welcome: Welcome) -> bool:
+        """Whether a peer is who it says; if it isn't, the broker drops it."""
+        return not self._guard.refuse_instance(welcome.identity.instance, welcome.token)
 
     def _carry_down(self, child: Child, frames: list[Buffer], now: float) -> None:
         if not child.is_greeted:

@@ -12,6 +12,7 @@ from dispy.protocol.beacon import HERE, Beacon, decode, encode
 from dispy.protocol.discovery import askable, is_near, suitable, target
 from dispy.protocol.interfaces import InterfaceAddress
 from dispy.protocol.seeking import (
+    WAYS_MAX,
     Ask,
     Busy,
     Drop,
@@ -222,6 +223,13 @@ def test_a_recorded_question_is_not_answered() -> None:
     asked = question(broker(), 0.0)
     assert len(found.heard(asked, "10.0.0.1", 0.0)) == 1
     assert found.heard(asked, "10.0.0.66", 2.5) == []
+
+
+def test_nor_many_who_say_that_they_have_asked_it() -> None:
+    found = node()
+    asked = question(broker(), 0.0)
+    answers = [found.heard(asked, f"10.0.1.{last}", last / 100) for last in range(200)]
+    assert sum(map(len, answers)) == WAYS_MAX
 
 
 def test_answers_to_one_source_are_limited() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispy.protocol.errors import ProtocolError
-from dispy.protocol.framecache import LONG_BYTES, Kept, Sent
+from dispy.protocol.framecache import LONG_BYTES, Kept, Sent, digest_of
 from dispy.protocol.messages import Buffer, Cached
 from dispy.protocol.shelf import FileShelf
 from dispy.protocol.wire import Codec
@@ -212,3 +212,32 @@ def test_a_frame_that_was_forgotten_and_sent_again_counts_as_the_newest() -> Non
         assert pair.pass_on(made([0])) == made([0])
         assert pair.pass_on(made([number])) == made([number])
         assert pair.pass_on(made([0, number, 0])) == made([0, number, 0])
+
+
+def test_a_frame_that_occurs_twice_takes_no_room_twice() -> None:
+    pair = Pair()
+    for numbers in ([0, 3, 9], [6, 7, 11, 6], [3]):
+        assert pair.pass_on(made(numbers)) == made(numbers)
+
+
+def test_a_short_message_can_not_stand_for_a_huge_one() -> None:
+    pair = Pair()
+    frame = bytes(1 << 20)
+    kept = Kept(pair.shelf)
+    assert kept.restore(Cached([]), [HEADER, frame]) == [HEADER, frame]
+    name = digest_of(frame)
+    assert kept.restore(Cached([(1, name), (2, name)]), [HEADER]) == [HEADER, frame, frame]
+    with pytest.raises(ProtocolError):
+        kept.restore(Cached([(place, name) for place in range(1, 1000)]), [HEADER])
+
+
+def test_what_the_disk_has_lost_is_missed() -> None:
+    shelf = FileShelf()
+    kept = Kept(shelf, memory_bytes=0)
+    frame = LONG[0]
+    assert kept.restore(Cached([]), [HEADER, frame]) == [HEADER, frame]
+    assert kept.restore(Cached([(1, digest_of(frame))]), [HEADER]) == [HEADER, frame]
+    assert shelf._file is not None
+    shelf._file.truncate(len(frame) - 1)
+    assert kept.restore(Cached([(1, digest_of(frame))]), [HEADER]) is None
+    kept.close()

@@ -139,6 +139,12 @@ def test_each_door_is_for_its_own_roles() -> None:
     assert guarding.refuse(hello(), KEY, 2), "a door that there isn't"
 
 
+def test_also_one_without_a_secret() -> None:
+    guarding = Guard(b"ours", KEYS, doors((None, NODES), (KEYS, CLIENTS)))
+    assert not guarding.refuse(hello(keys=None), b"", 0)
+    assert "is for a node or relay" in guarding.refuse(hello("client", keys=None), b"", 0)
+
+
 def test_one_secret_for_all_makes_one_door() -> None:
     [door] = doors((KEYS, NODES), (Keys(b"the secret"), CLIENTS))
     assert door.keys == KEYS and door.roles == NODES | CLIENTS

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from contextlib import closing
+from typing import Any
+
+from dispy.protocol.exchange import Arrived, Up
+from dispy.protocol.transport import Bus
+from dispy.protocol.wire import FRAMES_MAX
+
+PATIENCE_S = 20.0
 
 # Connections come and go, and nobody takes in what ZeroMQ tells of them.
 FLOODED = """
@@ -28,3 +37,26 @@ bus.close()
 def test_a_daemon_that_was_busy_during_a_flood_of_connections_ends_when_it_is_told_to() -> None:
     ended = subprocess.run([sys.executable, "-c", FLOODED], timeout=30, check=False)
     assert ended.returncode == 0
+
+
+def test_of_a_message_of_very_many_frames_little_is_kept_and_the_next_one_is_heard() -> None:
+    with closing(Bus()) as listening, closing(Bus()) as dialling:
+        route = dialling.dial(listening.listen("127.0.0.1:0"))
+        arrivals = _until(dialling, listening, Up, 1)
+        assert arrivals[0].route == route
+        dialling.send(route, [b"x"] * (3 * FRAMES_MAX))
+        dialling.send(route, [b"next"])
+        long, after = _until(listening, dialling, Arrived, 2)
+        assert len(long.frames) == FRAMES_MAX + 1
+        assert list(after.frames) == [b"next"]
+
+
+def _until(bus: Bus, other: Bus, kind: type[Any], count: int) -> list[Any]:
+    """Return so many arrivals of a kind."""
+    found: list[Any] = []
+    give_up_at = time.monotonic() + PATIENCE_S
+    while len(found) < count:
+        assert time.monotonic() < give_up_at, found
+        other.poll(0.0)
+        found += [each for each in bus.poll(0.05) if isinstance(each, kind)]
+    return found
