@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from dispy.protocol import payload
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import (
+    CANCELLED,
     FINISHED,
     TERMINATED,
     Done,
@@ -77,6 +78,10 @@ def _accept(state: State, cluster: Cluster, result: JobResult, spent: list[Spent
         return _accept_late(state, cluster, result)
     if result.attempt != job.spec.attempt or result.attempt < 1:
         state.late_results += 1
+        return False
+    if result.status == CANCELLED and not job.cancelled:
+        if job.allocation is not None:  # its node was vacated before it began
+            put_back(state, job)
         return False
     if result.status == TERMINATED and job.spec.options is not None:
         if _is_tried_again(state, job, job.spec.options.retries):

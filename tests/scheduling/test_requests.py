@@ -18,9 +18,11 @@ from dispy.protocol.messages import (
     Allocate,
     CloseCluster,
     ClusterClosed,
+    Done,
     FileSpec,
     Holding,
     JobOptions,
+    JobResult,
     JobSpec,
     Kill,
     NodeGone,
@@ -237,6 +239,23 @@ def test_closing_may_end_what_runs() -> None:
     stage.fail("n", 1)
     assert stage.results() == {1: TERMINATED}
     assert len(stage.take(Release)) == 1
+
+
+@pytest.mark.parametrize("action", [CLOSE, RESETUP])
+def test_what_has_not_begun_is_not_ended_with_its_node(action: str) -> None:
+    stage = Stage()
+    number = stage.node("n", 2)
+    stage.submit(1, 2)
+    assert stage.runs() == {"n": [1, 2]}
+    stage.node("other", ready=False)
+    stage.ask(action, number, terminate=True)
+    assert stage.one(Kill).jobs == [(1, 1), (2, 1)]
+    stage.fail("n", 1)
+    # Its process had it, but had not come to it.
+    stage.tell("n", Done(stage.number, [JobResult(2, 1, CANCELLED, 0.0, 0.0, b"")]))
+    assert stage.results() == {1: TERMINATED}
+    stage.prepared()
+    assert stage.runs() == {"other": [2]}
 
 
 def test_closing_goes_on_after_a_new_session() -> None:
