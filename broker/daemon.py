@@ -31,9 +31,10 @@ from dispy.protocol.exchange import (
 from dispy.protocol.guard import Door, Guard
 from dispy.protocol.identity import describe, new_token, random_name
 from dispy.protocol.keys import Keys
+from dispy.protocol.logs import Seldom
 from dispy.protocol.messages import DOCTOR, SERIALS, Identity
 from dispy.protocol.seeking import Face, Stance
-from dispy.protocol.transport import Bus
+from dispy.protocol.transport import Bus, room_for_payloads
 
 from .core import Scheduler
 from .crashpoints import crashpoint
@@ -105,6 +106,8 @@ class BrokerDaemon:
         guard = Guard(self.token, bus.keys, doors)
         self.exchange = Exchange(identity, self.bus, random_name, self._admit, guard)
         self.exchange.tell_time = time.time
+        self.exchange.incomplete_max_bytes = room_for_payloads()
+        self._offences = Seldom()
         self._errands: BlobErrands | None = None
         if folder is not None:
             from .ballast import BALLAST_BYTES, HIGH_WATER
@@ -334,14 +337,19 @@ class BrokerDaemon:
                 self.exchange.forget(event.peer)
                 self._lost(event.peer)
         elif isinstance(event, Left):
-            self._log_node(event.peer, f"has left: {event.reason}")
-            scheduler.left(event.peer, event.reason)
-            self._lost(event.peer)
+            self._on_left(event)
         elif isinstance(event, DialFailed):
             self._log_failure(event)
             if self._discovery is not None:
                 self._discovery.failed(event.address, event.reason)
             scheduler.unreachable(event.address, event.reason)
+
+    def _on_left(self, left: Left) -> None:
+        if left.offended:
+            self._log_offence(left.peer, left.reason)
+        self._log_node(left.peer, f"has left: {left.reason}")
+        self.scheduler.left(left.peer, left.reason)
+        self._lost(left.peer)
 
     def _log_failure(self, failed: DialFailed) -> None:
         """Warn once of a node that the broker was told to dial; clients are told of theirs."""
@@ -355,9 +363,14 @@ class BrokerDaemon:
     def _offended(self, event: Event, error: ProtocolError) -> None:
         """A peer said what makes no sense: end its session, serve the others."""
         if isinstance(event, (Received, Joined)):
-            log.warning("peer %s broke the protocol: %s", event.peer, error)
+            self._log_offence(event.peer, f"it broke the protocol: {error}")
             self.exchange.goodbye(event.peer, f"protocol error: {error}")
             self.scheduler.left(event.peer, f"it broke the protocol: {error}")
+
+    def _log_offence(self, peer: str, reason: str) -> None:
+        """Say so but seldom: the same one may come back with the same at once."""
+        if self._offences.allows((peer, reason), time.monotonic()):
+            log.warning("peer %s: %s", peer, reason)
 
     def _carry_out(self, effect: Effect) -> None:
         if isinstance(effect, Send):

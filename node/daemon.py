@@ -27,10 +27,11 @@ from dispy.protocol.exchange import (
 )
 from dispy.protocol.fetching import STORE_BYTES
 from dispy.protocol.identity import describe, new_guard, random_name
+from dispy.protocol.logs import Seldom
 from dispy.protocol.messages import Identity
 from dispy.protocol.seeking import Face, Stance
 from dispy.protocol.store import SpoiledBlob, Store, idle_bytes
-from dispy.protocol.transport import Bus
+from dispy.protocol.transport import Bus, room_for_payloads
 
 from . import launcher as processes
 from .core import KEEP_S, Agent
@@ -124,10 +125,12 @@ class NodeDaemon:
         )
         self.exchange = Exchange(identity, bus, random_name, self._admit, guard)
         self.exchange.tell_time = time.time
+        self.exchange.incomplete_max_bytes = room_for_payloads()
         self._discovery = self._begin_discovery()
         self._was_free = False
         self._stopping = False
         self._next_look = 0.0
+        self._offences = Seldom()
         self._refusals: set[str] = set()  # why there is no broker, each said once until there is
 
     def stop(self) -> None:
@@ -269,7 +272,8 @@ class NodeDaemon:
 
     def _offended(self, event: Event, error: ProtocolError) -> None:
         if isinstance(event, (Received, Joined)):
-            log.warning("the broker broke the protocol: %s", error)
+            if self._offences.allows((event.peer, str(error)), time.monotonic()):
+                log.warning("the broker broke the protocol: %s", error)
             self.exchange.goodbye(event.peer, f"protocol error: {error}")
             self.agent.left(event.peer)
 

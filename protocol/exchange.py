@@ -55,6 +55,8 @@ RELAYS_MAX = 8  # one behind the other
 RELAYED_ROLES = frozenset({"node", "relay"})
 INTRODUCED_MAX = 10_000  # addresses behind relays of which is known who was there
 DIALLED_MAX = 10_000  # connections; beyond that nobody whom a relay has dialled is greeted
+LINKS_MAX = 20_000  # peers that are registered or may come back
+INCOMPLETE_MAX_BYTES = 16 << 30  # of payloads of all peers that have come in part: for nonsense
 RELAYED_RETRY_S = 0.05  # how soon to try again when a trunk takes no more, unless it says so
 
 log = logging.getLogger("dispy.exchange")
@@ -142,10 +144,11 @@ class Away(NamedTuple):
 
 
 class Left(NamedTuple):
-    """A peer has ended the session, or broke the protocol; nothing of it is kept."""
+    """A peer has ended the session, or ``offended`` against the protocol; nothing of it is kept."""
 
     peer: str
     reason: str
+    offended: bool = False
 
 
 class Received(NamedTuple):
@@ -213,6 +216,7 @@ class Exchange:
         self.tell_time = unknown_time  # what a doctor compares its clock with
         self.links: dict[str, Link] = {}
         self.acks_late = False
+        self.incomplete_max_bytes = INCOMPLETE_MAX_BYTES  # a shell knows how much memory there is
         self.malformed = 0  # messages dropped because they could not be understood
         self._transport = transport
         self._admit = admit
@@ -385,7 +389,9 @@ class Exchange:
         for dial in list(self._dials.values()):
             self._tick_dial(dial, now, events)
         for link in list(self.links.values()):
-            if link.route is not None and now > link.heard + link.silence_s:
+            if link.owes_too_much:
+                events += self._expel(link, "it asks for more and more, and takes in nothing")
+            elif link.route is not None and now > link.heard + link.silence_s:
                 reason = f"silent for {link.silence_s} s"
                 self._broken(link, reason, False, now, events)
             elif link.needs_flush(now):
@@ -539,15 +545,10 @@ class Exchange:
     ) -> list[Event]:
         link = self._routes.get(route)
         if isinstance(frame, Envelope):
-            if link is None:
-                self._say(route, Unknown())
-                return []
-            messages = link.receive(frame, larges, list(frames[1:]), now, len(frames[0]))
-            if self.acks_late:
-                self._unconfirmed[link] = None
-            if link.needs_flush(now):
-                self._unflushed[link] = None
-            return [Received(link.peer.instance, message) for message in messages]
+            if link is not None:
+                return self._on_envelope(link, frame, larges, frames, now)
+            self._say(route, Unknown())
+            return []
         dial = self._dialled.get(route)
         if isinstance(frame, Welcome):
             return self._on_welcome(route, dial, frame, now)
@@ -564,6 +565,18 @@ class Exchange:
         self._broken(link, "the other side didn't know this connection", False, now, events)
         return events
 
+    def _on_envelope(
+        self, link: Link, frame: Envelope, larges: list[Large], frames: Sequence[Buffer], now: float
+    ) -> list[Event]:
+        messages = link.receive(frame, larges, list(frames[1:]), now, len(frames[0]))
+        if self.acks_late:
+            self._unconfirmed[link] = None
+        if link.needs_flush(now):
+            self._unflushed[link] = None
+        if frame.more:
+            return self._limit_incomplete()
+        return [Received(link.peer.instance, message) for message in messages]
+
     def _on_hello(self, arrived: Arrived, hello: Hello, now: float) -> list[Event]:
         route = arrived.route
         if route in self._routes:
@@ -573,7 +586,7 @@ class Exchange:
             engaged = self._admit(hello.identity)
             self._say(route, Refused(engaged, self.identity, self.tell_time()))
             return []
-        reason = reason or self._admit(hello.identity)
+        reason = reason or self._admit(hello.identity) or self._lack_of_room(hello.identity)
         if reason:
             self._say(route, Refused(reason))
             return []
@@ -600,6 +613,11 @@ class Exchange:
         )
         self._greetings.append((route, welcome))
         return events
+
+    def _lack_of_room(self, identity: Identity) -> str:
+        if len(self.links) < LINKS_MAX or identity.instance in self.links:
+            return ""
+        return f"{self.identity.name} has {LINKS_MAX} peers already, and takes no more"
 
     def _have_crossed(self, peer: str) -> bool:
         """Whether each side has said Hello to the other, and ours is the one that counts.
@@ -857,12 +875,22 @@ class Exchange:
     def _offended(self, route: Route, reason: str) -> list[Event]:
         """The peer broke the protocol: end its session, since resending would do it again."""
         link = self._routes.get(route)
-        if link is None:
-            return []
+        return [] if link is None else self._expel(link, reason)
+
+    def _expel(self, link: Link, reason: str) -> list[Event]:
         peer = link.peer.instance
-        self._say(route, Goodbye(f"protocol error: {reason}"))
+        if link.route is not None:
+            self._say(link.route, Goodbye(f"protocol error: {reason}"))
         self.forget(peer)
-        return [Left(peer, f"it broke the protocol: {reason}")]
+        return [Left(peer, f"it broke the protocol: {reason}", True)]
+
+    def _limit_incomplete(self) -> list[Event]:
+        """See that payloads which never end don't fill the memory: who sends most of it leaves."""
+        total = sum(link.incomplete_bytes for link in self.links.values())
+        if total <= self.incomplete_max_bytes:
+            return []
+        worst = max(self.links.values(), key=lambda link: link.incomplete_bytes)
+        return self._expel(worst, f"payloads of {total} bytes are more than there is room for")
 
     def _greet(self, only: Route | None = None) -> None:
         greetings, self._greetings = self._greetings, []

@@ -31,6 +31,11 @@ RELAYED_WINDOW_BYTES = 4 * CHUNK_BYTES
 RELAYED_CHUNK_BYTES = CHUNK_BYTES // 16
 # Of payloads in one envelope with several messages: the peer gets none before all are there.
 ENVELOPE_BYTES = 4 * CHUNK_BYTES
+PIECE_CHUNKS = 512  # in one envelope, however short they are; far fewer than `wire.FRAMES_MAX`
+CRUMB_BYTES = 4096  # nobody cuts a payload into shorter chunks than this, but for the last ones
+CHUNK_COST_BYTES = 256  # of memory for each chunk, beside its bytes
+# Messages that wait for a peer: a limit for those that ask and ask and never take in an answer.
+OWED_MAX = 100_000
 # Where a message that is too long can be cut in two.
 BATCH_FIELDS = ("jobs", "results", "records", "pieces", "ranges")
 
@@ -80,6 +85,7 @@ class Link:
         self._unacked: deque[Outgoing] = deque()
         self._unacked_bytes = 0
         self._chunks: list[Buffer] = []  # arrived ahead of their header
+        self.incomplete_bytes = 0  # of memory that these take
         self._window_bytes = WINDOW_BYTES
         self._chunk_bytes = CHUNK_BYTES
         self._acked = 0  # what we last told the peer that we received
@@ -154,6 +160,11 @@ class Link:
     def is_sent(self) -> bool:
         """Whether all that was to be said has been handed to the transport."""
         return not self._waiting and not self._outbox
+
+    @property
+    def owes_too_much(self) -> bool:
+        """Whether more waits for the peer than for anybody who takes in what it is sent."""
+        return len(self._outbox) > OWED_MAX
 
     @property
     def is_behind(self) -> bool:
@@ -255,8 +266,10 @@ class Link:
         self._unreported_bytes += header_bytes + sum(map(len, chunks))
         self._chunks += chunks
         if envelope.more:
+            self.incomplete_bytes += sum(map(len, chunks)) + CHUNK_COST_BYTES * len(chunks)
             return []
         arrived, self._chunks = self._chunks, []
+        self.incomplete_bytes = 0
         if larges or arrived:
             _distribute(larges, arrived)
         return envelope.messages
@@ -287,11 +300,11 @@ def _cut(chunks: list[Buffer], size: int) -> list[Buffer]:
 
 
 def _pieces(chunks: list[Buffer], size: int = CHUNK_BYTES) -> list[list[Buffer]]:
-    """Group chunks so that none of the groups is much longer than one chunk."""
+    """Group chunks so that none of the groups is much longer than one chunk, or has very many."""
     pieces: list[list[Buffer]] = []
     room = 0
     for chunk in chunks:
-        if len(chunk) > room:
+        if len(chunk) > room or len(pieces[-1]) == PIECE_CHUNKS:
             pieces.append([])
             room = size
         pieces[-1].append(chunk)
@@ -329,5 +342,7 @@ def _distribute(larges: list[Large], chunks: list[Buffer]) -> None:
             missing -= len(chunk)
         if missing:
             raise ProtocolError("a payload is longer than its header says")
+        if len(large.chunks) > 2 + large.size // CRUMB_BYTES:
+            raise ProtocolError("a payload has come in crumbs")
     if next(rest, None) is not None:
         raise ProtocolError("a payload that no header mentions")

@@ -25,7 +25,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from . import curve
-from .exchange import Arrival, Arrived, Down, HungUp, Route, Up
+from .exchange import INCOMPLETE_MAX_BYTES, Arrival, Arrived, Down, HungUp, Route, Up
 from .keys import Keys
 from .logs import Seldom
 from .messages import Buffer
@@ -98,6 +98,15 @@ FAILED = {
 def libraries() -> dict[str, str]:
     """Return the versions of what carries our messages."""
     return {"pyzmq": str(zmq.__version__), "libzmq": zmq.zmq_version()}
+
+
+def room_for_payloads() -> int:
+    """Return how many bytes of payloads that have come in part this machine can hold."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # Windows
+        return INCOMPLETE_MAX_BYTES
+    return min(memory // 2, INCOMPLETE_MAX_BYTES)
 
 
 def raise_limits() -> None:

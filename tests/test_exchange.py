@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dispy.protocol.exchange import Arrived, Exchange, Joined, Received, Route, Up
+import msgspec
+import pytest
+
+from dispy.protocol import exchange as exchanges
+from dispy.protocol import link as links
+from dispy.protocol.exchange import Arrived, Exchange, Joined, Left, Received, Route, Up
 from dispy.protocol.link import ACK_ENVELOPES
 from dispy.protocol.messages import (
     VERSION_MAJOR,
@@ -10,8 +15,10 @@ from dispy.protocol.messages import (
     Buffer,
     Envelope,
     Frame,
+    Goodbye,
     Hello,
     Identity,
+    Refused,
     Released,
     Welcome,
 )
@@ -27,6 +34,7 @@ class Wire:
     def __init__(self) -> None:
         self.sent: list[tuple[Route, Frame]] = []
         self.dialled = 0
+        self.is_stuck = False
 
     def dial(self, address: str) -> Route:
         self.dialled += 1
@@ -36,8 +44,9 @@ class Wire:
         pass
 
     def send(self, route: Route, frames: list[Buffer]) -> bool:
-        self.sent.append((route, Codec().decode(frames[0])[0]))
-        return True
+        if not self.is_stuck:
+            self.sent.append((route, Codec().decode(frames[0])[0]))
+        return not self.is_stuck
 
     def take(self) -> list[tuple[Route, Frame]]:
         """Take out what was sent."""
@@ -50,9 +59,10 @@ def said(frame: Frame) -> list[Buffer]:
     return [Codec().encode(frame)[0]]
 
 
-def greeted(exchange: Exchange, wire: Wire, route: bytes) -> Welcome:
+def greeted(exchange: Exchange, wire: Wire, route: bytes, name: str = "n") -> Welcome:
     """Have a node begin a session."""
-    hello = Hello(VERSION_MAJOR, VERSION_MINOR, NODE)
+    who = msgspec.structs.replace(NODE, instance=name)
+    hello = Hello(VERSION_MAJOR, VERSION_MINOR, who)
     [event] = exchange.receive(Arrived(route, said(hello)), 0.0)
     assert isinstance(event, Joined)
     exchange.flush(0.0)
@@ -130,3 +140,60 @@ def test_late_acknowledgements_are_given_when_they_are_due() -> None:
     exchange.confirm(0.0)
     exchange.flush(0.0)
     assert [frame.ack for _, frame in wire.take() if isinstance(frame, Envelope)] == [ACK_ENVELOPES]
+
+
+# -- what one peer can have another hold for it ---------------------------------------------
+
+
+def test_who_sends_payloads_without_an_end_leaves_and_others_stay() -> None:
+    wire = Wire()
+    exchange = Exchange(BROKER, wire, lambda: "s")
+    exchange.incomplete_max_bytes = 1 << 20
+    liar, honest = greeted(exchange, wire, b"1"), greeted(exchange, wire, b"2", "honest")
+    chunk = b"x" * (1 << 17)
+
+    def send(route: bytes, epoch: int, seq: int) -> list[exchanges.Event]:
+        frames = [*said(Envelope(epoch, seq, 0, [], more=True)), chunk]
+        return exchange.receive(Arrived(route, frames), 1.0)
+
+    for seq in range(1, 8):
+        assert send(b"1", liar.epoch, seq) == []
+    [left] = send(b"2", honest.epoch, 1)  # the one that is too much needn't be of the offender
+    assert isinstance(left, Left) and left.peer == "n" and left.offended
+    assert "than there is room for" in left.reason
+    [(route, goodbye)] = wire.take()
+    assert route == b"1" and isinstance(goodbye, Goodbye) and "room" in goodbye.reason
+    assert list(exchange.links) == ["honest"]
+    assert exchange.receive(Arrived(b"1", said(Envelope(1, 9, 0, [], more=True))), 1.0) == []
+    last = Envelope(honest.epoch, 2, 0, [Released(7)])
+    assert exchange.receive(Arrived(b"2", said(last)), 1.0) == [
+        Left("honest", "it broke the protocol: a payload that no header mentions", True)
+    ]
+
+
+def test_who_takes_in_nothing_is_not_answered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "OWED_MAX", 100)
+    wire = Wire()
+    exchange = Exchange(BROKER, wire, lambda: "s")
+    greeted(exchange, wire, b"1")
+    wire.is_stuck = True
+    for number in range(101):
+        exchange.send("n", Released(number))
+        exchange.flush(1.0)
+    assert exchange.tick(1.0) == []  # one is on its way
+    for number in range(100):
+        exchange.send("n", Released(number))
+    assert [type(event) for event in exchange.tick(2.0)] == [Left]
+    assert not exchange.links
+
+
+def test_there_are_so_many_peers_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchanges, "LINKS_MAX", 2)
+    wire = Wire()
+    exchange = Exchange(BROKER, wire, lambda: "s")
+    greeted(exchange, wire, b"1", "one")
+    greeted(exchange, wire, b"2", "two")
+    third = Hello(VERSION_MAJOR, VERSION_MINOR, NODE)
+    assert exchange.receive(Arrived(b"3", said(third)), 1.0) == []
+    assert wire.take() == [(b"3", Refused("broker has 2 peers already, and takes no more"))]
+    greeted(exchange, wire, b"4", "two")  # who is known may come back

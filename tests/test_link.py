@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispy.protocol.errors import Gap, ProtocolError
-from dispy.protocol.link import ACK_ENVELOPES, BATCH_FIELDS, WINDOW_BYTES, Link
+from dispy.protocol.link import (
+    ACK_ENVELOPES,
+    BATCH_FIELDS,
+    CRUMB_BYTES,
+    PIECE_CHUNKS,
+    WINDOW_BYTES,
+    Link,
+)
 from dispy.protocol.messages import (
     PROVISIONAL,
     BlobPiece,
@@ -23,6 +30,7 @@ from dispy.protocol.messages import (
     JobRecord,
     JobResult,
     JobSpec,
+    Large,
     NeedBlobs,
     Records,
     Run,
@@ -248,3 +256,35 @@ def test_sizes_that_do_not_fit_their_chunks_are_refused() -> None:
         with pytest.raises(ProtocolError):
             Pair().sides[0].link.receive(frame, larges, [*chunks], 0.0)
     assert pair.sides[0].delivered == []
+
+
+def test_many_short_payloads_are_several_envelopes() -> None:
+    pair = Pair()
+    parts = [chunked(b"x" * CRUMB_BYTES) for _ in range(3)] + [chunked(b"y") for _ in range(2000)]
+    message = Run(1, [JobSpec(1, 1, b"", parts)])
+    pair.sides[0].link.send(message)
+    pair.flush(0)
+    frames = [len(frames) for frames in pair.sides[1].coming]
+    assert max(frames) == 1 + PIECE_CHUNKS and sum(frames) == 2003 + len(frames)
+    pair.settle()
+    assert pair.sides[1].delivered == [message]
+
+
+def test_crumbs_are_refused() -> None:
+    """Else whoever passes them on would need a thousand frames for nothing."""
+    side = Side()
+    side.link.connect(ROUTE, 1, 0, 0.0)
+    large = Large(3 * CRUMB_BYTES, [])
+    with pytest.raises(ProtocolError, match="crumbs"):
+        side.link.receive(
+            Envelope(1, 1, 0, []), [large], [b"x" * 1024] * (3 * CRUMB_BYTES // 1024), 0.0
+        )
+
+
+def test_what_has_come_in_part_is_counted_until_it_is_whole() -> None:
+    side = Side()
+    side.link.connect(ROUTE, 1, 0, 0.0)
+    side.link.receive(Envelope(1, 1, 0, [], more=True), [], [b"x" * 9, b"x"], 0.0)
+    assert side.link.incomplete_bytes > 10 + 2 * 100  # that it is there at all costs something
+    side.link.receive(Envelope(1, 2, 0, []), [Large(10, [])], [], 0.0)
+    assert side.link.incomplete_bytes == 0

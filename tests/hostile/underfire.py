@@ -309,8 +309,8 @@ class BrokerUnderFire:
         prepare = next(each for each in node.heard if isinstance(each, m.Prepare))
         self._tell(node, m.Prepared(prepare.computation))
         run = next(each for each in node.heard if isinstance(each, m.Run))
-        done = m.Done(run.computation, [self._result(job) for job in run.jobs])
-        self._tell(node, done)
+        results = [m.JobResult(job.seq, job.attempt, m.FINISHED, 1.0, 1.5, b"") for job in run.jobs]
+        self._tell(node, m.Done(run.computation, results))
         client.listen()
         return any(isinstance(each, m.Results) for each in client.heard)
 
