@@ -214,6 +214,9 @@ def _create(path: Path, flags: int = 0) -> int:
             raise RecoverError(f"{path} is not a file")
         if not _lock(descriptor):
             raise RecoverError(f"another program uses {path}")
+        if hasattr(os, "fchmod"):
+            with suppress(PermissionError):  # some file systems know no modes
+                os.fchmod(descriptor, 0o600)  # it may have been there, for others to read
         os.ftruncate(descriptor, 0)
     except OSError:
         os.close(descriptor)

@@ -82,6 +82,11 @@ def is_ours(datagram: bytes) -> bool:
     )
 
 
+def is_question(datagram: bytes) -> bool:
+    """Whether one that `is_ours` asks something."""
+    return datagram[_HEAD - 1] == SEEK
+
+
 def parse(address: str) -> tuple[str, int] | None:
     """Split "host:port" into an IP address and a port; None if it is anything else."""
     host, colon, port = address.rpartition(":")

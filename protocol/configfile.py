@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,6 +84,7 @@ def read_options(context: Any, parameter: Any, path: str | None) -> None:
         found = read(path)
     except ConfigError as error:
         raise click.BadParameter(str(error), context, parameter) from None
+    _expect_private(context, parameter, path, found)
     options = _options(context.command)
     defaults: dict[str, object] = {}
     for name, values in found.items():
@@ -93,6 +95,19 @@ def read_options(context: Any, parameter: Any, path: str | None) -> None:
             raise click.BadParameter(f"{path}: {name} has several values", context, parameter)
         defaults[option.name] = values if option.multiple else values[0]
     context.default_map = {**(context.default_map or {}), **defaults}
+
+
+def _expect_private(context: Any, parameter: Any, path: str, found: Mapping[str, object]) -> None:
+    """Refuse a file with a secret that others may read, as all such files are."""
+    import click
+
+    from .secret import SecretError, expect_private
+
+    try:
+        if SECRETS & found.keys():
+            expect_private(Path(path), os.stat(path).st_mode)
+    except (SecretError, OSError) as error:
+        raise click.BadParameter(str(error), context, parameter) from None
 
 
 def save_options(context: Any, path: str) -> None:

@@ -220,7 +220,9 @@ class Discovery:
                 datagram, source = one.recvfrom(beacon.BYTES_MAX + 1)
             except OSError:  # nothing more; or what an earlier one of ours has met on its way
                 return
-            if is_door and not (beacon.is_ours(datagram) and is_near(source, self._near)):
+            if not beacon.is_ours(datagram) or beacon.is_question(datagram) is not is_door:
+                continue  # questions come to doors, answers to whoever has asked
+            if is_door and not is_near(source, self._near):
                 continue
             host = _host_of(source)
             effects = self._core.heard(datagram, host, time.monotonic())

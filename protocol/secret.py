@@ -126,7 +126,7 @@ def from_key_files(certfile: str = "", keyfile: str = "") -> Secret:
         text, mode = _read_file(path)
         key = _private_key(text, path)
         if key:
-            _expect_private(path, mode)  # a certificate alone is for everybody
+            expect_private(path, mode)  # a certificate alone is for everybody
             return Secret(key, str(path), True)
     raise SecretError(
         f"there is no private key in {' or '.join(map(str, paths))}: name the file that begins "
@@ -194,7 +194,8 @@ def _private_key(text: str, path: Path) -> bytes:
         raise SecretError(f"the private key in {path} is damaged") from None
 
 
-def _expect_private(path: Path, mode: int) -> None:
+def expect_private(path: Path, mode: int) -> None:
+    """Raise `SecretError` if others may read a file with a secret in it."""
     if os.name == "posix" and mode & OTHERS:
         raise SecretError(
             f"others may read {path}, so what is in it is no secret: run "
@@ -205,7 +206,7 @@ def _expect_private(path: Path, mode: int) -> None:
 def _read_private(path: Path) -> str:
     """Return the text of a file that nobody else may read."""
     text, mode = _read_file(path)
-    _expect_private(path, mode)
+    expect_private(path, mode)
     return text
 
 

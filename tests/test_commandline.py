@@ -115,7 +115,11 @@ def test_secrets_are_read_from_files_of_options_but_never_written(tmp_path: Path
     seen(*secret, "--host", "127.0.0.1", "--save-config", str(file))
     assert SECRET not in file.read_text() and "host" in file.read_text()
     file.write_text(f"[DEFAULT]\nsecret = {SECRET}\n")
+    file.chmod(0o600)
     assert seen("--config", str(file))[1]["protection"] == SECURED
+    file.chmod(0o640)
+    result, _ = seen("--config", str(file))
+    assert result.exit_code == 2 and "chmod 600" in result.output and SECRET not in result.output
 
 
 def test_what_a_user_should_know() -> None:

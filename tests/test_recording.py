@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 from dispy import recorded, recording, recoverfile
 from dispy.job import DispyJob
 from dispy.protocol.messages import JobSpec, Large, NodeInfo
-from dispy.recorded import BrokerRecord, EndedRecord, Recorded, RecoverError, id_of
+from dispy.recorded import (
+    BrokerRecord,
+    EndedRecord,
+    ProgramRecord,
+    Recorded,
+    RecoverError,
+    id_of,
+)
 from dispy.recording import Recordings
 from dispy.recover import clusters_of, newest
 from dispy.recoverfile import RecoverFile
@@ -126,6 +133,15 @@ def test_nobody_else_may_read_it(recordings: Play, tmp_path: Path) -> None:
     (path,) = files(tmp_path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert len(path.name) == len("_dispy_YYYYMMDDHHMMSS")
+
+
+def test_nor_one_that_was_there_before(tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    path.touch()
+    path.chmod(0o644)
+    file = recoverfile.create(path, tmp_path, ProgramRecord("b", "127.0.0.1:9700", 1, "here"))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    file.remove()
 
 
 def test_there_is_no_file_for_private_nodes(recordings: Play, tmp_path: Path) -> None:
