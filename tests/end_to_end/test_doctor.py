@@ -27,6 +27,12 @@ NOTHING: Mapping[str, str] = {}
 ZMTP = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
 
 
+@pytest.fixture(autouse=True)
+def _no_secret_of_all_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test here says who has which secret, and who has none."""
+    monkeypatch.delenv("DISPY_SECRET", raising=False)
+
+
 def examine(
     *words: str, secret: str = "", environment: Mapping[str, str] = NOTHING
 ) -> subprocess.CompletedProcess[str]:
