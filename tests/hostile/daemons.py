@@ -96,6 +96,12 @@ def clients_door(broker: Daemon) -> str:
     return f"{host}:{int(port) + 2}"
 
 
+def brokers_door(relay: Daemon) -> str:
+    """Return the address at which a relay takes brokers, and relays nearer to them."""
+    host, _, port = relay.address.rpartition(":")
+    return f"{host}:{int(port) + 1}"
+
+
 def free_port() -> int:
     """Return a port with enough free ones behind it."""
     while True:

@@ -1,6 +1,6 @@
-"""Garbage of all kinds at the doors of a broker and of a node that work meanwhile (B13).
+"""Garbage of all kinds at the doors of a broker, a relay and a node that work meanwhile (B13).
 
-``DISPY_GARBAGE`` says how many connections are made at each of three doors, by default 500, and a
+``DISPY_GARBAGE`` says how many connections are made at each of five doors, by default 300, and a
 fifteenth of that are silent; 10,000 is the scenario's full number.
 """
 
@@ -26,7 +26,7 @@ from .garbage import FRAMES, Storm
 from .peer import Peer
 from .underfire import FROM_CLIENT, FROM_NODE
 
-COUNT = int(os.environ.get("DISPY_GARBAGE", "500"))
+COUNT = int(os.environ.get("DISPY_GARBAGE", "300"))
 ROUND = 100  # connections between two jobs
 JOB_S = 1.0  # a job takes no longer, whatever goes on
 GROWTH_MAX = 20 << 20  # bytes
@@ -39,20 +39,28 @@ def double(number: int) -> int:
 
 
 class Site(NamedTuple):
-    """A broker, a node and a cluster; without a secret, or with one."""
+    """A broker, a node behind a relay, and a cluster; without a secret, or with one."""
 
     broker: Daemon
+    relay: Daemon
     node: Daemon
     cluster: dispy.SharedJobCluster
     keys: Keys | None
 
     @property
     def daemons(self) -> list[Daemon]:
-        return [self.broker, self.node]
+        return [self.broker, self.relay, self.node]
 
     @property
-    def doors(self) -> list[str]:
-        return [self.broker.address, daemons.clients_door(self.broker), self.node.address]
+    def doors(self) -> dict[str, str]:
+        """Where they listen, by the role of those for whom that is."""
+        return {
+            "node": self.broker.address,
+            "client": daemons.clients_door(self.broker),
+            "broker": self.node.address,
+            "node of the relay": self.relay.address,
+            "broker of the relay": daemons.brokers_door(self.relay),
+        }
 
     def job_s(self) -> float:
         """Run a job; return how long that took."""
@@ -71,16 +79,18 @@ def site(
     text = secrets.new() if request.param == "secret" else ""
     environment = {"DISPY_SECRET": text} if text else {}
     broker = daemons.broker(folder / "broker", environment=environment)
-    node = daemons.node(folder / "node", "--broker", broker.address, environment=environment)
+    relay = daemons.relay(folder / "relay", "--broker", broker.address, environment=environment)
+    node = daemons.node(folder / "node", "--broker", relay.address, environment=environment)
     address = daemons.clients_door(broker)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DISPY_SECRET_FILE", "")
         cluster = dispy.SharedJobCluster(double, scheduler_node=address, secret=text)
-    site = Site(broker, node, cluster, secrets.read(text).keys if text else None)
+    site = Site(broker, relay, node, cluster, secrets.read(text).keys if text else None)
     site.job_s()
     yield site
     cluster.close()
     node.stop()
+    relay.stop()
     broker.stop()
 
 
@@ -115,7 +125,7 @@ def test_strangers(site: Site) -> None:
 
     def attack() -> None:
         nonlocal slowest
-        storm = Storm(site.doors, seed=1)
+        storm = Storm(list(site.doors.values()), seed=1)
         storm.keep_silent(COUNT // 15)
         storm.be_slow(20)
         for _ in range(COUNT * len(site.doors) // ROUND):
@@ -124,21 +134,23 @@ def test_strangers(site: Site) -> None:
             slowest = max(slowest, site.job_s())
         storm.end()
 
-    Storm(site.doors, seed=0).rage(ROUND)  # what is reserved once is
+    Storm(list(site.doors.values()), seed=0).rage(ROUND)  # what is reserved once is
     survives(site, attack)
     assert slowest < JOB_S
 
 
-@pytest.mark.parametrize("role", ["client", "node", "broker"])
-def test_insiders(site: Site, role: str) -> None:
+@pytest.mark.parametrize(
+    "who", ["client", "node", "broker", "node of the relay", "broker of the relay"]
+)
+def test_insiders(site: Site, who: str) -> None:
     """Whoever may be here says what nobody understands, or what has no place there."""
-    address = {"client": site.doors[1], "node": site.doors[0], "broker": site.doors[2]}[role]
+    role, address = who.partition(" ")[0], site.doors[who]
     chance = random.Random(2)
 
     def attack() -> None:
         for _ in range(SESSIONS):
             with Peer(role, address, site.keys, cpus=2) as peer:
-                if role == "broker":  # the node has another, and says so
+                if role == "broker":  # there is another one, and it says so
                     assert "works for" in peer.refusal()
                     continue
                 peer.join()
