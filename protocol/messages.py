@@ -8,7 +8,7 @@ done per batch.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -28,6 +28,7 @@ OUTPUT = 3  # what it has printed
 
 RECORDS_AHEAD = 8  # records of one attempt that have not been heard
 PIECE_BYTES = 1 << 20  # of a blob
+ADDRESSES_MAX = 64  # that a peer may say that it has
 RECORD_BYTES = 1 << 18  # of a file or of output in one record
 
 # A broker's numbers of clusters begin at a multiple of this; people say only what is beyond.
@@ -59,6 +60,9 @@ MARKED = 5
 DOCTOR = "doctor"  # a role that only asks who is there: it is told so by `Refused`
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
+
+# What is kept of peers by the thousand: names, addresses, reasons.
+Short: TypeAlias = Annotated[str, msgspec.Meta(max_length=1000)]
 
 
 class Large:
@@ -97,17 +101,18 @@ class Frozen(msgspec.Struct, array_like=True, gc=False, frozen=True):
 class Identity(Frozen, frozen=True):
     """Who a peer is; it comes with the handshake and never changes while the peer lives."""
 
-    role: str  # "client", "node", "broker" or "relay"
-    instance: str  # random, new at each start of the process
-    name: str  # for people: a host name, or what --name says
-    software: str  # version of this project
-    python: str  # "3.11.7"
-    platform: str  # as platform.platform() tells
+    role: Short  # "client", "node", "broker" or "relay"
+    instance: Short  # random, new at each start of the process
+    name: Short  # for people: a host name, or what --name says
+    software: Short  # version of this project
+    python: Short  # "3.11.7"
+    platform: Short  # as platform.platform() tells
     cpus: int = 0  # nodes: job processes at a time
-    place: str = ""  # nodes: machine and port; a new instance at a place proves the old one gone
-    address: str = ""  # nodes: the address of their own door, "host:port"
-    user: str = ""  # clients: who runs the program, "login@host"; shares are counted by user
-    addresses: list[str] = []  # all addresses of its own door, "host:port", the best one first
+    place: Short = ""  # nodes: machine and port; a new instance at a place proves the old one gone
+    address: Short = ""  # nodes: the address of their own door, "host:port"
+    user: Short = ""  # clients: who runs the program, "login@host"; shares are counted by user
+    # All addresses of its own door, "host:port", the best one first.
+    addresses: Annotated[list[Short], msgspec.Meta(max_length=ADDRESSES_MAX)] = []
 
 
 class FileSpec(Frozen, frozen=True):
@@ -372,7 +377,7 @@ class Relayed(Message, tag=7):
 
     child: int  # the relay's number for its connection to that peer; never used again
     event: int = CARRIED
-    text: str = ""  # INTRODUCED: the peer's address; LOST: why
+    text: Short = ""  # INTRODUCED: the peer's address; LOST: why
     refused: bool = False  # LOST: nothing listens there, so the peer's process is gone
 
 

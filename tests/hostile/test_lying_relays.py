@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dispy.protocol import trunks
-from dispy.protocol.exchange import DIALLED_MAX, Arrived, Exchange, Route
+from dispy.protocol.arrivals import Arrived, Route
+from dispy.protocol.dials import DIALLED_MAX
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.messages import (
     INTRODUCED,
     MARK,
@@ -139,3 +141,14 @@ def test_a_message_of_very_many_frames_ends_the_session(broker: Exchange) -> Non
     broker.receive(Arrived(TRUNK, frames), 0.0)
     assert not broker.links
     broker.check()
+
+
+def test_what_is_kept_of_all_who_are_introduced_is_short(broker: Exchange) -> None:
+    broker.receive(Arrived(TRUNK, encoded(Relayed(1, INTRODUCED, "x" * 1001))), 0.0)
+    assert not broker._dialled and not broker.links
+
+
+def test_and_so_is_what_peers_say_of_themselves(wire: Wire, broker: Exchange) -> None:
+    who = Identity("node", "n", "x" * 1001, "0", "3", "Linux")
+    assert not broker.receive(Arrived(DOOR, encoded(hello(who))), 0.0)
+    assert set(broker.links) == {LIAR.instance}
