@@ -18,7 +18,6 @@ from dispy.protocol.messages import (
     ClusterOpened,
     Identity,
     JobsRunning,
-    NodeReady,
     NodeTrouble,
     OpenCluster,
 )
@@ -31,7 +30,7 @@ from .effects import Dial, Forget
 from .exclusive import BROKER, enter, say_why
 from .matching import addresses
 from .records import say_unsaid
-from .setups import allocate, define, make_offer
+from .setups import allocate, define, make_offer, say_ready
 from .state import Allocation, Client, Cluster, Stage, State
 from .turns import CREDIT
 from .unheard import send_again, tell_untold
@@ -267,8 +266,7 @@ def tell_all(state: State, cluster: Cluster) -> None:
     """Tell a client what it can't know of a cluster: its nodes, and what hasn't been heard."""
     for allocation in cluster.allocations.values():
         if allocation.announced:
-            info = allocation.node.info
-            state.tell(cluster, NodeReady(cluster.number, info, allocation.cpus))
+            say_ready(state, allocation)
             _tell_running(state, allocation)
         elif allocation.stage is Stage.OFFERED:
             make_offer(state, allocation)

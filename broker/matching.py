@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from ipaddress import ip_address
 
+from dispy.protocol.listening import ADDRESSES_MAX
+from dispy.protocol.lookup import SEPARATOR
 from dispy.protocol.messages import NodeSpec
 
 from .state import Node, Share
@@ -24,11 +26,13 @@ def addresses(specs: Iterable[NodeSpec]) -> set[str]:
 
 
 def _is_numeric(spec: NodeSpec) -> bool:
+    hosts = spec.pattern.split(SEPARATOR)
     try:
-        ip_address(spec.pattern)
+        for host in hosts:
+            ip_address(host)
     except ValueError:
         return False
-    return 0 < spec.port <= PORT_MAX
+    return len(hosts) <= ADDRESSES_MAX and 0 < spec.port <= PORT_MAX
 
 
 def _address(host: str, port: int) -> str:
@@ -53,12 +57,24 @@ def matches(spec: NodeSpec, node: Node) -> bool:
     """Whether an entry means this node: by its name, or by one of its addresses."""
     if not spec.port and _fits(node.identity.name, spec.pattern):
         return True
+    return bool(_address_for(spec, node))
+
+
+def named_address(specs: Iterable[NodeSpec], node: Node) -> str:
+    """Return the address by which some entry, no pattern, names a node; empty: there is none."""
+    found = (_address_for(spec, node) for spec in specs if not _is_wild(spec))
+    return next(filter(None, found), "")
+
+
+def _address_for(spec: NodeSpec, node: Node) -> str:
+    """Return the first address of a node that an entry means; empty: none."""
     for address in node.addresses:
         host, _, port = address.rpartition(":")
         has_port = not spec.port or port == str(spec.port)
-        if has_port and _fits(host.strip("[]"), spec.pattern):
-            return True
-    return False
+        hosts = spec.pattern.split(SEPARATOR)
+        if has_port and any(_fits(host.strip("[]"), each) for each in hosts):
+            return address
+    return ""
 
 
 def _fits(name: str, pattern: str) -> bool:

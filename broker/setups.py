@@ -31,7 +31,7 @@ from dispy.protocol.messages import (
 from . import choices
 from .blobs import forget_blobs
 from .jobs import end_hopeless, end_pinned, hand_over, put_back, take_turns
-from .matching import cpus_of, entry_for, share_of
+from .matching import cpus_of, entry_for, named_address, share_of
 from .mishaps import note_breakdown, note_fit, note_unfit
 from .placement import offer
 from .puts import fail_puts, put_again
@@ -45,7 +45,7 @@ def allocate(state: State, cluster: Cluster, node: Node) -> None:
     """Have a node set up for a cluster that asks for it, or offer it to its client."""
     if cluster.closing or not node.counted or cluster.id in node.allocations:
         return
-    cluster.untried -= node.addresses
+    cluster.untried.difference_update((node.address, *node.addresses))
     if cluster.waits:
         return  # it is asked for again when others have been closed
     entry = entry_for(cluster.specs, node)
@@ -66,7 +66,7 @@ def allocate(state: State, cluster: Cluster, node: Node) -> None:
 
 def join(cluster: Cluster, node: Node, share: Share) -> Allocation:
     """Give a node a part in a cluster."""
-    cluster.untried -= node.addresses
+    cluster.untried.difference_update((node.address, *node.addresses))
     allocation = Allocation(cluster, node, share)
     allocation.suspended = node.peer in cluster.suspended
     node.allocations[cluster.id] = cluster.allocations[node.id] = allocation
@@ -211,10 +211,17 @@ def ready(state: State, allocation: Allocation) -> None:
         cluster.troubles.pop(node.address or node.identity.name, None)
     note_fit(state, allocation)
     open_up(state, allocation)
-    state.tell(cluster, NodeReady(cluster.number, node.info, allocation.cpus))
+    say_ready(state, allocation)
     if node.vitals is not None:
         state.tell(cluster, NodeVitals(cluster.number, node.id, node.vitals))
     put_again(state, allocation)
+
+
+def say_ready(state: State, allocation: Allocation) -> None:
+    """Tell the client of a node that is ready."""
+    cluster, node = allocation.cluster, allocation.node
+    named = named_address(cluster.specs, node)
+    state.tell(cluster, NodeReady(cluster.number, node.info, allocation.cpus, named))
 
 
 def open_up(state: State, allocation: Allocation) -> None:

@@ -150,11 +150,12 @@ class Node:
     id: int
     peer: str
     identity: Identity
-    address: str
+    address: str  # as it was dialled, or as it says
     online: bool = True
     counted: bool = False  # whether it has told what it holds
     dialled: bool = True  # by the broker; otherwise it has come by itself
     via: str = ""  # the name of the relay that it is behind
+    reached: str = ""  # which address has worked, when it was dialled by several
     stopping: bool = False  # it has told all that may have begun there, and will be gone soon
     load: int = 0
     work_s: float = 0.0  # of all clusters, as `Cluster.unit_at` counts it
@@ -173,10 +174,11 @@ class Node:
     done: int = 0  # jobs that have ended there
 
     @property
-    def addresses(self) -> set[str]:
-        """Where it can be reached, "host:port": where it was, and what it says itself."""
+    def addresses(self) -> list[str]:
+        """Where it can be reached, "host:port": where it was, then what it says itself."""
         who = self.identity
-        return {self.address, who.address, *who.addresses[:ADDRESSES_MAX]} - {""}
+        known = self.reached or self.address, who.address, *who.addresses[:ADDRESSES_MAX]
+        return [address for address in dict.fromkeys(known) if address]
 
     @property
     def barred(self) -> str:
@@ -192,12 +194,17 @@ class Node:
     def info(self) -> NodeInfo:
         """The node as clients see it."""
         who = self.identity
-        return NodeInfo(self.id, self.address, who.name, who.cpus, who.platform)
+        return NodeInfo(self.id, self.door, who.name, who.cpus, who.platform, self.addresses)
+
+    @property
+    def door(self) -> str:
+        """Where it is; of several addresses the one that has worked."""
+        return self.reached or self.address or self.identity.address
 
     @property
     def title(self) -> str:
         """The node as people call it."""
-        where = self.address or self.identity.address
+        where = self.door
         return f"{self.identity.name} ({where})" if where else self.identity.name
 
 

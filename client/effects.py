@@ -73,6 +73,7 @@ class NodeUp(NamedTuple):
     cluster: int
     node: NodeInfo
     cpus: int  # of the node's, that the cluster may use; 0: all
+    named: str = ""  # the address by which the cluster names it
 
 
 class NodeDown(NamedTuple):

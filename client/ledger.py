@@ -239,19 +239,21 @@ class Ledger:
             if not self.pending:
                 self.change.notify_all()
 
-    def node_up(self, info: NodeInfo, cpus: int = 0) -> None:
+    def node_up(self, info: NodeInfo, cpus: int = 0, named: str = "") -> None:
         """A node is ready for jobs on so many of its CPUs (0: all).
 
-        It may be one that was here before.
+        It may be one that was here before. ``named``: its address as the cluster names it.
         """
-        address = info.address.rpartition(":")[0].strip("[]") or info.address or LOOPBACK
+        address = named or info.address
         with self.lock:
             row = self._rows.get((info.address, info.name))
             if row is None:
-                row = DispyNode(address, info.name, info.cpus, info.address)
+                ip_addr = address.rpartition(":")[0].strip("[]") or address or LOOPBACK
+                row = DispyNode(ip_addr, info.name, info.cpus, address)
                 self._rows[info.address, info.name] = row
             self._nodes[info.id] = row
             row._id = info.id
+            row._addresses = frozenset((address, *info.addresses))
             row.tx += self._sent_ahead.pop(info.id, 0)
         row.status = DispyNode.Initialized
         row.cpus, row.avail_cpus = info.cpus, cpus or info.cpus

@@ -103,7 +103,7 @@ def _on_node_ready(state: State, number: int, cluster: Cluster, message: NodeRea
     cluster.met = True
     cluster.patient_until = None
     cluster.troubles.clear()
-    state.effects.append(NodeUp(number, message.node, message.cpus))
+    state.effects.append(NodeUp(number, message.node, message.cpus, message.named))
 
 
 def _on_node_gone(state: State, number: int, cluster: Cluster, message: NodeGone) -> None:

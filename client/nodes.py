@@ -32,6 +32,7 @@ class DispyNode:
 
     __slots__ = (
         "_address",
+        "_addresses",
         "_id",
         "avail_cpus",
         "avail_info",
@@ -49,6 +50,7 @@ class DispyNode:
 
     def __init__(self, ip_addr: str, name: str, cpus: int, address: str = "") -> None:
         self._address = address  # of its door, "host:port"
+        self._addresses = frozenset((address,))  # all by which it may be meant
         self._id = 0  # at the broker
         self.ip_addr = ip_addr
         self.name = name
@@ -77,8 +79,7 @@ def find(known: Iterable[DispyNode], wanted: object) -> DispyNode | None:
         matching += [
             node
             for node in known
-            if (node.ip_addr, node.name, node._address)
-            == (wanted.ip_addr, wanted.name, wanted._address)
+            if node.name == wanted.name and node._addresses & wanted._addresses
         ]
     elif isinstance(wanted, str):
         matching = _find_by_name(list(known), wanted)
@@ -89,7 +90,9 @@ def find(known: Iterable[DispyNode], wanted: object) -> DispyNode | None:
 
 
 def _find_by_name(known: list[DispyNode], wanted: str) -> list[DispyNode]:
-    matching = [node for node in known if wanted in (node.ip_addr, node.name, node._address)]
+    matching = [
+        node for node in known if wanted in (node.ip_addr, node.name) or wanted in node._addresses
+    ]
     if matching:
         return matching
     host, colon, port = wanted.rpartition(":")
@@ -100,8 +103,15 @@ def _find_by_name(known: list[DispyNode], wanted: str) -> list[DispyNode]:
     except (OSError, UnicodeError):
         return []
     addresses = {str(info[4][0]) for info in found}
-    return [
-        node
-        for node in known
-        if node.ip_addr in addresses and (not port or node._address.endswith(f":{port}"))
-    ]
+    return [node for node in known if any(_is_at(each, addresses, port) for each in _doors(node))]
+
+
+def _doors(node: DispyNode) -> list[tuple[str, str]]:
+    """Return hosts and ports of a node."""
+    doors = [(node.ip_addr, node._address.rpartition(":")[2])]
+    parts = [address.rpartition(":") for address in node._addresses]
+    return doors + [(host.strip("[]"), port) for host, _, port in parts]
+
+
+def _is_at(door: tuple[str, str], hosts: set[str], port: str) -> bool:
+    return door[0] in hosts and port in ("", door[1])

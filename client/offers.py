@@ -69,7 +69,7 @@ class Offers:
         if isinstance(entry, LocalNode):
             private = node.name == local.name()
             return min(entry.cpus or node.cpus, node.cpus) if private else 0
-        ip_addr = node.address.rpartition(":")[0].strip("[]") or LOOPBACK
+        ip_addr = _ip_addr(entry, node)
         try:
             cpus: Any = entry.allocate(
                 self._cluster, ip_addr, node.name, node.cpus, vitals, node.platform
@@ -101,8 +101,15 @@ def _port_of(entry: NodeAllocate | LocalNode) -> int | None:
 
 
 def _means(entry: NodeAllocate | LocalNode, node: NodeInfo) -> bool:
-    """Whether an entry names the port of a node."""
-    return node.address.rpartition(":")[2] == str(_port_of(entry))
+    """Whether an entry names a port of a node."""
+    port = str(_port_of(entry))
+    return port in [each.rpartition(":")[2] for each in (node.address, *node.addresses)]
+
+
+def _ip_addr(entry: NodeAllocate, node: NodeInfo) -> str:
+    """Return the address of a node, the one that an entry names if that is one of several."""
+    hosts = [each.rpartition(":")[0].strip("[]") for each in (node.address, *node.addresses)]
+    return entry.ip_addr if entry.ip_addr in hosts else hosts[0] or LOOPBACK
 
 
 def pack_setup_args(

@@ -12,18 +12,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
+from dispy.protocol.arrivals import Arrival
 from dispy.protocol.errors import ProtocolError
-from dispy.protocol.exchange import (
-    Arrival,
-    Away,
-    Back,
-    DialFailed,
-    Event,
-    Exchange,
-    Joined,
-    Left,
-    Received,
-)
+from dispy.protocol.events import Away, Back, DialFailed, Event, Joined, Left, Received
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.messages import FILE, PROVISIONAL
 
 from .core import Core
@@ -411,7 +403,7 @@ class Session:
 
     def _on_node_up(self, effect: NodeUp, ledger: Ledger) -> None:
         self._recordings.node(effect.cluster, effect.node)
-        ledger.node_up(effect.node, effect.cpus)
+        ledger.node_up(effect.node, effect.cpus, effect.named)
 
     def _on_node_down(self, effect: NodeDown, ledger: Ledger) -> None:
         ledger.node_down(effect.node)

@@ -257,6 +257,7 @@ class NodeInfo(Frozen, frozen=True):
     name: str
     cpus: int
     platform: str
+    addresses: list[str] = []  # all by which it may be meant: `address`, then what it says itself
 
 
 class NodeReport(Frozen, frozen=True):
@@ -637,6 +638,7 @@ class NodeReady(Message, tag=24):
     cluster: int
     node: NodeInfo
     cpus: int = 0  # of the node's, that the cluster may use; 0: all
+    named: str = ""  # the address by which the cluster names it; empty: by none of them
 
 
 class NodeGone(Message, tag=25):

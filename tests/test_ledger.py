@@ -11,7 +11,7 @@ import pytest
 
 from dispy.job import DispyJob
 from dispy.ledger import Ledger, fill
-from dispy.nodes import DispyNode, DispyNodeAvailInfo
+from dispy.nodes import DispyNode, DispyNodeAvailInfo, find
 from dispy.orders import Follow, Hear, Order
 from dispy.protocol.messages import (
     ABANDONED,
@@ -173,6 +173,15 @@ def test_a_node_that_comes_back_keeps_its_row() -> None:
     ledger.node_up(NodeInfo(8, NODE.address, NODE.name, 4, "Linux"))
     (node,) = ledger.nodes()
     assert node.status == DispyNode.Initialized and node.cpus == 4
+
+
+def test_a_nodes_address_is_the_one_that_the_cluster_names() -> None:
+    ledger = ledger_with()
+    addresses = ["10.0.0.7:9701", "192.0.2.7:9701"]
+    ledger.node_up(NodeInfo(8, addresses[0], "far", 2, "Linux", addresses), 0, addresses[1])
+    far = find(ledger.nodes(), "192.0.2.7:9701")
+    assert far is not None and far.ip_addr == "192.0.2.7"
+    assert find(ledger.nodes(), "10.0.0.7") is far
 
 
 # -- what running jobs say ----------------------------------------------------------------------

@@ -481,6 +481,18 @@ def test_a_node_may_be_named_in_many_ways() -> None:
         nodes.find(known, 3)
 
 
+def test_a_node_of_several_addresses_may_be_named_by_each() -> None:
+    first = dispy.DispyNode("192.0.2.7", "one", 2, "192.0.2.7:9701")
+    first._addresses = frozenset(["192.0.2.7:9701", "10.0.0.7:9801", "[2001:db8::7]:9701"])
+    second = dispy.DispyNode("192.0.2.8", "two", 2, "192.0.2.8:9701")
+    known = [second, first]
+    for name in ("10.0.0.7:9801", "10.0.0.7", "192.0.2.7", "2001:db8::7", "[2001:db8::7]:9701"):
+        assert nodes.find(known, name) is first
+    assert nodes.find(known, "10.0.0.7:9701") is None
+    elsewhere = dispy.DispyNode("10.0.0.7", "one", 2, "10.0.0.7:9801")  # as another cluster has it
+    assert nodes.find(known, elsewhere) is first
+
+
 # -- the table -----------------------------------------------------------------------------------
 
 

@@ -18,7 +18,8 @@ from dispy.nodes import DispyNodeAvailInfo
 from dispy.offers import Offers
 from dispy.orders import Ask, AskWhy, Cancel, Close, Define, Follow, Open
 from dispy.protocol import messages
-from dispy.protocol.exchange import Arrival, DialFailed, Event, Joined, Left, Received
+from dispy.protocol.arrivals import Arrival
+from dispy.protocol.events import DialFailed, Event, Joined, Left, Received
 from dispy.protocol.messages import (
     DEALLOCATE,
     FILE,
@@ -357,8 +358,11 @@ def test_a_file_of_a_job_is_written_and_then_heard(
     assert wire.sent[-1] == RecordsHeard(1, [Heard(job._seq, 1, 1)])
 
 
+@pytest.mark.parametrize(
+    ("host", "port", "ip_addr"), [("*", 9701, "127.0.0.1"), ("10.0.0.7", 9801, "10.0.0.7")]
+)
 def test_a_node_is_offered_to_the_users_allocate(
-    session: Session, ledger: Ledger, wire: Wire
+    session: Session, ledger: Ledger, wire: Wire, host: str, port: int, ip_addr: str
 ) -> None:
     asked: list[tuple[object, ...]] = []
 
@@ -374,14 +378,15 @@ def test_a_node_is_offered_to_the_users_allocate(
 
     cluster: Any = "the cluster"
     args = JobSpec(0, 0, b"args")
-    entries = [NodeAllocate("*", port=1), Broken("*"), Mine("*", port=9701)]
+    entries = [NodeAllocate("*", port=1), Broken("*"), Mine(host, port=port)]
     ledger.offers = Offers(cluster, 1, entries, lambda entry: ([], args), session.hand_over)
-    node = NodeInfo(7, "127.0.0.1:9701", "here", 2, "Linux")
+    addresses = ["127.0.0.1:9701", "10.0.0.7:9801"]
+    node = NodeInfo(7, addresses[0], "here", 2, "Linux", addresses)
     wire.tell(NodeOffer(1, node, Vitals(1.0, 2, 3, 4.0)))
     assert wire.came.wait(PATIENCE_S)
     assert wire.sent == [Allocate(1, 7, 1, [], args)]
     info = DispyNodeAvailInfo(1.0, 2, 3, 4.0)
-    assert asked == [("the cluster", "127.0.0.1", "here", 2, info, "Linux")]
+    assert asked == [("the cluster", ip_addr, "here", 2, info, "Linux")]
 
 
 def test_a_bug_in_one_cluster_leaves_nobody_else_waiting(

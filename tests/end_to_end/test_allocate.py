@@ -16,7 +16,6 @@ import dispy
 from dispy import DispyJob, DispyNode, DispyNodeAvailInfo, NodeAllocate
 
 from .at_broker import embedded_only
-from .behind_relays import BY_ADDRESS, direct_only
 from .changes import entry, ready
 from .conftest import NewCluster, StartNode
 from .processes import NodeProcess
@@ -236,7 +235,6 @@ def test_no_more_cpus_are_used_than_there_are(node: NodeProcess, new_cluster: Ne
     assert cluster.status().nodes[0].avail_cpus == 2
 
 
-@direct_only(BY_ADDRESS)
 @embedded_only("a subclass's allocate() is code of a client, which a broker doesn't run")
 def test_arguments_that_cannot_be_sent_are_logged(
     pair: tuple[NodeProcess, NodeProcess],

@@ -19,7 +19,6 @@ import dispy
 from dispy import DispyJob
 
 from .at_broker import embedded_only
-from .behind_relays import BY_ADDRESS, direct_only
 from .conftest import NewCluster, RunProgram, StartNode
 from .processes import NodeProcess
 from .waiting import PATIENCE_S, all_ended, ended, finished, until
@@ -404,7 +403,6 @@ def sent(cluster: dispy.JobCluster) -> int:
     return sum(node.tx for node in cluster.status().nodes)
 
 
-@direct_only(BY_ADDRESS)
 @embedded_only("a shared broker takes each file from the client once, and gives it to nodes itself")
 def test_content_goes_to_a_node_only_once(
     start_node: StartNode, new_cluster: NewCluster, here: Path
@@ -471,7 +469,6 @@ def test_a_node_that_is_started_anew_gets_its_files_again(
     assert finished(cluster.submit("mine.txt", dispy_job_depends=["mine.txt"])).result == "mine"
 
 
-@direct_only(BY_ADDRESS)
 def test_each_node_gets_the_files_of_its_own_entry(
     start_node: StartNode, new_cluster: NewCluster, here: Path
 ) -> None:

@@ -17,7 +17,6 @@ import pytest
 from dispy import DispyJob
 
 from .at_broker import embedded_only
-from .behind_relays import BY_ADDRESS, direct_only
 from .conftest import NewCluster, StartNode
 from .processes import STOP_S, NodeProcess
 from .waiting import PATIENCE_S, all_ended, ended, finished, is_there, until
@@ -284,7 +283,6 @@ def own_names(timeout: int, retries: int, priority: int = 0, **more: int) -> dic
     return {"timeout": timeout, "retries": retries, "priority": priority, **more}
 
 
-@direct_only(BY_ADDRESS)
 def test_the_computations_own_keyword_arguments_are_not_taken(
     node: NodeProcess, new_cluster: NewCluster
 ) -> None:

@@ -17,7 +17,7 @@ import dispy
 from dispy import DispyJob, DispyNode, NodeAllocate
 
 from .at_broker import embedded_only
-from .behind_relays import BY_ADDRESS, ONE_AT_A_TIME, direct_only
+from .behind_relays import ONE_AT_A_TIME, direct_only
 from .changes import Changes, entry, ready
 from .conftest import NewCluster, RunProgram, StartNode
 from .processes import NodeProcess
@@ -67,7 +67,6 @@ def lines(path: Path) -> list[str]:
 # -- jobs for one node ---------------------------------------------------------------------------
 
 
-@direct_only(BY_ADDRESS)
 def test_a_job_runs_where_its_node_says(
     pair: tuple[NodeProcess, NodeProcess], new_cluster: NewCluster
 ) -> None:
@@ -156,7 +155,6 @@ def test_requests_about_unknown_nodes_return_minus_one_and_say_why(
 # -- files ---------------------------------------------------------------------------------------
 
 
-@direct_only(BY_ADDRESS)
 def test_a_file_is_sent_to_one_node_by_its_base_name(
     pair: tuple[NodeProcess, NodeProcess], new_cluster: NewCluster, tmp_path: Path
 ) -> None:

@@ -14,7 +14,6 @@ import pytest
 import dispy
 from dispy import DispyJob, NodeAllocate
 
-from .behind_relays import BY_ADDRESS, direct_only
 from .conftest import NewCluster, RunProgram, StartNode
 from .processes import STOP_S, NodeProcess
 from .waiting import PATIENCE_S, all_ended, ended, finished, is_there, until
@@ -96,7 +95,6 @@ def recall() -> tuple[Any, ...]:
     return (*remembered, os.getppid(), os.getcwd())
 
 
-@direct_only(BY_ADDRESS)
 def test_setup_runs_once_at_each_node_with_its_own_arguments(
     start_node: StartNode, new_cluster: NewCluster
 ) -> None:

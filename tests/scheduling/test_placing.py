@@ -24,6 +24,7 @@ from dispy.protocol.messages import (
     Done,
     Holding,
     Kill,
+    NodeReady,
     NodeSpec,
     NodeTrouble,
     Prepare,
@@ -253,9 +254,14 @@ def test_a_node_may_be_meant_by_any_of_its_addresses(entry: NodeSpec) -> None:
     who = msgspec.structs.replace(identity("node", "n", 1), address=own[0], addresses=own)
     stage.scheduler.joined("n", who, [], "", stage.now)
     stage.tell("n", Holding([], []))
-    assert len(stage.take(Prepare)) == 1
+    [(_, prepare)] = stage.take(Prepare)
     [cluster] = stage.scheduler.clusters.values()
     assert not cluster.untried  # nothing is said of an address that wasn't needed
+    stage.tell("n", Prepared(prepare.computation))
+    [(_, ready)] = stage.take(NodeReady)
+    assert ready.node.addresses == own
+    named = f"{entry.pattern}:9701" if entry.port else ""  # a pattern names nobody
+    assert ready.named == named
 
 
 @pytest.mark.parametrize("message", [Prepared(1), Done(1, []), Holding([], [])])
