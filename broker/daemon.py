@@ -15,19 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from dispy.protocol.arrivals import Arrival
 from dispy.protocol.discovery import BROKER_PORT, NODE_PORT, Discovery
 from dispy.protocol.errors import ProtocolError
-from dispy.protocol.exchange import (
-    Arrival,
-    Away,
-    Back,
-    DialFailed,
-    Event,
-    Exchange,
-    Joined,
-    Left,
-    Received,
-)
+from dispy.protocol.events import Away, Back, DialFailed, Event, Joined, Left, Received
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.guard import Door, Guard
 from dispy.protocol.identity import describe, new_token, random_name
 from dispy.protocol.keys import Keys
@@ -104,8 +96,7 @@ class BrokerDaemon:
         self.token = new_token() if journal is None else journal.token
         identity = describe("broker", software, name=name, token=self.token, addresses=addresses)
         guard = Guard(self.token, bus.keys, doors)
-        self.exchange = Exchange(identity, self.bus, random_name, self._admit, guard)
-        self.exchange.tell_time = time.time
+        self.exchange = Exchange(identity, self.bus, random_name, self._admit, guard, time.time)
         self.exchange.incomplete_max_bytes = room_for_payloads()
         self._offences = Seldom()
         self._errands: BlobErrands | None = None
@@ -323,7 +314,13 @@ class BrokerDaemon:
         elif isinstance(event, Joined):
             self._log_joined(event)
             scheduler.joined(
-                event.peer, event.identity, event.undelivered, event.address, now, event.via
+                event.peer,
+                event.identity,
+                event.undelivered,
+                event.address,
+                now,
+                event.via,
+                event.reached,
             )
         elif isinstance(event, Back):
             scheduler.back(event.peer)

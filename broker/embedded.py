@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from dispy.protocol import guard, listening
 from dispy.protocol import secret as secrets
-from dispy.protocol.exchange import Arrival, Arrived, Down, Route, Up
+from dispy.protocol.arrivals import Arrival, Arrived, Down, Route, Up
 from dispy.protocol.keys import Keys
 from dispy.protocol.listening import ALL, HERE
 from dispy.protocol.messages import Buffer
@@ -114,7 +114,7 @@ class Broker:
         addresses = listening.addresses_of_doors(self.doors, site.ext_hosts)
         doors = guard.doors((self.keys, guard.ROLES), (private_keys, guard.NODES))
         self._daemon = BrokerDaemon(self._bus, software, _title(), doors=doors, addresses=addresses)
-        self._daemon.exchange.acks_late = True  # nodes keep results until the client has them
+        self._daemon.exchange.ack_late()  # nodes keep results until the client has them
         self.token = self._daemon.token
         self._daemon.allow_discovery(self.keys, self.doors, port=port)
         self._searches: deque[Search] = deque()

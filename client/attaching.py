@@ -11,15 +11,8 @@ from collections.abc import Callable
 from contextlib import closing
 
 from dispy.protocol import identity
-from dispy.protocol.exchange import (
-    Away,
-    DialFailed,
-    Event,
-    Exchange,
-    Joined,
-    Left,
-    Received,
-)
+from dispy.protocol.events import Away, DialFailed, Event, Joined, Left, Received
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.messages import Attach
 from dispy.protocol.protection import NOTHING, Protection
 from dispy.protocol.transport import Bus

@@ -12,7 +12,8 @@ from types import TracebackType
 from msgspec import structs
 
 from dispy.protocol.errors import DispyError
-from dispy.protocol.exchange import DialFailed, Event, Exchange, Joined, Left, Received
+from dispy.protocol.events import DialFailed, Event, Joined, Left, Received
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.identity import describe, new_guard, random_name
 from dispy.protocol.keys import Keys
 from dispy.protocol.messages import (

@@ -15,9 +15,9 @@ from contextlib import closing
 from dataclasses import replace
 
 from dispy.protocol import discovery, identity
+from dispy.protocol.arrivals import Arrival, Arrived, Down, Route, Up
 from dispy.protocol.discovery import Discovery
 from dispy.protocol.errors import ProtocolError
-from dispy.protocol.exchange import Arrival, Arrived, Down, Route, Up
 from dispy.protocol.guard import Guard
 from dispy.protocol.keys import Keys
 from dispy.protocol.listening import is_loopback, joined, split

@@ -16,16 +16,8 @@ from pathlib import Path
 
 from dispy.protocol import identity
 from dispy.protocol.errors import ProtocolError
-from dispy.protocol.exchange import (
-    Away,
-    Back,
-    DialFailed,
-    Event,
-    Exchange,
-    Joined,
-    Left,
-    Received,
-)
+from dispy.protocol.events import Away, Back, DialFailed, Event, Joined, Left, Received
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.guard import Guard
 from dispy.protocol.messages import ABANDONED, Identity, JobResult
 from dispy.protocol.protection import NOTHING, Protection

@@ -15,16 +15,8 @@ from pathlib import Path
 from dispy.protocol import listening
 from dispy.protocol.discovery import BROKER_PORT, Discovery
 from dispy.protocol.errors import ProtocolError
-from dispy.protocol.exchange import (
-    Away,
-    Back,
-    DialFailed,
-    Event,
-    Exchange,
-    Joined,
-    Left,
-    Received,
-)
+from dispy.protocol.events import Away, Back, DialFailed, Event, Joined, Left, Received
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.fetching import STORE_BYTES
 from dispy.protocol.identity import describe, new_guard, random_name
 from dispy.protocol.logs import Seldom
@@ -123,8 +115,7 @@ class NodeDaemon:
             addresses=listening.addresses_of_doors(self.doors, settings.ext_hosts),
             token=guard.token,
         )
-        self.exchange = Exchange(identity, bus, random_name, self._admit, guard)
-        self.exchange.tell_time = time.time
+        self.exchange = Exchange(identity, bus, random_name, self._admit, guard, time.time)
         self.exchange.incomplete_max_bytes = room_for_payloads()
         self._discovery = self._begin_discovery()
         self._was_free = False

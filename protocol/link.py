@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import msgspec
 
+from .arrivals import Route
 from .errors import Gap, ProtocolError
 from .messages import Body, Buffer, Envelope, Identity, Large
 from .wire import CHUNK_BYTES, HEADER_BYTES, Codec
@@ -39,8 +39,6 @@ OWED_MAX = 100_000
 # Where a message that is too long can be cut in two.
 BATCH_FIELDS = ("jobs", "results", "records", "pieces", "ranges")
 
-# How to reach a peer: what was dialled, who dialled, or a relay and its number for the peer.
-Route: TypeAlias = "int | bytes | tuple[Route, int]"
 Transmit = Callable[[list[Buffer]], bool]
 Stamp = tuple[int, int, int]  # epoch, seq, ack
 Fit = tuple[list[Body], list[Large], bytes]  # messages of one envelope, and its header

@@ -11,8 +11,8 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 
+from .arrivals import Arrival, Down, Up
 from .errors import DispyError
-from .exchange import Arrival, Down, Up
 from .keys import KEY_BYTES, Keys
 from .transport import Bus
 

@@ -25,7 +25,8 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from . import curve
-from .exchange import INCOMPLETE_MAX_BYTES, Arrival, Arrived, Down, HungUp, Route, Up
+from .arrivals import Arrival, Arrived, Down, HungUp, Route, Up
+from .exchange import INCOMPLETE_MAX_BYTES
 from .keys import Keys
 from .logs import Seldom
 from .messages import Buffer
@@ -185,7 +186,7 @@ class Connection:
 
 
 class Bus:
-    """Implements `exchange.Transport` with sockets, and waits for all of them at once."""
+    """Implements `arrivals.Transport` with sockets, and waits for all of them at once."""
 
     def __init__(self, keys: Keys | None = None, ahead: int = HIGH_WATER) -> None:
         """With ``keys``, all that is dialled and listened at is encrypted with them.

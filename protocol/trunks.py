@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .arrivals import Route
 from .framecache import MISSED, Sent
-from .link import Route
 from .messages import DROPPED, MARKED, Buffer, Relayed
 from .pacing import SMALL_BYTES, Pacing, size_of
 from .wire import Codec

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from dispy.protocol.exchange import REDIAL_S, Arrived, Route
+from dispy.protocol.arrivals import Arrived, Route
+from dispy.protocol.dials import REDIAL_S
 from dispy.protocol.framecache import Sent
 from dispy.protocol.messages import Buffer, Identity
 

@@ -16,28 +16,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from dispy.protocol.arrivals import Arrival, Arrived, Down, Route, Transport, Up
+from dispy.protocol.dials import GREETING_S, REDIAL_MAX_S, REDIAL_S, REFUSED_PAUSE_S
 from dispy.protocol.errors import ProtocolError
-from dispy.protocol.exchange import (
-    DOUBTFUL_ROUNDS,
-    GREETING_S,
-    REDIAL_MAX_S,
-    REDIAL_S,
-    REFUSED_PAUSE_S,
-    ROUND_S,
-    Arrival,
-    Arrived,
-    Away,
-    Back,
-    DialFailed,
-    Down,
-    Event,
-    Exchange,
-    Joined,
-    Left,
-    Route,
-    Transport,
-    Up,
-)
+from dispy.protocol.events import Away, Back, DialFailed, Event, Joined, Left
+from dispy.protocol.exchange import DOUBTFUL_ROUNDS, ROUND_S, Exchange, unknown_time
 from dispy.protocol.framecache import MISSED, Kept, Sent, Shelf
 from dispy.protocol.guard import NODES, OPEN, Guard
 from dispy.protocol.link import RETRY_S
@@ -94,9 +77,10 @@ class Relay:
         name_session: Callable[[], str],
         new_shelf: Callable[[], Shelf],
         guard: Guard = OPEN,
+        tell_time: Callable[[], float] = unknown_time,
     ) -> None:
         self.identity = identity
-        self.exchange = Exchange(identity, transport, name_session, self._admit, guard)
+        self.exchange = Exchange(identity, transport, name_session, self._admit, guard, tell_time)
         self.trunk: Route | None = None
         self.broker = ""  # the instance at the other end of the trunk, also while it's away
         self.broker_name = ""

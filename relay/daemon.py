@@ -51,8 +51,7 @@ class RelayDaemon:
             addresses=listening.addresses_of_doors(self.upper, settings.ext_hosts),
             token=guard.token,
         )
-        self.relay = Relay(identity, bus, random_name, FileShelf, guard)
-        self.relay.exchange.tell_time = time.time
+        self.relay = Relay(identity, bus, random_name, FileShelf, guard, time.time)
         if settings.broker:
             self.relay.dial_up(settings.broker)
         for address in settings.nodes:

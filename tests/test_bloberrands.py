@@ -17,7 +17,8 @@ from dispy.broker.bloberrands import BlobErrands
 from dispy.broker.core import Scheduler
 from dispy.broker.effects import DropBlob, Effect, KeepPiece, ReadPiece, Send
 from dispy.broker.settings import Settings
-from dispy.protocol.exchange import Event, Exchange, Joined, Received
+from dispy.protocol.events import Event, Joined, Received
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.fetching import Claim, Fetching
 from dispy.protocol.identity import describe, random_name
 from dispy.protocol.messages import (

@@ -11,7 +11,9 @@ from dispy.broker import unheard
 from dispy.broker.daemon import BrokerDaemon
 from dispy.broker.journal import Journal
 from dispy.broker.settings import Settings
-from dispy.protocol.exchange import Arrival, Arrived, Exchange, Received, Route, Up
+from dispy.protocol.arrivals import Arrival, Arrived, Route, Up
+from dispy.protocol.events import Received
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.guard import Guard, instance_of
 from dispy.protocol.messages import (
     DRAIN,

@@ -23,18 +23,9 @@ from hypothesis import strategies as st
 from zmq.utils import z85
 
 from dispy.protocol import curve
-from dispy.protocol.exchange import (
-    Arrived,
-    Away,
-    DialFailed,
-    Down,
-    Event,
-    Exchange,
-    HungUp,
-    Joined,
-    Received,
-    Up,
-)
+from dispy.protocol.arrivals import Arrived, Down, HungUp, Up
+from dispy.protocol.events import Away, DialFailed, Event, Joined, Received
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.guard import CLIENTS, NODES, Guard, doors
 from dispy.protocol.identity import describe, new_token, random_name
 from dispy.protocol.keys import Keys

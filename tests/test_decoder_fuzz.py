@@ -16,8 +16,9 @@ import msgspec
 import pytest
 
 from dispy.protocol import messages as m
+from dispy.protocol.arrivals import Arrived, Up
 from dispy.protocol.errors import ProtocolError
-from dispy.protocol.exchange import Arrived, Exchange, Up
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.wire import Codec
 
 COUNT = int(os.environ.get("DISPY_FUZZ", "200000"))

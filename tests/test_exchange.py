@@ -5,9 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from dispy.protocol import exchange as exchanges
+from dispy.protocol import handshake
 from dispy.protocol import link as links
-from dispy.protocol.exchange import Arrived, Exchange, Joined, Left, Received, Route, Up
+from dispy.protocol.arrivals import Arrived, Route, Up
+from dispy.protocol.events import Event, Joined, Left, Received
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.link import ACK_ENVELOPES
 from dispy.protocol.messages import (
     VERSION_MAJOR,
@@ -110,7 +112,7 @@ def test_a_goodbye_comes_after_the_greeting() -> None:
 def test_what_arrives_is_acknowledged_late_if_this_process_must_outlive_it_first() -> None:
     wire = Wire()
     exchange = Exchange(BROKER, wire, lambda: "s")
-    exchange.acks_late = True
+    exchange.ack_late()
     welcome = greeted(exchange, wire, b"1")
     envelope = Envelope(welcome.epoch, 1, 0, [Released(7)])
     exchange.receive(Arrived(b"1", said(envelope)), 1.0)
@@ -130,7 +132,7 @@ def test_what_arrives_is_acknowledged_late_if_this_process_must_outlive_it_first
 def test_late_acknowledgements_are_given_when_they_are_due() -> None:
     wire = Wire()
     exchange = Exchange(BROKER, wire, lambda: "s")
-    exchange.acks_late = True
+    exchange.ack_late()
     welcome = greeted(exchange, wire, b"1")
     for seq in range(1, ACK_ENVELOPES + 1):
         envelope = Envelope(welcome.epoch, seq, 0, [Released(seq)])
@@ -152,7 +154,7 @@ def test_who_sends_payloads_without_an_end_leaves_and_others_stay() -> None:
     liar, honest = greeted(exchange, wire, b"1"), greeted(exchange, wire, b"2", "honest")
     chunk = b"x" * (1 << 17)
 
-    def send(route: bytes, epoch: int, seq: int) -> list[exchanges.Event]:
+    def send(route: bytes, epoch: int, seq: int) -> list[Event]:
         frames = [*said(Envelope(epoch, seq, 0, [], more=True)), chunk]
         return exchange.receive(Arrived(route, frames), 1.0)
 
@@ -188,7 +190,7 @@ def test_who_takes_in_nothing_is_not_answered_for_ever(monkeypatch: pytest.Monke
 
 
 def test_there_are_so_many_peers_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchanges, "LINKS_MAX", 2)
+    monkeypatch.setattr(handshake, "LINKS_MAX", 2)
     wire = Wire()
     exchange = Exchange(BROKER, wire, lambda: "s")
     greeted(exchange, wire, b"1", "one")

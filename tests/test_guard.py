@@ -11,16 +11,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dispy.protocol.exchange import (
-    REFUSED_PAUSE_S,
-    Arrived,
-    DialFailed,
-    Event,
-    Exchange,
-    Joined,
-    Route,
-    Up,
-)
+from dispy.protocol.arrivals import Arrived, Route, Up
+from dispy.protocol.dials import REFUSED_PAUSE_S
+from dispy.protocol.events import DialFailed, Event, Joined
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.guard import CLIENTS, NODES, OPEN, ROLES, Guard, doors, instance_of, prove
 from dispy.protocol.keys import Keys
 from dispy.protocol.messages import (
@@ -290,7 +284,7 @@ def test_a_broker_that_says_it_is_another_is_not_believed() -> None:
     [failed] = node.hear(encoded(welcome), b"", 1)
     assert isinstance(failed, DialFailed) and "another process" in failed.reason
     assert not node.exchange.links
-    wire = node.exchange._transport
+    wire = node.exchange._connections._transport
     assert isinstance(wire, Wire) and wire.dialled == 1
     node.exchange.tick(REFUSED_PAUSE_S - 1.0)
     assert wire.dialled == 1, "not often"

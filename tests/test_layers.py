@@ -21,6 +21,12 @@ MAY_IMPORT: dict[str, set[str]] = {
 PURE = [
     "relay/children.py",
     "relay/core.py",
+    "protocol/arrivals.py",
+    "protocol/connections.py",
+    "protocol/dials.py",
+    "protocol/events.py",
+    "protocol/handshake.py",
+    "protocol/introductions.py",
     "protocol/messages.py",
     "protocol/wire.py",
     "protocol/link.py",

@@ -22,7 +22,8 @@ from dispy.broker.daemon import BrokerDaemon
 from dispy.cli import main
 from dispy.operator import Operator, Unreachable
 from dispy.protocol import exitcodes
-from dispy.protocol.exchange import Exchange, Joined, Received
+from dispy.protocol.events import Joined, Received
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.guard import Guard
 from dispy.protocol.identity import describe, new_guard, random_name
 from dispy.protocol.messages import (

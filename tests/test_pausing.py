@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dispy.protocol.exchange import Arrived, Route, Up
+from dispy.protocol.arrivals import Arrived, Route, Up
 from dispy.protocol.messages import Buffer
 from dispy.protocol.transport import HIGH_WATER, Bus
 

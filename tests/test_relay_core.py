@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dispy.protocol.exchange import Arrived, DialFailed, Down, HungUp, Route, Up
+from dispy.protocol.arrivals import Arrived, Down, HungUp, Route, Up
+from dispy.protocol.events import DialFailed
 from dispy.protocol.framecache import LONG_BYTES, MISSED, digest_of
 from dispy.protocol.guard import Guard
 from dispy.protocol.identity import new_token

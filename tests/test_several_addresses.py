@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 
-from dispy.protocol.exchange import (
-    GREETING_S,
-    Arrived,
-    DialFailed,
-    Down,
-    Event,
-    Exchange,
-    Joined,
-    Left,
-    Route,
-    Up,
-)
+from dispy.protocol.arrivals import Arrived, Down, Route, Up
+from dispy.protocol.dials import GREETING_S
+from dispy.protocol.events import DialFailed, Event, Joined, Left
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.messages import Buffer, Hello, Identity
 from dispy.protocol.wire import Codec
 

@@ -11,15 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dispy.protocol.exchange import (
-    Away,
-    DialFailed,
-    Event,
-    Exchange,
-    Joined,
-    Left,
-    Received,
-)
+from dispy.protocol.events import Away, DialFailed, Event, Joined, Left, Received
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.identity import describe, random_name
 from dispy.protocol.messages import Done, Identity, JobResult, JobSpec, Run
 from dispy.protocol.transport import Bus

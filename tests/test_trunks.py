@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from dispy.protocol import exchange as exchanges
-from dispy.protocol.exchange import Arrived, Down, Exchange, Joined, Received, Route, Up
+from dispy.protocol.arrivals import Arrival, Arrived, Down, HungUp, Route, Up
+from dispy.protocol.events import Away, Back, Event, Joined, Left, Received
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.framecache import LONG_BYTES
 from dispy.protocol.link import RELAYED_SILENCE_S, SILENCE_S
 from dispy.protocol.messages import (
@@ -68,7 +69,7 @@ class Port:
     def __init__(self, stage: Stage, name: str) -> None:
         self.stage = stage
         self.name = name
-        self.inbox: deque[exchanges.Arrival] = deque()
+        self.inbox: deque[Arrival] = deque()
         self.ends: dict[Route, tuple[Port, Route]] = {}
         self.is_full = False
 
@@ -107,7 +108,7 @@ class Stage:
     routes: int = 0
     ports: dict[str, Port] = field(default_factory=dict)
     cores: dict[str, Exchange | Relay] = field(default_factory=dict)
-    events: dict[str, list[exchanges.Event]] = field(default_factory=dict)
+    events: dict[str, list[Event]] = field(default_factory=dict)
     sent: list[tuple[str, str, list[Buffer]]] = field(default_factory=list)
     sessions: int = 0
 
@@ -145,7 +146,7 @@ class Stage:
             if isinstance(back, int):
                 other.inbox.append(Down(back, "the connection was closed"))
             else:
-                other.inbox.append(exchanges.HungUp())
+                other.inbox.append(HungUp())
 
     def step(self) -> None:
         """Let everybody do what there is to do, until nothing is left."""
@@ -170,7 +171,7 @@ class Stage:
             self.now = min(until, self.now + 0.125)
             self.step()
 
-    def take(self, name: str) -> list[exchanges.Event]:
+    def take(self, name: str) -> list[Event]:
         """Return what has happened to somebody since the last call."""
         events, self.events[name] = self.events[name], []
         return events
@@ -207,11 +208,11 @@ def stage_with(nodes: int, dialling: bool = True, relays: int = 1) -> tuple[Stag
     return stage, broker
 
 
-def joined(events: list[exchanges.Event]) -> set[str]:
+def joined(events: list[Event]) -> set[str]:
     return {event.peer for event in events if isinstance(event, Joined)}
 
 
-def messages(events: list[exchanges.Event]) -> list[Body]:
+def messages(events: list[Event]) -> list[Body]:
     return [event.message for event in events if isinstance(event, Received)]
 
 
@@ -241,7 +242,7 @@ def test_a_relay_that_is_killed_loses_nothing(relays: int) -> None:
     stage.take("broker")
     stage.kill("relay1")
     stage.step()
-    away = {event.peer for event in stage.take("broker") if isinstance(event, exchanges.Away)}
+    away = {event.peer for event in stage.take("broker") if isinstance(event, Away)}
     assert {"node1", "node2", "relay1"} <= away
     node = stage.cores["node1"]
     assert isinstance(node, Exchange)
@@ -251,7 +252,7 @@ def test_a_relay_that_is_killed_loses_nothing(relays: int) -> None:
     stage.add_relay("relay1")
     stage.run(15.0)
     events = stage.take("broker")
-    back = {event.peer for event in events if isinstance(event, exchanges.Back)}
+    back = {event.peer for event in events if isinstance(event, Back)}
     assert {"node1", "node2"} <= back and not joined(events) & {"node1", "node2"}
     assert messages(events) == [Released(1)]
     assert messages(stage.take("node1")) == [Released(2)]
@@ -263,7 +264,7 @@ def test_a_node_that_dies_is_lost_at_once_and_others_stay(dialling: bool) -> Non
     stage.take("broker")
     stage.kill("node1")
     stage.run(1.5)
-    events = [each for each in stage.take("broker") if isinstance(each, exchanges.Away)]
+    events = [each for each in stage.take("broker") if isinstance(each, Away)]
     assert {event.peer for event in events} == {"node1"}
     assert any(event.gone for event in events) == (not dialling)  # only who dials can prove it
 
@@ -364,7 +365,7 @@ class Hand:
         self.frames.append((route, frames))
         return True
 
-    def say(self, *frames: Frame, route: bytes = b"1") -> list[exchanges.Event]:
+    def say(self, *frames: Frame, route: bytes = b"1") -> list[Event]:
         """Send a message of some headers."""
         encoded: list[Buffer] = [self.codec.encode(frame)[0] for frame in frames]
         events = self.broker.receive(Arrived(route, encoded), 0.0)
@@ -380,7 +381,7 @@ class Hand:
 def test_only_a_relay_may_bring_others() -> None:
     hand = Hand("node")
     [left] = hand.say(Relayed(1), Hello(VERSION_MAJOR, 0, identity("node", "n")))
-    assert isinstance(left, exchanges.Left) and left.peer == "r"
+    assert isinstance(left, Left) and left.peer == "r"
     assert any(isinstance(frame, Goodbye) for frame in hand.take())
 
 
@@ -410,7 +411,7 @@ def test_relays_in_a_row_are_not_without_end() -> None:
 def test_frames_that_never_came_are_an_offence() -> None:
     hand = Hand()
     [left] = hand.say(Cached([(1, b"x")]))
-    assert isinstance(left, exchanges.Left)
+    assert isinstance(left, Left)
 
 
 def test_who_is_introduced_and_does_not_answer_is_dropped() -> None:
@@ -440,8 +441,8 @@ def test_what_comes_over_an_unknown_trunk_is_answered_once() -> None:
 def test_a_peer_that_is_lost_and_later_proven_dead_is_gone() -> None:
     hand = Hand()
     hand.say(Relayed(1), Hello(VERSION_MAJOR, 0, identity("node", "n")))
-    assert hand.say(Relayed(1, LOST, "closed")) == [exchanges.Away("n", "closed")]
-    assert hand.say(Relayed(1, LOST, "refused", True)) == [exchanges.Away("n", "refused", True)]
+    assert hand.say(Relayed(1, LOST, "closed")) == [Away("n", "closed")]
+    assert hand.say(Relayed(1, LOST, "refused", True)) == [Away("n", "refused", True)]
     assert hand.say(Relayed(1, LOST, "refused", True)) == []
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from dispy.pickling import load
 from dispy.protocol import identity
-from dispy.protocol.exchange import Exchange, Joined, Received
+from dispy.protocol.events import Joined, Received
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.messages import (
     FINISHED,
     BlobPiece,

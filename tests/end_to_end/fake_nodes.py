@@ -10,7 +10,9 @@ import sys
 import time
 
 from dispy.protocol import protection
-from dispy.protocol.exchange import Event, Exchange, HungUp, Joined, Route
+from dispy.protocol.arrivals import HungUp, Route
+from dispy.protocol.events import Event, Joined
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.identity import new_guard, random_name
 from dispy.protocol.messages import Buffer, Holding, Identity
 from dispy.protocol.transport import Bus, raise_limits

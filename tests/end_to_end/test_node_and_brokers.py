@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import cloudpickle
 import pytest
 
-from dispy.protocol.exchange import DialFailed, Exchange, Joined, Left, Received
+from dispy.protocol.events import DialFailed, Joined, Left, Received
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.guard import Guard
 from dispy.protocol.identity import random_name
 from dispy.protocol.messages import (

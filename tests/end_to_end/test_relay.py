@@ -21,7 +21,7 @@ import pytest
 import dispy
 from dispy import DispyJob
 from dispy.protocol import protection
-from dispy.protocol.exchange import Arrived, Route, Up
+from dispy.protocol.arrivals import Arrived, Route, Up
 from dispy.protocol.identity import describe, new_guard
 from dispy.protocol.messages import VERSION_MAJOR, VERSION_MINOR, Envelope, Hello
 from dispy.protocol.secret import new as secret_text

@@ -17,7 +17,7 @@ from dispy.node import launcher as processes
 from dispy.node.core import Agent
 from dispy.node.daemon import NodeDaemon, Settings
 from dispy.protocol import messages as m
-from dispy.protocol.exchange import Arrived
+from dispy.protocol.arrivals import Arrived
 
 from .babble import KINDS, Babbler
 from .underfire import FILES, PIECES, RANGES, Liar, Wire

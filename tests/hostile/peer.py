@@ -7,7 +7,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
 
-from dispy.protocol.exchange import DialFailed, Event, Exchange, Joined, Received
+from dispy.protocol.events import DialFailed, Event, Joined, Received
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.guard import Guard
 from dispy.protocol.identity import describe, new_guard, random_name
 from dispy.protocol.keys import Keys

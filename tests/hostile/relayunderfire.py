@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from dispy.protocol import messages as m
-from dispy.protocol.exchange import Arrived, Down, HungUp, Route, Up
+from dispy.protocol.arrivals import Arrived, Down, HungUp, Route, Up
 from dispy.protocol.guard import instance_of
 from dispy.protocol.identity import random_name
 from dispy.protocol.shelf import FileShelf

@@ -8,7 +8,7 @@ import time
 from contextlib import closing
 from typing import Any
 
-from dispy.protocol.exchange import Arrived, Up
+from dispy.protocol.arrivals import Arrived, Up
 from dispy.protocol.transport import Bus
 from dispy.protocol.wire import FRAMES_MAX
 

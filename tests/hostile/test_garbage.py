@@ -16,7 +16,7 @@ import pytest
 
 import dispy
 from dispy.protocol import secret as secrets
-from dispy.protocol.exchange import Joined
+from dispy.protocol.events import Joined
 from dispy.protocol.keys import Keys
 
 from . import daemons

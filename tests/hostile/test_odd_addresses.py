@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dispy.protocol.exchange import Down
+from dispy.protocol.arrivals import Down
 from dispy.protocol.transport import Bus
 
 PATIENCE_S = 10.0

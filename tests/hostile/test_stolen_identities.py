@@ -150,7 +150,8 @@ def test_a_node_can_ask_for_nothing_that_clients_can(site: Site, message: m.Body
 
 
 def as_another(instance: str, exchange: Exchange) -> None:
-    exchange.identity = msgspec.structs.replace(exchange.identity, instance=instance)
+    another = msgspec.structs.replace(exchange.identity, instance=instance)
+    exchange._handshake.identity = another
 
 
 def test_nobody_is_believed_to_be_another(site: Site) -> None:

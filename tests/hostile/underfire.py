@@ -19,8 +19,8 @@ from dispy.broker.journal import Journal
 from dispy.broker.settings import POLICIES, Settings
 from dispy.protocol import blobs
 from dispy.protocol import messages as m
+from dispy.protocol.arrivals import Arrival, Arrived, Down, HungUp, Route, Up
 from dispy.protocol.errors import ProtocolError
-from dispy.protocol.exchange import Arrival, Arrived, Down, HungUp, Route, Up
 from dispy.protocol.guard import instance_of
 from dispy.protocol.payload import pack_result
 from dispy.protocol.wire import Codec

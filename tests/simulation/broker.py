@@ -17,8 +17,8 @@ from dispy.broker.core import Scheduler
 from dispy.broker.daemon import BrokerDaemon
 from dispy.broker.effects import Effect, Send
 from dispy.broker.settings import Settings
-from dispy.protocol import exchange as exchanges
 from dispy.protocol.errors import ProtocolError
+from dispy.protocol.events import Event
 from dispy.protocol.exchange import Exchange
 from dispy.protocol.messages import Identity, JobSpec, Results, Run
 
@@ -61,14 +61,14 @@ class Daemon(BrokerDaemon):
         self._look_at = 0.0
         self._since = EPOCH_S
 
-    def _on_event(self, event: exchanges.Event, now: float) -> None:
+    def _on_event(self, event: Event, now: float) -> None:
         self.process.on_event(event, now)
 
-    def do_event(self, event: exchanges.Event, now: float) -> None:
+    def do_event(self, event: Event, now: float) -> None:
         """Tell the scheduler."""
         super()._on_event(event, now)
 
-    def _offended(self, event: exchanges.Event, error: ProtocolError) -> None:
+    def _offended(self, event: Event, error: ProtocolError) -> None:
         self.process.broken_protocol.append(str(error))
         super()._offended(event, error)
 
@@ -150,7 +150,7 @@ class BrokerProcess(Process):
         self.daemon.turn(self.socket.take(), now)
         self.is_in_turn = False
 
-    def on_event(self, event: exchanges.Event, now: float) -> None:
+    def on_event(self, event: Event, now: float) -> None:
         """Tell the daemon."""
         self.daemon.do_event(event, now)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from enum import Enum
 from functools import partial
 
-from dispy.protocol.exchange import Arrival, Arrived, Down, HungUp, Route, Up
+from dispy.protocol.arrivals import Arrival, Arrived, Down, HungUp, Route, Up
 from dispy.protocol.messages import Buffer
 
 from .clock import Clock
@@ -32,7 +32,7 @@ class Fate(Enum):
 
 
 class Socket:
-    """All connections of one process; implements `exchange.Transport`."""
+    """All connections of one process; implements `arrivals.Transport`."""
 
     def __init__(self, network: Network, machine: str, address: str = "") -> None:
         self.machine = machine

@@ -21,9 +21,9 @@ from dispy.line import priority_of
 from dispy.node import effects as node_effects
 from dispy.node import launcher
 from dispy.node.core import Agent
-from dispy.protocol import exchange as exchanges
 from dispy.protocol.errors import ProtocolError
-from dispy.protocol.exchange import Away, Back, DialFailed, Exchange, Joined, Left, Received
+from dispy.protocol.events import Away, Back, DialFailed, Event, Joined, Left, Received
+from dispy.protocol.exchange import Exchange
 from dispy.protocol.messages import (
     CANCELLED,
     RECORDS_AHEAD,
@@ -111,7 +111,7 @@ class Process(ABC):
             self.handle(self.exchange.receive(arrival, now), now)
         self.round(now)
 
-    def handle(self, events: list[exchanges.Event], now: float) -> None:
+    def handle(self, events: list[Event], now: float) -> None:
         """Tell the core what has happened."""
         for event in events:
             try:
@@ -123,7 +123,7 @@ class Process(ABC):
                 self.on_event(Left(event.peer, str(error)), now)
 
     @abstractmethod
-    def on_event(self, event: exchanges.Event, now: float) -> None:
+    def on_event(self, event: Event, now: float) -> None:
         """Do as the real process does."""
 
     @abstractmethod
@@ -170,7 +170,7 @@ class NodeProcess(Process):
         self.round(self.clock.now)
         self.kill()
 
-    def on_event(self, event: exchanges.Event, now: float) -> None:
+    def on_event(self, event: Event, now: float) -> None:
         """As the daemon's."""
         agent = self.agent
         if isinstance(event, Received):
@@ -389,7 +389,7 @@ class ClientProcess(Process):
 
     # -- the session -------------------------------------------------------------------------
 
-    def on_event(self, event: exchanges.Event, now: float) -> None:
+    def on_event(self, event: Event, now: float) -> None:
         """As the session's."""
         if isinstance(event, Received) and isinstance(event.message, Report):
             self.on_report(event.message)

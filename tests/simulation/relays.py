@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dispy.protocol import exchange as exchanges
+from dispy.protocol.events import Event
 from dispy.protocol.messages import Buffer, Identity
 from dispy.relay.core import Relay
 
@@ -57,7 +57,7 @@ class RelayProcess(Process):
         self.news += [each.text for each in self.relay.news]
         self.relay.news.clear()
 
-    def on_event(self, event: exchanges.Event, now: float) -> None:
+    def on_event(self, event: Event, now: float) -> None:
         """The core sees to them by itself."""
 
     def stop(self) -> None:

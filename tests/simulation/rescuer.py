@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dispy.attached import Takeover
-from dispy.protocol import exchange as exchanges
-from dispy.protocol.exchange import Joined, Received
+from dispy.protocol.events import Event, Joined, Received
 from dispy.protocol.messages import (
     ABANDONED,
     FINISHED,
@@ -59,7 +58,7 @@ class Rescuer(Process):
         self._on_done = on_done
         self._leaves_at = FOREVER  # once all is handed over
 
-    def on_event(self, event: exchanges.Event, now: float) -> None:
+    def on_event(self, event: Event, now: float) -> None:
         """As its `_handle`."""
         if isinstance(event, Received):
             if isinstance(event.message, Results):

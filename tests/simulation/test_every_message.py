@@ -16,7 +16,7 @@ import pytest
 
 from dispy.broker.settings import Settings
 from dispy.protocol import messages
-from dispy.protocol.exchange import Event, Received
+from dispy.protocol.events import Event, Received
 from dispy.protocol.messages import (
     DRAIN,
     SET_CPUS,

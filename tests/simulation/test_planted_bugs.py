@@ -49,7 +49,7 @@ from dispy.broker.daemon import BrokerDaemon
 from dispy.node import core as node_core
 from dispy.node import endings, files, handover, reports
 from dispy.node import setups as node_setups
-from dispy.protocol import exchange, fetching, link
+from dispy.protocol import connections, exchange, fetching, link
 from dispy.reports import Report
 
 from .scenarios import (
@@ -138,9 +138,9 @@ BUGS = [
     Bug(L, "connect", "self._waiting.extendleft(reversed(self._unacked))", "pass"),
     Bug(L, "connect", "reversed(self._unacked)", "self._unacked"),
     Bug(L, "_acknowledged", "self._unacked[0].seq <= seq", "self._unacked[0].seq <= seq + 1"),
-    Bug(X, "tick", "now > link.heard + SILENCE_S", "False"),
-    Bug(X, "_broken", "self._hang_up(dial)", "pass"),
-    Bug(X, "forget", "if dial.peer == peer:", "if False:"),
+    Bug(X, "tick", "now > link.heard + link.silence_s", "False"),
+    Bug(connections.Connections, "broken", "self.hang_up(dial)", "pass"),
+    Bug(connections.Connections, "forget", "if dial.peer == peer:", "if False:"),
     # Files.
     Bug(F, "kept", "if not claim.missing:", "if True:"),
     Bug(F, "_append", "blob.got + size == blob.size", "True"),

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from dispy.protocol import exchange, framecache, link, pacing, trunks
+from dispy.protocol import connections, framecache, introductions, link, pacing, trunks
 from dispy.relay import core as relay_core
 
 from .relayedworlds import (
@@ -35,15 +35,16 @@ DIRECTED: dict[int, Callable[[], World]] = {
     -1: play_shared_file,
 }
 
-X, R, P, T, L = exchange.Exchange, relay_core.Relay, pacing.Pacing, trunks.Trunk, link.Link
+X, Y = connections.Connections, introductions.Introductions
+R, P, T, L = relay_core.Relay, pacing.Pacing, trunks.Trunk, link.Link
 BUGS = [
-    Bug(X, "_orphan", "self._broken(link, reason, False, relay.heard, self._news)", "pass"),
-    Bug(X, "_orphan", "self._trunks.close(route)", "pass"),
-    Bug(X, "_on_lost", "self._broken(link, lost.text, lost.refused, now, events)", "pass"),
-    Bug(X, "_on_introduced", "self._say_hello(dial, route, now)", "pass"),
-    Bug(X, "_with_news", "return news + events", "return events"),
+    Bug(X, "_orphan", "self.broken(link, reason, False, relay.heard, self._news)", "pass"),
+    Bug(X, "_orphan", "self.trunks.close(route)", "pass"),
+    Bug(Y, "_on_lost", "connections.broken(link, lost.text, lost.refused, now, events)", "pass"),
+    Bug(Y, "_on_introduced", "self._handshake.say_hello(dial, route, now)", "pass"),
+    Bug(X, "with_news", "return news + events", "return events"),
     Bug(X, "forget", 'self._orphan(link, route, "its relay has left")', "pass"),
-    Bug(X, "_enter", "is_relayed or isinstance(route, tuple)", "False"),
+    Bug(X, "enter", "is_relayed or isinstance(route, tuple)", "False"),
     Bug(trunks.Trunks, "answer", "self._send(route, [header])", "pass"),
     Bug(trunks.Trunks, "send", "trunk.pacing.is_full and", "False and"),
     Bug(T, "enter", "len(self._entered) >= CACHED_FROM", "False"),
