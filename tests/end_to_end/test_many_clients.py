@@ -38,8 +38,9 @@ class OwnSession(dispy.SharedJobCluster):
     @contextmanager
     def _connected(self) -> Iterator[Session]:
         broker = remote.Broker(self._address)
-        self.session = process._begin(broker, Recordings(shared_at=self._address), shared=True)
-        process._sessions.pop(self._address)
+        mine = (self._address, None)
+        self.session = process._begin(broker, Recordings(shared_at=self._address), mine, True)
+        process._sessions.pop(mine)
         yield self.session
 
 

@@ -82,7 +82,7 @@ def broker(wire: Wire) -> Exchange:
 def test_a_relay_that_introduces_without_end_is_greeted_no_more(broker: Exchange) -> None:
     for number in range(DIALLED_MAX + 1000):
         broker.receive(Arrived(TRUNK, encoded(Relayed(number + 1, INTRODUCED, "x"))), 0.0)
-    assert len(broker._dialled) == DIALLED_MAX
+    assert len(broker._connections.dials.by_route) == DIALLED_MAX
     broker.check()
 
 
@@ -96,7 +96,7 @@ def test_what_a_relay_does_not_take_in_is_not_kept_for_it(
     question = encoded(Relayed(1), Relayed(7, MARK))
     for _ in range(2 * LIMIT_BYTES // size_of(question)):
         broker.receive(Arrived(TRUNK, question), 0.0)
-    trunk = broker._trunks.of(TRUNK)
+    trunk = broker._connections.trunks.of(TRUNK)
     assert trunk is not None
     assert LIMIT_BYTES <= trunk.pacing.waiting_bytes < LIMIT_BYTES + 1000
     broker.check()
@@ -145,7 +145,7 @@ def test_a_message_of_very_many_frames_ends_the_session(broker: Exchange) -> Non
 
 def test_what_is_kept_of_all_who_are_introduced_is_short(broker: Exchange) -> None:
     broker.receive(Arrived(TRUNK, encoded(Relayed(1, INTRODUCED, "x" * 1001))), 0.0)
-    assert not broker._dialled and not broker.links
+    assert not broker._connections.dials.by_route and not broker.links
 
 
 def test_and_so_is_what_peers_say_of_themselves(wire: Wire, broker: Exchange) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,10 @@ print(cluster.submit(1)(), flush=True)
 sys.stdin.read()
 cluster.close()
 """
+
+
+def has_answered(program: Marked) -> bool:
+    return program.output() == "far\n"
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +87,7 @@ def test_a_program_gets_nodes_of_another_subnet(
     for _ in range(2):  # the relay and the node are free again after it
         program = Marked(command, tmp_path, stdin=subprocess.PIPE)
         run(program)
-        until(lambda program=program: program.output() == "far\n", "a result")
+        until(partial(has_answered, program), "a result")
         assert program.process.stdin is not None
         program.process.stdin.close()
         assert program.wait(30.0) == 0, program.log()
