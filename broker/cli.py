@@ -390,7 +390,16 @@ def _serve(
     addresses = listening.addresses_of_doors(told[0], entrance.ext_hosts)
     doors = guard.doors((entrance.node_keys, NODES), (entrance.client_keys, CLIENTS))
     daemon = BrokerDaemon(
-        bus, __version__, name, settings, journal, folder, synced, doors, addresses
+        bus,
+        __version__,
+        name,
+        settings,
+        journal,
+        folder,
+        synced,
+        doors,
+        addresses,
+        house.nodes.reaches_out,
     )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: daemon.stop())

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -66,7 +67,8 @@ class BrokerDaemon:
     """Runs a `Scheduler` on a `Bus`, step by step; with a `Journal` it remembers all.
 
     ``doors`` are what the bus listens for, in the same order; by default there is one, for its own
-    keys. ``addresses`` are where nodes can dial it, for them to know. A shared broker has its
+    keys. ``addresses`` are where nodes can dial it, for them to know. Unless it ``reaches_out`` it
+    dials nobody on other machines, whoever asks it to. A shared broker has its
     copies of files in ``folder``; when they are ``synced``, they survive a power failure. While the
     disk is full to the last byte, nothing is said and nothing is heard. Raises `JournalBroken` from
     `step` when nothing can be kept any more; what was to be said then has not been said.
@@ -85,8 +87,10 @@ class BrokerDaemon:
         synced: bool = False,
         doors: tuple[Door, ...] | None = None,
         addresses: Sequence[str] = (),
+        reaches_out: bool = True,
     ) -> None:
         self.bus = bus
+        self._reaches_out = reaches_out
         self.journal = journal
         self.folder = folder
         self.stopping = False
@@ -395,12 +399,19 @@ class BrokerDaemon:
     def _reach(self, effect: Dial | Undial | Seek) -> None:
         """Look for nodes, or no longer."""
         if isinstance(effect, Dial):
-            self.exchange.dial(effect.address)
+            self._dial(effect.address)
         elif isinstance(effect, Undial):
             self._let_go_relay(effect.address)
             self.exchange.undial(effect.address)
         else:
             self.seek(effect.ports)
+
+    def _dial(self, address: str) -> None:
+        """Clients ask for any address, and a journal may be of times when there was a secret."""
+        if self._reaches_out or _is_here(address):
+            self.exchange.dial(address)
+        else:
+            self.scheduler.unreachable(address, "it isn't dialled: this broker has no secret")
 
     @property
     def _news(self) -> int:
@@ -461,6 +472,13 @@ class BrokerDaemon:
         if identity.role in ("client", "node", "relay", DOCTOR):
             return ""
         return f"a broker takes clients, nodes and relays, not a {identity.role}"
+
+
+def _is_here(address: str) -> bool:
+    try:
+        return ip_address(address.rpartition(":")[0].strip("[]")).is_loopback
+    except ValueError:  # a name may mean any machine
+        return False
 
 
 def _first_id(grows: bool) -> int:

@@ -113,7 +113,14 @@ class Broker:
         self.private, private_keys = self._open_private_door(site)
         addresses = listening.addresses_of_doors(self.doors, site.ext_hosts)
         doors = guard.doors((self.keys, guard.ROLES), (private_keys, guard.NODES))
-        self._daemon = BrokerDaemon(self._bus, software, _title(), doors=doors, addresses=addresses)
+        self._daemon = BrokerDaemon(
+            self._bus,
+            software,
+            _title(),
+            doors=doors,
+            addresses=addresses,
+            reaches_out=site.protection.reaches_out,
+        )
         self._daemon.exchange.ack_late()  # nodes keep results until the client has them
         self.token = self._daemon.token
         self._daemon.allow_discovery(self.keys, self.doors, port=port)

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from dispy.broker import unheard
 from dispy.broker.daemon import BrokerDaemon
@@ -92,13 +93,21 @@ class World:
 
     keys = None
 
-    def __init__(self) -> None:
+    def __init__(self, reaches_out: bool = True) -> None:
         self.now = 0.0
+        self.dialled: list[str] = []
         self.arrivals: list[Arrival] = []
         self.peers: dict[bytes, Peer] = {}
         self.journal = Journal(None)
         bus: Any = self
-        self.daemon = BrokerDaemon(bus, "0", "b", Settings(durable=True, shared=True), self.journal)
+        self.daemon = BrokerDaemon(
+            bus,
+            "0",
+            "b",
+            Settings(durable=True, shared=True),
+            self.journal,
+            reaches_out=reaches_out,
+        )
 
     def turn(self, seconds: float = 0.0) -> None:
         """Have the broker do what is to be done."""
@@ -111,6 +120,10 @@ class World:
         assert isinstance(route, bytes)
         self.peers[route].coming.append(frames)
         return True
+
+    def dial(self, address: str) -> Route:
+        self.dialled.append(address)
+        return len(self.dialled)
 
     def drop(self, route: Route) -> None:
         assert isinstance(route, bytes)
@@ -186,3 +199,15 @@ def test_the_log_says_what_becomes_of_nodes_and_clusters(caplog: pytest.LogCaptu
     assert "node 'n' joined" in said and "node 'n' is drained: new disk" in said
     assert "node 'n' can't be reached: silent for 3.5 s" in said and "node 'n' is given up" in said
     assert any(text.endswith("of '' is given up: its program is away") for text in said)
+
+
+@pytest.mark.parametrize("reaches_out", [True, False])
+def test_without_a_secret_nobody_has_it_dial_other_machines(reaches_out: bool) -> None:
+    world = World(reaches_out)
+    client = Peer(world, "client", "c")
+    hosts = ("127.0.0.1", "10.0.0.5", "::1", "fd00::5")
+    client.tell(replace(opening(), nodes=[NodeSpec(host, port=9701) for host in hosts]))
+    world.turn(1.0)
+    here = {"127.0.0.1:9701", "[::1]:9701"}
+    others = {"10.0.0.5:9701", "[fd00::5]:9701"}
+    assert set(world.dialled) == (here | others if reaches_out else here)
