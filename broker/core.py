@@ -127,16 +127,18 @@ class Scheduler:
         address: str,
         now: float,
         via: str = "",
+        reached: str = "",
     ) -> None:
         """A peer has registered, with nothing left of an earlier session.
 
-        ``address``: what was dialled; ``via``: the name of the relay that it is behind.
+        ``address``: what was dialled; ``via``: the name of the relay that it is behind;
+        ``reached``: where it is, if what was dialled stands for several addresses.
         """
         self.state.now = now
         if identity.role == "client":
             clients.client_joined(self.state, peer, identity, undelivered)
         elif identity.role == "node":
-            nodes.node_joined(self.state, peer, identity, undelivered, address, via)
+            nodes.node_joined(self.state, peer, identity, undelivered, address, via, reached)
 
     def away(self, peer: str, reason: str, gone: bool, now: float) -> None:
         """A peer can't be reached: its lease runs, unless it is certainly ``gone``."""

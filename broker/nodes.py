@@ -46,6 +46,7 @@ def node_joined(
     undelivered: list[Body],
     address: str,
     via: str = "",
+    reached: str = "",
 ) -> None:
     """A node has registered; next it tells what it holds."""
     if identity.cpus < 1:
@@ -69,6 +70,7 @@ def node_joined(
     node.online, node.lost_at, node.counted = True, float("inf"), False
     state.away.pop(node, None)
     node.dialled, node.via = bool(address) and not via, via
+    node.reached = reached
     for known in (address, *node.addresses):
         state.unreached.pop(known, None)
     forget_pieces(state, node)

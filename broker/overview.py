@@ -51,7 +51,7 @@ def _node(node: Node) -> NodeReport:
     return NodeReport(
         node.id,
         who.name[:NAME_CHARS],
-        (node.address or who.address)[:NAME_CHARS],
+        node.door[:NAME_CHARS],
         who.cpus,
         condition,
         reason[:REASON_CHARS],

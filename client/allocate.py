@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dispy.protocol.listening import is_loopback, numeric
+from dispy.protocol.listening import is_loopback, numerics
+from dispy.protocol.lookup import SEPARATOR
 from dispy.protocol.messages import NodeSpec
 from dispy.protocol.protection import NOTHING, Protection
 
@@ -65,19 +66,25 @@ class NodeAllocate:
         self.cpus = cpus
         self.depends = _read_depends(depends)
         self.setup_args = read_setup_args(setup_args)
-        self._ip_addr = ""  # not looked up so far
+        self._addresses: list[str] = []  # not looked up so far
 
     @property
     def ip_addr(self) -> str:
         """The address of the node; for a pattern, or a host that isn't known, the host itself."""
-        if not self._ip_addr:
-            self._ip_addr = self.host if is_pattern(self) else look_up(self.host) or self.host
-        return self._ip_addr
+        return self._ip_addrs[0]
+
+    @property
+    def _ip_addrs(self) -> list[str]:
+        """Its addresses, of which any may be the one by which it is reached."""
+        if not self._addresses:
+            found = [] if is_pattern(self) else look_up_all(self.host)
+            self._addresses = found or [self.host]
+        return self._addresses
 
     @property
     def ip_rex(self) -> str:
         """The regular expression that addresses of these nodes match."""
-        return fnmatch.translate(self.ip_addr)
+        return "|".join(map(fnmatch.translate, self._ip_addrs))
 
     def allocate(
         self,
@@ -161,20 +168,22 @@ def asks(entries: Iterable[NodeAllocate | LocalNode]) -> bool:
 def resolve(entry: NodeAllocate, port: int, protection: Protection = NOTHING) -> NodeSpec:
     """Look a named node up; ``port`` is used unless it has one of its own.
 
+    All addresses of a name are tried, and the one that works is kept.
     Raises `OSError` if the name is unknown, `SecretNeededError` if it's another machine and
     nothing protects us from it.
     """
-    address = numeric("nodes", entry.host)
-    protection.allow("nodes", entry.host, is_loopback("nodes", address))
-    return NodeSpec(address, entry.port or port, entry.cpus)
+    addresses = numerics("nodes", entry.host)
+    for address in addresses:
+        protection.allow("nodes", entry.host, is_loopback("nodes", address))
+    return NodeSpec(SEPARATOR.join(addresses), entry.port or port, entry.cpus)
 
 
-def look_up(host: str) -> str | None:
-    """Return the address of a host, IPv4 before IPv6; None if the name isn't known."""
+def look_up_all(host: str) -> list[str]:
+    """Return all addresses of a host; none if the name isn't known."""
     try:
-        return numeric("", host)
+        return numerics("", host)
     except OSError:
-        return None
+        return []
 
 
 def read_setup_args(value: object) -> tuple[object, ...]:

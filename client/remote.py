@@ -7,7 +7,7 @@ on. What happens at the broker happens without us, so that is all there is to it
 from __future__ import annotations
 
 from dispy.protocol.keys import Keys
-from dispy.protocol.listening import HERE, is_loopback, joined, numeric, split
+from dispy.protocol.listening import HERE, is_loopback, joined, numerics, split
 from dispy.protocol.protection import NOTHING, Protection
 from dispy.protocol.transport import Bus
 
@@ -21,7 +21,7 @@ class Broker(Bus):
 
 
 def read_address(parameter: str, value: object, port: int, protection: Protection = NOTHING) -> str:
-    """Return the address of a broker, as "host:port" with a numeric host.
+    """Return the address of a broker, as "host:port"; a host of several addresses has its name.
 
     ``value`` is None (this machine), "host", "host:port" or "[v6]:port"; ``port`` is used
     unless it names one. Raises `TypeError` or `ValueError` for what is none of these, `OSError`
@@ -35,6 +35,7 @@ def read_address(parameter: str, value: object, port: int, protection: Protectio
         host, number = split(value)
     except ValueError:
         raise ValueError(f"{parameter}: {value!r} is not 'host' or 'host:port'") from None
-    found = numeric(parameter, host)
-    protection.allow(parameter, host, is_loopback(parameter, found))
-    return joined(found, number or port)
+    found = numerics(parameter, host)
+    for address in found:
+        protection.allow(parameter, host, is_loopback(parameter, address))
+    return joined(found[0] if len(found) == 1 else host, number or port)

@@ -18,7 +18,16 @@ from dispy.protocol.protection import NOTHING, Protection
 
 from . import config, parameters, process, remote
 from .aliases import new_names
-from .allocate import Entry, LocalNode, NodeAllocate, asks, is_pattern, look_up, read_nodes, resolve
+from .allocate import (
+    Entry,
+    LocalNode,
+    NodeAllocate,
+    asks,
+    is_pattern,
+    look_up_all,
+    read_nodes,
+    resolve,
+)
 from .cluster import JobCluster
 from .ledger import ClusterStatusCallback, JobOutput, JobStatus
 from .nodes import DispyNode
@@ -177,6 +186,6 @@ def places(entry: NodeAllocate, protection: Protection = NOTHING) -> list[NodeSp
     """
     if entry.port and not is_pattern(entry):
         return [resolve(entry, entry.port, protection)]
-    address = None if is_pattern(entry) else look_up(entry.host)
-    names = dict.fromkeys([address or entry.host, entry.host])
+    addresses = [] if is_pattern(entry) else look_up_all(entry.host)
+    names = dict.fromkeys([*addresses, entry.host])
     return [NodeSpec(name, 0, entry.cpus) for name in names]

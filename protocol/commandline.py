@@ -263,11 +263,12 @@ def may_dial(option: str, address: str, protection: Protection) -> str:
     if protection.reaches_out and host != "localhost":
         return address
     try:
-        found = listening.numeric(option, host)
-        protection.allow(option, host, listening.is_loopback(option, found))
+        found = listening.numerics(option, host)
+        for each in found:
+            protection.allow(option, host, listening.is_loopback(option, each))
     except (OSError, DispyError) as error:
         raise click.UsageError(str(error)) from None
-    return listening.joined(found, port)
+    return listening.joined(found[0] if len(found) == 1 else host, port)
 
 
 def check_doors(bus: Bus, doors: Sequence[str], protection: Protection) -> None:

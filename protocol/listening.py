@@ -53,18 +53,24 @@ def numeric(what: str, host: str) -> str:
 
     Raises `OSError` for a name that isn't known.
     """
+    return numerics(what, host)[0]
+
+
+def numerics(what: str, host: str) -> list[str]:
+    """Return all addresses that a name stands for, as `numeric` does."""
     if host == "localhost":
-        return HERE
+        return [HERE]
     try:
-        return str(ipaddress.ip_address(host))
+        return [str(ipaddress.ip_address(host))]
     except ValueError:
         pass
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise OSError(f"{what}: the host {host!r} can't be found") from None
+    except (OSError, UnicodeError, ValueError):
+        prefix = f"{what}: " if what else ""
+        raise OSError(f"{prefix}the host {host!r} can't be found") from None
     addresses = {str(info[4][0]) for info in found}
-    return min(addresses, key=lambda address: (":" in address, address))
+    return sorted(addresses, key=lambda address: (":" in address, address))[:ADDRESSES_MAX]
 
 
 def listen(bind: Callable[[str], str], doors: Iterable[str]) -> list[str]:

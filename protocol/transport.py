@@ -28,7 +28,9 @@ from . import curve
 from .arrivals import Arrival, Arrived, Down, HungUp, Route, Up
 from .exchange import INCOMPLETE_MAX_BYTES
 from .keys import Keys
+from .listening import joined
 from .logs import Seldom
+from .lookup import Found, Lookups, hosts_of
 from .messages import Buffer
 from .wire import FRAME_BYTES_MAX, FRAMES_MAX
 
@@ -43,6 +45,7 @@ HEARTBEAT_TIMEOUT_MS = 3000
 HIGH_WATER = 1000  # messages; links keep less than that unacknowledged
 NEVER_MS = 3_600_000  # long before it's over, the socket is closed
 FAREWELL_MS = 300  # for what was said last, in the background, when a socket is closed
+LOOKUP_S = 5.0  # how long a name may take to be looked up
 PROBE_S = 3.0  # how long a TCP connection may take
 GREETING_S = 3.5  # ... and the handshake after it
 BACKLOG = 1024
@@ -173,9 +176,10 @@ class Listener:
 class Connection:
     """A dialled address: first a TCP probe that can tell why it fails, then a DEALER."""
 
-    def __init__(self, route: int, address: str) -> None:
+    def __init__(self, route: int, address: str, choice: Choice | None = None) -> None:
         self.route = route
         self.address = address
+        self.choice = choice  # what it is part of
         self.probe: socket.socket | None = None
         self.give_up_at = 0.0
         self.dealer: zmq.Socket[bytes] | None = None
@@ -183,6 +187,32 @@ class Connection:
         self.up = False
         self.answer: bytearray | None = None  # to the question how it wants to be spoken to
         self.failures = 0  # to agree with ZeroMQ there
+
+
+class Choice:
+    """A dialled name, or several hosts: all addresses are tried at once, one of them is kept.
+
+    The first that is connected gets its route. They have routes of their own until then.
+    """
+
+    def __init__(self, route: int, address: str) -> None:
+        self.route = route
+        self.address = address
+        self.give_up_at = time.monotonic() + LOOKUP_S  # if it hasn't been looked up by then
+        self.is_looked_up = False
+        self.tried: dict[int, str] = {}  # hosts of which nothing has come so far, by route
+        self.failures: list[tuple[str, Down]] = []  # why the others don't work
+
+    @property
+    def name(self) -> str:
+        return self.address.rpartition(":")[0].strip("[]")
+
+    def failed(self) -> Down:
+        """Return why none works."""
+        downs = [down for _, down in self.failures]
+        reasons = [f"{host}: {down.reason}" for host, down in self.failures]
+        refused, denied = all(each.refused for each in downs), any(each.denied for each in downs)
+        return Down(self.route, "; ".join(reasons), refused, denied)
 
 
 class Bus:
@@ -209,6 +239,8 @@ class Bus:
         self._strangers = Seldom()
         self._is_overlooking = False
         self._connections: dict[int, Connection] = {}
+        self._choices: dict[int, Choice] = {}
+        self._lookups = Lookups(self.wake)
         self._last_route = 0
         self._arrivals: deque[Arrival] = deque()
         self._undrained: dict[zmq.Socket[bytes], Route] = {}  # may have messages without a signal
@@ -223,6 +255,7 @@ class Bus:
         self._woken = False
         self._sleeping = False
         self._owner: int | None = None
+        self._process = os.getpid()
         self.watch(self._bell.fileno(), self._on_wake)
         if keys is not None:
             self._isolate()
@@ -271,12 +304,14 @@ class Bus:
 
     def close(self) -> None:
         """Close every socket at once; what was not sent is lost."""
-        for route in list(self._connections):
+        for route in (*self._choices, *self._connections):
             self.drop(route)
+        is_forked = self._process != os.getpid()  # ZeroMQ's threads aren't here then
         for listener in self._listeners:
             self._unregister(listener.monitor)
             # When it is full, ZeroMQ's thread waits in it, and `disable_monitor` for that thread.
-            self._on_hangup(listener)
+            if not is_forked:
+                self._on_hangup(listener)
             listener.router.disable_monitor()
             listener.monitor.close(0)
             self._unregister(listener.router)
@@ -341,21 +376,65 @@ class Bus:
     # -- what an exchange calls ----------------------------------------------------------
 
     def dial(self, address: str) -> Route:
-        """Begin to connect to "host:port" or "inproc://name"."""
+        """Begin to connect to "host:port" or "inproc://name".
+
+        A host may have several addresses, and there may be several, "host,host:port": all are
+        tried at once, and one that works is kept.
+        """
         self._last_route += 1
-        connection = Connection(self._last_route, address)
-        self._connections[connection.route] = connection
+        route = self._last_route
         if address.startswith("inproc://"):
+            connection = self._connections[route] = Connection(route, address)
             self._connect(connection)
-            self._arrivals.append(Up(connection.route))
+            self._arrivals.append(Up(route))
+            return route
+        hosts = hosts_of(address)
+        if len(hosts) == 1 or "%" in address:
+            self._connections[route] = Connection(route, address)
+            self._probe(self._connections[route])
+            return route
+        choice = self._choices[route] = Choice(route, address)
+        if hosts:
+            self._try_all(choice, hosts)
         else:
-            self._probe(connection)
-        return connection.route
+            self._lookups.begin(choice.name)
+        return route
+
+    def _try_all(self, choice: Choice, hosts: list[str]) -> None:
+        choice.is_looked_up = True
+        port = int(choice.address.rpartition(":")[2])
+        for host in hosts:
+            self._last_route += 1
+            connection = Connection(self._last_route, joined(host, port), choice)
+            self._connections[connection.route] = connection
+            choice.tried[connection.route] = host
+        for route in list(choice.tried):
+            self._probe(self._connections[route])
+
+    def _take_lookups(self) -> None:
+        """Go on with names that were looked up, and give up those that take too long."""
+        now = time.monotonic()
+        late = {choice.name for choice in self._choices.values() if now > choice.give_up_at}
+        found = self._lookups.take()
+        found += [Found(name, [], "the name server doesn't answer") for name in late]
+        for name, hosts, error in found:
+            for choice in list(self._choices.values()):
+                if choice.name != name or choice.is_looked_up:
+                    continue
+                if hosts:
+                    self._try_all(choice, hosts)
+                else:
+                    del self._choices[choice.route]
+                    self._arrivals.append(Down(choice.route, error))
 
     def drop(self, route: Route) -> None:
         """Close a dialled connection. An accepted one closes when its peer does."""
         if not isinstance(route, int):
             return
+        choice = self._choices.pop(route, None)
+        if choice is not None:
+            for tried in choice.tried:
+                self.drop(tried)
         connection = self._connections.pop(route, None)
         if connection is None:
             return
@@ -426,7 +505,7 @@ class Bus:
         self._owner = threading.get_ident()
         if self._arrivals or self._has_undrained():
             timeout_s = 0.0
-        if self._probing or self._closed:
+        if self._probing or self._closed or self._choices:
             timeout_s = min(timeout_s, TRY_S)
         self._sleeping = True  # before looking at _woken: see wake()
         ready = self._selector.select(0.0 if self._woken else max(0.0, timeout_s))
@@ -441,6 +520,8 @@ class Bus:
         for undrained, route in list(self._undrained.items()):
             if undrained in self._undrained and self._is_heard(undrained):  # else closed, or later
                 self._drain(undrained, route)
+        if self._choices:
+            self._take_lookups()
         self._give_up_probes()
         self._open_doors()
         if self._hung_up:
@@ -603,8 +684,7 @@ class Bus:
             error = probe.connect_ex(_numeric(host, int(port)))
         except (OSError, TypeError, ValueError, OverflowError) as wrong:  # from odd names
             probe.close()
-            self.drop(connection.route)
-            self._arrivals.append(Down(connection.route, f"it can't be dialled: {wrong}"))
+            self._is_down(connection, f"it can't be dialled: {wrong}")
             return
         connection.probe = probe
         connection.give_up_at = time.monotonic() + PROBE_S
@@ -669,8 +749,7 @@ class Bus:
             self._connect(connection)  # it may have been a mishap, and the next try isn't soon
             return
         reason = REASONS.get((ours, theirs), NO_PEER)
-        self.drop(connection.route)
-        self._arrivals.append(Down(connection.route, reason, denied=reason in DENIALS))
+        self._is_down(connection, reason, denied=reason in DENIALS)
 
     def _end_dealer(self, connection: Connection) -> None:
         self._greeting.discard(connection.route)
@@ -707,14 +786,44 @@ class Bus:
                 self._explain_failure(connection, b"")
         for route in list(self._greeting):  # ZeroMQ waits for ever for what looks like an old peer
             if now > self._connections[route].give_up_at:
-                self.drop(route)
-                self._arrivals.append(Down(route, NO_PEER))
+                self._is_down(self._connections[route], NO_PEER)
 
     def _failed(self, connection: Connection, error: int) -> None:
         host = connection.address.rpartition(":")[0].strip("[]")
         refused = error == errno.ECONNREFUSED and host.startswith(("127.", "::1"))
+        self._is_down(connection, _explain(error), refused)
+
+    def _is_down(
+        self, connection: Connection, reason: str, refused: bool = False, denied: bool = False
+    ) -> None:
+        """A dialled connection has ended, or was never there."""
         self.drop(connection.route)
-        self._arrivals.append(Down(connection.route, _explain(error), refused))
+        down = Down(connection.route, reason, refused, denied)
+        choice = connection.choice
+        if choice is None:
+            self._arrivals.append(down)
+        elif choice.route in self._choices:
+            choice.failures.append((choice.tried.pop(connection.route), down))
+            if not choice.tried:
+                del self._choices[choice.route]
+                self._arrivals.append(choice.failed())
+
+    def _is_up(self, connection: Connection) -> None:
+        """A dialled connection works; others of the same choice aren't needed now."""
+        choice, address = connection.choice, ""
+        self._greeting.discard(connection.route)
+        connection.up = True
+        if choice is not None:
+            address = connection.address
+            connection.choice = None
+            del choice.tried[connection.route]
+            del self._connections[connection.route]
+            self.drop(choice.route)
+            connection.route = choice.route
+            self._connections[choice.route] = connection
+            if connection.dealer in self._undrained:
+                self._undrained[connection.dealer] = choice.route
+        self._arrivals.append(Up(connection.route, self.public_key, address))
 
     def _connect(self, connection: Connection) -> None:
         dealer = connection.dealer = self._open(zmq.DEALER)
@@ -744,9 +853,7 @@ class Bus:
                 return
             event = parse_monitor_message(message)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                connection.up = True
-                self._greeting.discard(connection.route)
-                self._arrivals.append(Up(connection.route, self.public_key))
+                self._is_up(connection)
                 continue
             if event in FAILED and not connection.up:
                 self._inquire(connection)
@@ -754,8 +861,7 @@ class Bus:
             reason = CLOSED if connection.up or event == zmq.EVENT_CLOSED else NO_PEER
             if connection.dealer is not None:
                 self._drain(connection.dealer, connection.route)  # what came before the end
-            self.drop(connection.route)
-            self._arrivals.append(Down(connection.route, reason))
+            self._is_down(connection, reason)
             return
 
 
