@@ -22,7 +22,7 @@ from .channel import TEXT_CHARS, Channel, ChannelClosed
 from .processes import Children, adopt_orphans, die_with_parent, end_descendants, signal_all
 
 CLEANUP_S = 60.0  # how long a cleanup function may run
-DYING_S = 1.0  # how long a node that was killed may take to be gone
+DYING_S = 3.0  # how long a node that was killed may take to be gone: it may wait for the disk
 GRACE_S = 8.0  # from SIGTERM to SIGKILL of a template, which ends its jobs in the meantime
 END_S = 1.5  # ... when all ends; twice that is less than the node waits before it kills us
 

@@ -89,7 +89,11 @@ class Marked:
     def assert_nothing_left(self, seconds: float = STOP_S) -> None:
         """Of it and its relatives no process and no temporary file remains."""
         until(lambda: not marked(self.mark), f"the end of {marked(self.mark)}", seconds)
-        until(lambda: not any(self.temporary.iterdir()), "an empty temporary folder", seconds)
+        try:
+            until(lambda: not any(self.temporary.iterdir()), "an empty temporary folder", seconds)
+        except AssertionError as error:
+            left = sorted(map(str, self.temporary.rglob("*")))
+            raise AssertionError(f"{error}: {left[:20]}; {self.log()[-2000:]}") from None
 
     def clear_away(self) -> None:
         """End it and its relatives by force, after a test that failed."""
