@@ -20,6 +20,7 @@ from dispy.broker.settings import Settings
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.events import Event
 from dispy.protocol.exchange import Exchange
+from dispy.protocol.logs import Seldom
 from dispy.protocol.messages import Identity, JobSpec, Results, Run
 
 from .clock import Clock
@@ -53,6 +54,8 @@ class Daemon(BrokerDaemon):
         self.journal = disk
         self.folder = None
         self.stopping = True  # a full disk is no reason to wait: time doesn't go on here
+        self._offences = Seldom()
+        self._reaches_out = True
         self._errands: Any = None
         if disk is not None:
             self._errands = Errands(disk.store, scheduler, exchange.send)
