@@ -372,7 +372,8 @@ def _serve(
 ) -> None:
     from dispy.protocol import guard
     from dispy.protocol.guard import CLIENTS, NODES
-    from dispy.protocol.transport import Bus, raise_limits
+    from dispy.protocol.sockets import raise_limits
+    from dispy.protocol.transport import Bus
 
     from .daemon import BrokerDaemon
     from .journal import JournalBroken

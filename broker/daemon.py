@@ -27,7 +27,8 @@ from dispy.protocol.keys import Keys
 from dispy.protocol.logs import Seldom
 from dispy.protocol.messages import DOCTOR, SERIALS, Identity
 from dispy.protocol.seeking import Face, Stance
-from dispy.protocol.transport import Bus, room_for_payloads
+from dispy.protocol.sockets import room_for_payloads
+from dispy.protocol.transport import Bus
 
 from .core import Scheduler
 from .crashpoints import crashpoint

@@ -22,7 +22,7 @@ from dispy.protocol import discovery, interfaces, listening
 from dispy.protocol import secret as secrets
 from dispy.protocol.interfaces import InterfaceAddress
 from dispy.protocol.protection import Protection
-from dispy.protocol.transport import libraries
+from dispy.protocol.sockets import libraries
 
 from ._version import __version__
 from .doctor import Interface, Machine, Means

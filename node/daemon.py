@@ -22,8 +22,9 @@ from dispy.protocol.identity import describe, new_guard, random_name
 from dispy.protocol.logs import Seldom
 from dispy.protocol.messages import Identity
 from dispy.protocol.seeking import Face, Stance
+from dispy.protocol.sockets import room_for_payloads
 from dispy.protocol.store import SpoiledBlob, Store, idle_bytes
-from dispy.protocol.transport import Bus, room_for_payloads
+from dispy.protocol.transport import Bus
 
 from . import launcher as processes
 from .core import KEEP_S, Agent

@@ -7,6 +7,7 @@ it may be is examined by a `Guard`, with the key that is noted here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ def random_pair() -> KeyPair:
     return KeyPair(*zmq.curve_keypair())
 
 
+@functools.lru_cache(maxsize=64)
 def server_pair(keys: Keys) -> KeyPair:
     """Return the pair of all who listen with the same secret."""
     private = z85.encode(keys.server)

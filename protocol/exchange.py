@@ -35,12 +35,11 @@ from .messages import (
     Unknown,
     Welcome,
 )
-from .wire import FRAMES_MAX
+from .wire import FRAMES_MAX, INCOMPLETE_MAX_BYTES
 
 ROUND_S = 0.25  # how often all links are looked at
 DOUBTFUL_ROUNDS = 3  # in which all accepted connections are tried, after one was closed
 RELAYS_MAX = 8  # one behind the other
-INCOMPLETE_MAX_BYTES = 16 << 30  # of payloads of all peers that have come in part: for nonsense
 
 
 def admit_all(identity: Identity) -> str:

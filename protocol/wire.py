@@ -18,6 +18,7 @@ HEADER_BYTES = 1 << 20  # links split batches whose header would be longer
 FRAME_BYTES_MAX = 4 << 20  # sockets refuse longer frames, before anything is allocated
 # Of one message. Links need hundreds at most; whoever sends more wants to keep us busy.
 FRAMES_MAX = 4096
+INCOMPLETE_MAX_BYTES = 16 << 30  # of payloads of all peers that have come in part: for nonsense
 
 
 def chunked(buffer: Buffer) -> Large:

@@ -126,7 +126,8 @@ def main(
 
 
 def _serve(settings: Settings, protection: Protection) -> None:
-    from dispy.protocol.transport import Bus, raise_limits
+    from dispy.protocol.sockets import raise_limits
+    from dispy.protocol.transport import Bus
 
     from .daemon import AHEAD, RelayDaemon
 

@@ -160,7 +160,7 @@ def test_the_log_names_the_address(peers: list[Peer], caplog: pytest.LogCaptureF
     host, _, port = node.bus.listen("127.0.0.1:0").rpartition(":")
     with socket.create_connection((host, int(port)), source_address=("127.0.0.5", 0)) as stranger:
         stranger.sendall(curve.greeting(False)[: curve.VERSION_END])
-        until(lambda: node.bus._listeners[0].peers, node)
+        until(lambda: node.bus._listeners.all[0].peers, node)
         stranger.sendall(curve.greeting(False)[curve.VERSION_END :])
         until(lambda: warnings(caplog), node)
     assert "from 127.0.0.5 was refused: it has no secret" in warnings(caplog)[0]
@@ -347,7 +347,7 @@ def test_who_chooses_its_own_routing_id_isn_t_heard() -> None:
             plain.dealer.send(b"plain")
             found = arrivals(bus, 1)
             deadline = time.monotonic() + DEADLINE_S
-            while len(bus._listeners[0].keys_of) < 2:  # both have come
+            while len(bus._listeners.all[0].keys_of) < 2:  # both have come
                 found += [each for each in bus.poll(0.01) if isinstance(each, Arrived)]
                 assert time.monotonic() < deadline
     assert [each.frames[0] for each in found] == [b"plain"]
@@ -418,10 +418,10 @@ def test_while_nobody_answers_for_peers_nobody_comes_in() -> None:
 def test_without_a_handler_nobody_comes_in() -> None:
     with closing(Bus(KEYS)) as bus, closing(Bus(KEYS)) as dialler:
         address = bus.listen("127.0.0.1:0")
-        assert bus._zap is not None
-        bus._unregister(bus._zap)
-        bus._zap.close(0)
-        bus._zap = None
+        assert bus._listeners._zap is not None
+        bus._sockets.unregister(bus._listeners._zap)
+        bus._listeners._zap.close(0)
+        bus._listeners._zap = None
         dialler.dial(address)
         found: list[object] = []
         deadline = time.monotonic() + DEADLINE_S
@@ -456,7 +456,7 @@ def test_only_whole_questions_about_encrypted_connections_are_answered_with_yes(
 @pytest.mark.parametrize("frames", [[], [b"x"], [b"1.0", b"1", b"", b"", b"", b"NULL"]])
 def test_bad_questions_don_t_end_the_loop(peers: list[Peer], frames: list[bytes]) -> None:
     node, broker = pair(peers, KEYS, KEYS)
-    asking = node.bus._context.socket(zmq.REQ)
+    asking = node.bus._sockets.context.socket(zmq.REQ)
     asking.connect(curve.ZAP_ENDPOINT)
     asking.send_multipart(frames or [b""])
     until(lambda: asking.poll(0), node)
@@ -506,7 +506,12 @@ def test_closing_never_waits_for_long(peers: list[Peer]) -> None:
     until(refused.failures, node, refused)
     asked_about = Peer("broker", KEYS)
     asked_about.exchange.dial(node.bus.listen("127.0.0.1:0"))
-    until(lambda: node.bus._zap and int(node.bus._zap.getsockopt(zmq.EVENTS)) & 1, asked_about)
+    until(
+        lambda: (
+            node.bus._listeners._zap and int(node.bus._listeners._zap.getsockopt(zmq.EVENTS)) & 1
+        ),
+        asked_about,
+    )
     peers.clear()
     for peer in (node, broker, refused, asked_about):
         began = time.monotonic()

@@ -9,7 +9,8 @@ import pytest
 
 from dispy.protocol.arrivals import Arrived, Route, Up
 from dispy.protocol.messages import Buffer
-from dispy.protocol.transport import HIGH_WATER, Bus
+from dispy.protocol.sockets import HIGH_WATER
+from dispy.protocol.transport import Bus
 
 DEADLINE_S = 10.0
 AHEAD = 4

@@ -189,4 +189,4 @@ def test_nobody_else_opens_a_socket() -> None:
                 if isinstance(node, ast.Attribute) and node.attr in ("socket", "Context")
                 if isinstance(node.value, ast.Name) and node.value.id in ("context", "zmq", "ctx")
             ]
-            assert not calls or path.name == "transport.py", path
+            assert not calls or path.name == "sockets.py", path

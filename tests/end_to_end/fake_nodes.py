@@ -15,7 +15,8 @@ from dispy.protocol.events import Event, Joined
 from dispy.protocol.exchange import Exchange
 from dispy.protocol.identity import new_guard, random_name
 from dispy.protocol.messages import Buffer, Holding, Identity
-from dispy.protocol.transport import Bus, raise_limits
+from dispy.protocol.sockets import raise_limits
+from dispy.protocol.transport import Bus
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 AT_ONCE = 100  # that are dialling at a time
