@@ -108,6 +108,7 @@ class Relay:
         self._doubtful_rounds = 0
         self._next_round = 0.0
         self._retry_at = float("inf")
+        self._now = 0.0  # when something arrived last
 
     # -- what a shell calls ----------------------------------------------------------------
 
@@ -158,6 +159,7 @@ class Relay:
 
     def receive(self, arrival: Arrival, now: float) -> None:
         """Handle what the transport has delivered."""
+        self._now = now
         if isinstance(arrival, Arrived):
             self._on_frames(arrival, now)
         elif isinstance(arrival, Up):
@@ -237,8 +239,16 @@ class Relay:
         if identity.role != "broker":
             return f"a relay takes nodes, relays and brokers, not a {identity.role}"
         if self.broker not in ("", identity.instance):
-            return f"this relay works for {self.broker_name}"
+            return self._engagement
         return ""
+
+    @property
+    def _engagement(self) -> str:
+        """Say to others whom the relay works for, and for how long if that is away."""
+        if self._away_since is None:
+            return f"this relay works for {self.broker_name}"
+        left_s = max(0.0, self._away_since + KEEP_S - self._now)
+        return f"this relay waits {left_s:.0f} s more for {self.broker_name} to come back"
 
     def _seek_broker(self, now: float) -> None:
         if self._away_since is not None and now > self._away_since + KEEP_S:
@@ -272,7 +282,7 @@ class Relay:
 
     def _on_joined(self, event: Joined, now: float) -> None:
         if self.broker not in ("", event.peer):
-            self.exchange.goodbye(event.peer, f"this relay works for {self.broker_name}")
+            self.exchange.goodbye(event.peer, self._engagement)
             return
         if event.identity.role != "broker":
             self.exchange.goodbye(event.peer, f"a relay can't work for a {event.identity.role}")

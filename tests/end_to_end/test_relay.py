@@ -33,7 +33,7 @@ from .conftest import NewCluster, NewProxy, NewSharedCluster, RunProgram, StartB
 from .processes import NOTHING_MORE, NodeProcess
 from .records import note, noted
 from .relays import RelayProcess
-from .waiting import all_ended, ended, finished, until
+from .waiting import PATIENCE_S, all_ended, ended, finished, until
 
 MIB = 1 << 20
 GROWTH_BYTES = 48 * MIB  # of a relay, however much wants to go through it
@@ -266,24 +266,49 @@ def test_a_shared_broker(
     assert [finished(job).result for job in jobs] == [number**2 for number in range(50)]
 
 
+DOUBLE = """
+import sys, time
+import dispy
+
+def double(n):
+    return 2 * n
+
+cluster = dispy.JobCluster(double, nodes=[sys.argv[1], "*"])
+while len(cluster.status().nodes) < int(sys.argv[3]):
+    time.sleep(0.01)
+jobs = [cluster.submit(4) for _ in range(20)]
+print(max(job() for job in jobs), flush=True)
+time.sleep(float(sys.argv[2]))
+cluster.close()
+"""
+
+
 def test_a_relay_works_for_one_broker_at_a_time(
     relay: RelayProcess, start_node: StartNode, start_program: RunProgram, new_cluster: NewCluster
 ) -> None:
     start_node("--broker", relay.for_nodes)
     cluster = new_cluster(large, relay.address, "*")
     finished(cluster.submit(1))
-    source = (
-        "import sys, dispy\n"
-        "def double(n): return 2 * n\n"
-        "cluster = dispy.JobCluster(double, nodes=[sys.argv[1], '*'])\n"
-        "print(cluster.submit(4)())\n"
-        "cluster.close()\n"
-    )
-    program = start_program(source, relay.address)
+    program = start_program(DOUBLE, relay.address, "0", "1")
     until(lambda: "this relay works for" in program.log(), "a refusal that says why")
     assert cluster.close()
     until(lambda: program.output() == "8\n", "its turn")
     assert program.wait(10) == 0
+
+
+def test_a_relay_and_its_nodes_are_free_soon_after_their_program_was_killed(
+    relay: RelayProcess, start_node: StartNode, start_program: RunProgram
+) -> None:
+    for _ in range(2):
+        start_node("--broker", relay.for_nodes)
+    first = start_program(DOUBLE, relay.address, "60", "2")
+    until(lambda: first.output() == "8\n", "all jobs done, and the cluster not closed")
+    first.kill()
+    until(lambda: "can't be reached" in relay.log(), "a relay that has noticed")
+    second = start_program(DOUBLE, relay.address, "0", "2")
+    until(lambda: "s more for" in second.log(), "how long it waits for whom")
+    assert second.wait(PATIENCE_S) == 0, second.log()
+    assert second.output() == "8\n"
 
 
 # -- misfortunes ---------------------------------------------------------------------------------
