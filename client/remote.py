@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dispy.protocol.keys import Keys
 from dispy.protocol.listening import HERE, is_loopback, joined, numerics, split
+from dispy.protocol.lookup import SEPARATOR
 from dispy.protocol.protection import NOTHING, Protection
 from dispy.protocol.transport import Bus
 
@@ -38,4 +39,6 @@ def read_address(parameter: str, value: object, port: int, protection: Protectio
     found = numerics(parameter, host)
     for address in found:
         protection.allow(parameter, host, is_loopback(parameter, address))
-    return joined(found[0] if len(found) == 1 else host, number or port)
+    # A name that is looked up again may lead to another machine by then: a secret proves which.
+    is_kept = protection.reaches_out and len(found) > 1
+    return joined(host if is_kept else SEPARATOR.join(found), number or port)

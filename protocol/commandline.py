@@ -17,6 +17,7 @@ import click
 
 from . import configfile, exitcodes, listening, logs, protection
 from .errors import DispyError
+from .lookup import SEPARATOR
 from .protection import Protection
 from .secret import SecretError
 
@@ -268,7 +269,7 @@ def may_dial(option: str, address: str, protection: Protection) -> str:
             protection.allow(option, host, listening.is_loopback(option, each))
     except (OSError, DispyError) as error:
         raise click.UsageError(str(error)) from None
-    return listening.joined(found[0] if len(found) == 1 else host, port)
+    return listening.joined(SEPARATOR.join(found), port)  # no name: it may lead elsewhere later
 
 
 def check_doors(bus: Bus, doors: Sequence[str], protection: Protection) -> None:
