@@ -116,8 +116,8 @@ class NodeControl:
     def close_node(self, node: DispyNode | str, terminate_pending: bool = False) -> int:
         """Send no more jobs to a node, and clean it up when those that run there have ended.
 
-        With ``terminate_pending`` they are killed. Returns 0 at once, or -1 if that's
-        impossible; the end shows in ``cluster_status``.
+        With ``terminate_pending`` they are killed. Jobs that haven't begun wait for other nodes.
+        Returns 0 at once, or -1 if that's impossible; the end shows in ``cluster_status``.
         """
         return self._request_at("close_node", CLOSE, node, terminate=bool(terminate_pending))
 
@@ -125,7 +125,8 @@ class NodeControl:
         """Close a node, except for its files, and set it up again.
 
         `NodeAllocate.allocate` is called again for it. With ``terminate_pending`` the jobs that
-        run there are killed. Returns 0 at once, or -1 if that's impossible.
+        run there are killed; those that haven't begun wait for it, or for other nodes. Returns 0
+        at once, or -1 if that's impossible.
         """
         return self._request_at("resetup_node", RESETUP, node, terminate=bool(terminate_pending))
 
