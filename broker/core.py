@@ -139,6 +139,8 @@ class Scheduler:
             clients.client_joined(self.state, peer, identity, undelivered)
         elif identity.role == "node":
             nodes.node_joined(self.state, peer, identity, undelivered, address, via, reached)
+        elif identity.role == "relay" and address:
+            setups.found_relay(self.state, address)
 
     def away(self, peer: str, reason: str, gone: bool, now: float) -> None:
         """A peer can't be reached: its lease runs, unless it is certainly ``gone``."""

@@ -31,13 +31,14 @@ from dispy.protocol.messages import (
 from . import choices
 from .blobs import forget_blobs
 from .jobs import end_hopeless, end_pinned, hand_over, put_back, take_turns
-from .matching import cpus_of, entry_for, named_address, share_of
+from .matching import addresses, cpus_of, entry_for, named_address, share_of
 from .mishaps import note_breakdown, note_fit, note_unfit
 from .placement import offer
 from .puts import fail_puts, put_again
 from .state import Allocation, Cluster, Node, Share, Stage, State
 
 BREAKDOWNS_MAX = 5  # a node where a computation breaks down so often isn't asked again
+ONLY_A_RELAY = "a relay is there: to use the nodes behind it, add a pattern for them, such as '*'"
 TROUBLES_MAX = 1000  # addresses of one cluster of which the last trouble is remembered
 
 
@@ -248,6 +249,17 @@ def miss(state: State, cluster: Cluster, address: str, reason: str) -> None:
     trouble(state, cluster, address, reason)
     cluster.untried.discard(address)
     end_hopeless(state, cluster)
+
+
+def found_relay(state: State, address: str) -> None:
+    """An address leads to a relay, and that is of use only with an entry for nodes behind it."""
+    for cluster in list(state.clusters.values()):
+        if address not in cluster.addresses:
+            continue
+        if all(addresses([spec]) == {address} for spec in cluster.specs):
+            miss(state, cluster, address, ONLY_A_RELAY)
+        else:
+            cluster.untried.discard(address)
 
 
 def say_gone(state: State, allocation: Allocation, reason: str) -> None:

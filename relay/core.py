@@ -167,8 +167,9 @@ class Relay:
         elif isinstance(arrival, Down):
             self._on_down(arrival, now)
         else:
+            if not self._doubtful_rounds:  # else whoever comes and goes has us beat each time
+                self._next_round = now
             self._doubtful_rounds = DOUBTFUL_ROUNDS
-            self._next_round = now
             self._handle(self.exchange.receive(arrival, now), now)
 
     def deadline(self) -> float:
@@ -269,9 +270,8 @@ class Relay:
                 self.news.append(News(f"{self.broker_name} can be reached again"))
                 self._begin_trunk(now)
             elif isinstance(event, Away) and event.peer == self.broker:
-                self.news.append(News(f"{self.broker_name} can't be reached: {event.reason}"))
-                self._end_trunk()
-                self._away_since = now
+                if self._away_since is None:  # else it was dialled once more
+                    self._on_away(event.reason, now)
             elif isinstance(event, Left) and event.peer == self.broker:
                 reason = event.reason or "it said goodbye"
                 self.news.append(News(f"{self.broker_name} is gone: {reason}"))
@@ -279,6 +279,11 @@ class Relay:
                 self._let_go()
             elif isinstance(event, DialFailed):
                 self.failed.append(event)
+
+    def _on_away(self, reason: str, now: float) -> None:
+        self.news.append(News(f"{self.broker_name} can't be reached: {reason}"))
+        self._end_trunk()
+        self._away_since = now
 
     def _on_joined(self, event: Joined, now: float) -> None:
         if self.broker not in ("", event.peer):

@@ -34,6 +34,8 @@ from dispy.protocol.pacing import FULL_BYTES, WAY_MAX_BYTES
 from dispy.protocol.wire import Codec
 from dispy.relay.core import KEEP_S, PATIENCE_S, WAITING_MAX_BYTES, Relay
 
+from .memoryshelf import MemoryShelf
+
 ME = Identity("relay", "r", "bridge", "0", "3", "Linux")
 BROKER = Identity("broker", "b", "boss", "0", "3", "Linux")
 OTHER = Identity("broker", "o", "other", "0", "3", "Linux")
@@ -80,29 +82,13 @@ def decoded(frames: list[Buffer]) -> list[Frame | bytes]:
     return [bytes(each) if each[0] == ord("x") else Codec().decode(each)[0] for each in frames]
 
 
-class Room:
-    """A shelf in memory."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    def write(self, offset: int, data: Buffer) -> None:
-        self.data[offset : offset + len(data)] = data
-
-    def read(self, offset: int, size: int) -> bytes:
-        return bytes(self.data[offset : offset + size])
-
-    def close(self) -> None:
-        self.data.clear()
-
-
 class Stage:
     """A relay, and what it does, step by step."""
 
     def __init__(self, relay_guard: Guard | None = None) -> None:
         self.wire = Wire()
         more = () if relay_guard is None else (relay_guard,)
-        self.relay = Relay(ME, self.wire, lambda: "s", Room, *more)
+        self.relay = Relay(ME, self.wire, lambda: "s", MemoryShelf, *more)
         self.now = 0.0
 
     def says(self, route: Route, *frames: Frame | bytes) -> list[tuple[Route, list[Frame | bytes]]]:
@@ -202,6 +188,31 @@ def test_a_broker_that_is_away_for_long_is_replaced() -> None:
     stage.after(KEEP_S - 2.0 + 0.1)
     [(_, [welcome])] = stage.says(b"9", hello(OTHER))
     assert isinstance(welcome, Welcome)
+
+
+def test_that_its_broker_is_away_is_said_once_however_often_it_is_dialled() -> None:
+    stage = Stage()
+    relay = stage.relay
+    relay.dial_up("10.0.0.1:9700")
+    stage.follows()
+    stage.after(1.0)
+    [route] = stage.wire.dialled
+    relay.receive(Up(route), stage.now)
+    stage.follows()
+    welcome = Welcome(VERSION_MINOR, BROKER, "s", 1)
+    assert stage.says(route, welcome) == []
+    relay.news.clear()
+    gone_at, tries = stage.now, 0
+    while relay.broker and tries < 100:
+        tries += 1
+        relay.receive(Down(max(stage.wire.dialled), "nothing listens there", True), stage.now)
+        stage.after(2.5)
+    said = [news.text for news in relay.news]
+    assert said == [
+        "boss can't be reached: nothing listens there",
+        "boss is given up: another may use this relay",
+    ]
+    assert tries > 2 and KEEP_S < stage.now - gone_at < KEEP_S + 10.0
 
 
 def test_clients_are_told_to_go_elsewhere() -> None:

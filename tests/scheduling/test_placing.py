@@ -9,6 +9,7 @@ import pytest
 
 from dispy.broker.jobs import LOSSES_MAX
 from dispy.broker.nodes import LEASE_PULSES
+from dispy.broker.setups import ONLY_A_RELAY
 from dispy.broker.turns import CREDIT
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import (
@@ -286,3 +287,21 @@ def test_a_failed_set_up_ends_no_jobs_while_a_named_node_may_be_slow_to_answer(
         stage.scheduler.unreachable("127.0.0.1:9704", "connection refused")
         stage.flush()
         assert stage.results() == {1: TERMINATED}
+
+
+def test_a_relay_that_is_named_alone_is_said_to_need_a_pattern() -> None:
+    relay = identity("relay", "gate")
+    stage = Stage(nodes=(NodeSpec("10.0.0.1", 9701),))
+    stage.scheduler.joined("gate", relay, [], "10.0.0.1:9701", stage.now)
+    stage.flush()
+    trouble = stage.one(NodeTrouble)
+    assert (trouble.address, trouble.reason) == ("10.0.0.1:9701", ONLY_A_RELAY)
+
+
+def test_with_a_pattern_nothing_is_said_of_a_relay() -> None:
+    relay = identity("relay", "gate")
+    stage = Stage(nodes=(NodeSpec("10.0.0.1", 9701), NodeSpec("*")))
+    stage.scheduler.joined("gate", relay, [], "10.0.0.1:9701", stage.now)
+    stage.flush()
+    assert stage.take(NodeTrouble) == []
+    assert not any(cluster.untried for cluster in stage.scheduler.clusters.values())
