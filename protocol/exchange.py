@@ -219,8 +219,9 @@ class Exchange:
             return self._on_up(arrival, now)
         if isinstance(arrival, Down):
             return self._connections.with_news(self._on_down(arrival, now))
+        if not self._doubtful_rounds:  # else whoever comes and goes would have us beat each time
+            self._connections.next_round = now
         self._doubtful_rounds = DOUBTFUL_ROUNDS
-        self._connections.next_round = now
         return []
 
     def check(self) -> None:

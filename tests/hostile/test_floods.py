@@ -8,11 +8,17 @@ import time
 from contextlib import closing
 from typing import Any
 
-from dispy.protocol.arrivals import Arrived, Up
+from dispy.protocol.arrivals import Arrived, HungUp, Up
+from dispy.protocol.exchange import Exchange
+from dispy.protocol.messages import Identity
 from dispy.protocol.transport import Bus
 from dispy.protocol.wire import FRAMES_MAX
+from dispy.relay.core import Relay
+
+from .test_lying_relays import BROKER, DOOR, LIAR, TRUNK, MemoryShelf, Wire, encoded, hello
 
 PATIENCE_S = 20.0
+NODE = Identity("node", "n", "worker", "0", "3", "Linux")
 
 # Connections come and go, and nobody takes in what ZeroMQ tells of them.
 FLOODED = """
@@ -60,3 +66,26 @@ def _until(bus: Bus, other: Bus, kind: type[Any], count: int) -> list[Any]:
         other.poll(0.0)
         found += [each for each in bus.poll(0.05) if isinstance(each, kind)]
     return found
+
+
+def test_connections_that_come_and_go_make_a_broker_say_little_to_the_others() -> None:
+    wire = Wire()
+    broker = Exchange(BROKER, wire, lambda: "session")
+    broker.receive(Arrived(DOOR, encoded(hello(NODE))), 0.0)
+    for step in range(1000):
+        broker.receive(HungUp(), step / 1000)
+        broker.tick(step / 1000)
+        broker.flush(step / 1000)
+    assert 2 <= len(wire.sent) < 12  # in a second
+
+
+def test_nor_a_relay() -> None:
+    wire = Wire()
+    relay = Relay(LIAR, wire, lambda: "session", MemoryShelf)
+    relay.receive(Arrived(TRUNK, encoded(hello(BROKER))), 0.0)
+    relay.receive(Arrived(DOOR, encoded(hello(NODE))), 0.0)
+    for step in range(1000):
+        relay.receive(HungUp(), step / 1000)
+        relay.tick(step / 1000)
+        relay.flush(step / 1000)
+    assert 2 <= len([route for route, _ in wire.sent if route == DOOR]) < 12
