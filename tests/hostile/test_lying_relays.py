@@ -24,7 +24,7 @@ from dispy.protocol.pacing import size_of
 from dispy.protocol.wire import FRAMES_MAX, Codec
 from dispy.relay import core
 from dispy.relay.core import Relay
-from tests.test_trunks import MemoryShelf
+from tests.memoryshelf import MemoryShelf
 
 BROKER = Identity("broker", "b", "boss", "0", "3", "Linux")
 LIAR = Identity("relay", "r", "liar", "0", "3", "Linux")
