@@ -23,6 +23,7 @@ from .logs import Seldom
 from .sockets import FAREWELL_MS, TRY_S, Sockets, endpoint_of, limit_of_files, open_socket
 
 ACCEPT_PAUSE_S = 1.0  # when there are no descriptors left, nobody is let in for so long
+MAPPED = "::ffff:"  # before IPv4 addresses, where both kinds are listened at
 UNKNOWN = "an address that has gone already"
 TAKEN = (errno.EADDRINUSE, errno.EACCES)  # not to be tried with IPv4 only
 OVERLOOK_S = 0.5  # to see the end of connections of our own; real peers may be among them
@@ -234,7 +235,7 @@ def _peer_of(fd: int) -> str:
     except OSError:
         return UNKNOWN
     try:
-        return str(connection.getpeername()[0])
+        return str(connection.getpeername()[0]).removeprefix(MAPPED)
     except (OSError, IndexError):  # it has hung up by now
         return UNKNOWN
     finally:
