@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from zmq.utils import z85
 
 from dispy.protocol import curve
 from dispy.protocol.arrivals import Arrived, Down, HungUp, Up
-from dispy.protocol.events import Away, DialFailed, Event, Joined, Received
+from dispy.protocol.events import Away, DialFailed, Joined, Received
 from dispy.protocol.exchange import Exchange
 from dispy.protocol.guard import CLIENTS, NODES, Guard, doors
 from dispy.protocol.identity import describe, new_token, random_name
@@ -34,31 +34,20 @@ from dispy.protocol.selftest import OpenDoor, self_test
 from dispy.protocol.transport import Bus
 from dispy.protocol.wire import Codec, chunked
 
-DEADLINE_S = 10.0
+from .buspeers import DEADLINE_S, BusPeer, until
+
 KEYS, OTHER, NONE = Keys(b"the secret"), Keys(b"another"), None
 
 
-class Peer:
-    """One end: a bus, an exchange, and all events that have come."""
+class Peer(BusPeer):
+    """One end, with a secret or without."""
 
     def __init__(self, role: str, keys: Keys | None, guard: Guard | None = None) -> None:
-        self.bus = Bus(keys)
         token = new_token()
         self.guard = guard or Guard(token, keys)
         me = describe(role, "1", name=role, token=self.guard.token)
-        self.exchange = Exchange(me, self.bus, random_name, guard=self.guard)
-        self.events: list[Event] = []
-
-    def turn(self) -> None:
-        """Do what is to be done now, without waiting."""
-        now = time.monotonic()
-        self.exchange.flush(now)
-        for arrival in self.bus.poll(0.002):
-            self.events += self.exchange.receive(arrival, time.monotonic())
-        self.events += self.exchange.tick(time.monotonic())
-
-    def of(self, kind: type) -> list[Event]:
-        return [event for event in self.events if isinstance(event, kind)]
+        bus = Bus(keys)
+        super().__init__(bus, Exchange(me, bus, random_name, guard=self.guard))
 
     def failures(self) -> list[str]:
         return [event.reason for event in self.events if isinstance(event, DialFailed)]
@@ -70,14 +59,6 @@ def peers() -> Iterator[list[Peer]]:
     yield made
     for peer in made:
         peer.bus.close()
-
-
-def until(condition: Callable[[], object], *peers: Peer) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, [peer.events for peer in peers]
-        for peer in peers:
-            peer.turn()
 
 
 def pair(peers: list[Peer], listening: Keys | None, dialling: Keys | None) -> tuple[Peer, Peer]:

@@ -11,34 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from dispy.protocol.events import Away, DialFailed, Event, Joined, Left, Received
+from dispy.protocol.events import Away, DialFailed, Joined, Left, Received
 from dispy.protocol.exchange import Exchange
 from dispy.protocol.identity import describe, random_name
 from dispy.protocol.messages import Done, Identity, JobResult, JobSpec, Run
 from dispy.protocol.transport import Bus
 from dispy.protocol.wire import chunked
 
-DEADLINE_S = 10.0
+from .buspeers import BusPeer, until
 
 
-class Peer:
-    """One end: a bus, an exchange, and all events that have come."""
+class Peer(BusPeer):
+    """One end without a secret."""
 
     def __init__(self, role: str, admit: Callable[[Identity], str] = lambda _: "") -> None:
-        self.bus = Bus()
-        self.exchange = Exchange(describe(role, "1"), self.bus, random_name, admit)
-        self.events: list[Event] = []
-
-    def turn(self) -> None:
-        """Do what is to be done now, without waiting."""
-        now = time.monotonic()
-        self.exchange.flush(now)
-        for arrival in self.bus.poll(0.002):
-            self.events += self.exchange.receive(arrival, time.monotonic())
-        self.events += self.exchange.tick(time.monotonic())
-
-    def of(self, kind: type) -> list[Event]:
-        return [event for event in self.events if isinstance(event, kind)]
+        bus = Bus()
+        super().__init__(bus, Exchange(describe(role, "1"), bus, random_name, admit))
 
 
 @pytest.fixture
@@ -47,14 +35,6 @@ def peers() -> Iterator[list[Peer]]:
     yield made
     for peer in made:
         peer.bus.close()
-
-
-def until(condition: Callable[[], object], *peers: Peer) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, [peer.events for peer in peers]
-        for peer in peers:
-            peer.turn()
 
 
 def pair(peers: list[Peer], address: str) -> tuple[Peer, Peer]:

@@ -41,26 +41,11 @@ from dispy.protocol.pacing import Pacing
 from dispy.protocol.wire import Codec
 from dispy.relay.core import Relay
 
+from .memoryshelf import MemoryShelf
+
 
 def identity(role: str, name: str) -> Identity:
     return Identity(role, name, name, "0", "3", "Linux", 1)
-
-
-class MemoryShelf:
-    """A shelf in memory."""
-
-    def __init__(self) -> None:
-        self._bytes = bytearray()
-
-    def write(self, offset: int, data: Buffer) -> None:
-        self._bytes[len(self._bytes) : offset] = bytes(max(0, offset - len(self._bytes)))
-        self._bytes[offset : offset + len(data)] = data
-
-    def read(self, offset: int, size: int) -> bytes:
-        return bytes(self._bytes[offset : offset + size])
-
-    def close(self) -> None:
-        self._bytes.clear()
 
 
 class Port:

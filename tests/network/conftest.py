@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.end_to_end.processes import Marked
 
 from .lans import SECRET, Running
 from .namespaces import Network, remove_leftovers, why_not
@@ -49,3 +51,17 @@ def place(network: Network, tmp_path: Path) -> Iterator[Place]:
         new.stop()
     finally:
         new.kill()
+
+
+@pytest.fixture
+def run(network: Network) -> Iterator[Callable[[Marked], Marked]]:
+    """End processes at the end of the test, before their network is gone."""
+    started: list[Marked] = []
+
+    def remember(process: Marked) -> Marked:
+        started.append(process)
+        return process
+
+    yield remember
+    for process in started:
+        process.clear_away()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -57,20 +57,6 @@ print(beacon.decode(asker.recv(600), secret.read(right).keys.beacon).nonce.decod
 def _secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISPY_SECRET", SECRET)
     monkeypatch.setenv("DISPY_SECRET_FILE", "")
-
-
-@pytest.fixture
-def run(network: Network, tmp_path: Path) -> Iterator[Callable[[Marked], Marked]]:
-    """End processes at the end of the test, before their network is gone."""
-    running: list[Marked] = []
-
-    def remember(process: Marked) -> Marked:
-        running.append(process)
-        return process
-
-    yield remember
-    for process in running:
-        process.clear_away()
 
 
 class Lan:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.processes import until
+from tests.end_to_end.waiting import until
 
 from .lans import Running, ended_well
 from .namespaces import Host, Network

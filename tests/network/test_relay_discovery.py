@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -36,20 +36,6 @@ def has_answered(program: Marked) -> bool:
 def _secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISPY_SECRET", "a secret for two subnets")
     monkeypatch.setenv("DISPY_SECRET_FILE", "")
-
-
-@pytest.fixture
-def run(network: Network) -> Iterator[Callable[[Marked], Marked]]:
-    """End processes at the end of the test, before their network is gone."""
-    running: list[Marked] = []
-
-    def remember(process: Marked) -> Marked:
-        running.append(process)
-        return process
-
-    yield remember
-    for process in running:
-        process.clear_away()
 
 
 @pytest.fixture

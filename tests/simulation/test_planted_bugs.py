@@ -6,14 +6,8 @@ anew and put into place for the time of the test.
 
 from __future__ import annotations
 
-import inspect
-import os
-import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
-from types import CodeType, FunctionType
-from typing import Any, NamedTuple
 
 import pytest
 
@@ -52,6 +46,7 @@ from dispy.node import setups as node_setups
 from dispy.protocol import connections, exchange, fetching, link
 from dispy.reports import Report
 
+from .planting import PART, Bug, catching_seed, planted
 from .scenarios import (
     GREETED_S,
     play_cancelled_queue,
@@ -70,7 +65,6 @@ from .sharedworlds import (
 )
 from .world import World
 
-PART = int(os.environ.get("DISPY_BUGS", "8"))  # every so many bugs; 1: all of them
 # They catch most, so they go first.
 GOOD = (4, 5, 9, 2, 3, 29, 39, 38, 42, 11, 22, 28, 19, 59, 0, 34, 43)
 SEEDS: Sequence[int] = (*GOOD, *range(200))
@@ -98,15 +92,6 @@ SHARED_DIRECTED: dict[int, Callable[[], World]] = {
     -2: play_orphan,
     -1: play_taken_over,
 }
-
-
-class Bug(NamedTuple):
-    """What is changed, and where."""
-
-    owner: Any  # a class or a module
-    function: str
-    line: str
-    wrong: str
 
 
 S, A, L, X = broker_core.Scheduler, node_core.Agent, link.Link, exchange.Exchange
@@ -234,57 +219,18 @@ SHARED_BUGS = [
 ]
 
 
-@contextmanager
-def planted(bug: Bug) -> Iterator[None]:
-    """Have the bug in the running program for a while."""
-    function = inspect.unwrap(getattr(bug.owner, bug.function))
-    assert isinstance(function, FunctionType)
-    source = textwrap.dedent(inspect.getsource(function))
-    assert source.count(bug.line) == 1, f"{bug.function} has no line {bug.line!r} to spoil"
-    right, function.__code__ = function.__code__, compiled(bug, source)
-    try:
-        yield
-    finally:
-        function.__code__ = right
+def play_plain(seed: int) -> None:
+    play_seed(seed, FAULTS)
 
 
-def compiled(bug: Bug, source: str) -> CodeType:
-    """Compile the function with the bug in it."""
-    module = compile(source.replace(bug.line, bug.wrong), f"<planted in {bug.function}>", "exec")
-    codes = [const for const in module.co_consts if isinstance(const, CodeType)]
-    return next(code for code in codes if code.co_name == bug.function)
-
-
-def catching_shared_seed(seeds: Sequence[int] = SHARED_SEEDS) -> int | None:
-    """Return the first seed whose run with a shared broker fails."""
-    for seed in (*SHARED_DIRECTED, *seeds):
-        try:
-            if seed < 0:
-                SHARED_DIRECTED[seed]()
-            else:
-                play_shared_seed(seed, SHARED_FAULTS)
-        except Exception:
-            return seed
-    return None
-
-
-def catching_seed(seeds: Sequence[int] = SEEDS) -> int | None:
-    """Return the first seed whose run fails; below 0 for the runs that need none."""
-    for seed in (*DIRECTED, *seeds):
-        try:
-            if seed < 0:
-                DIRECTED[seed]()
-            else:
-                play_seed(seed, FAULTS)
-        except Exception:
-            return seed
-    return None
+def play_shared(seed: int) -> None:
+    play_shared_seed(seed, SHARED_FAULTS)
 
 
 @pytest.mark.parametrize("bug", BUGS[::PART], ids=lambda bug: f"{bug.function}: {bug.line}")
 def test_a_planted_bug_is_caught(bug: Bug) -> None:
     with planted(bug):
-        seed = catching_seed()
+        seed = catching_seed(play_plain, SEEDS, DIRECTED)
     assert seed is not None, "the bug survived all seeds"
     print(f"caught by seed {seed}")
     assert seed in GOOD or seed < 0, f"caught by seed {seed}: is that clean without the bug?"
@@ -293,15 +239,15 @@ def test_a_planted_bug_is_caught(bug: Bug) -> None:
 @pytest.mark.parametrize("bug", SHARED_BUGS[::PART], ids=lambda bug: f"{bug.function}: {bug.line}")
 def test_a_planted_bug_of_a_shared_broker_is_caught(bug: Bug) -> None:
     with planted(bug):
-        seed = catching_shared_seed()
+        seed = catching_seed(play_shared, SHARED_SEEDS, SHARED_DIRECTED)
     assert seed is not None, "the bug survived all seeds"
     print(f"caught by seed {seed}")
     assert seed in SHARED_GOOD or seed < 0, f"caught by seed {seed}: is that clean without the bug?"
 
 
 def test_without_a_bug_nothing_fails() -> None:
-    assert catching_seed(GOOD) is None
-    assert catching_shared_seed(SHARED_GOOD) is None
+    assert catching_seed(play_plain, GOOD, DIRECTED) is None
+    assert catching_seed(play_shared, SHARED_GOOD, SHARED_DIRECTED) is None
 
 
 def test_there_are_enough_bugs() -> None:

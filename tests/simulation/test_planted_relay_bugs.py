@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -11,6 +10,7 @@ import pytest
 from dispy.protocol import connections, framecache, introductions, link, pacing, trunks
 from dispy.relay import core as relay_core
 
+from .planting import PART, Bug, catching_seed, planted
 from .relayedworlds import (
     play_dead_node,
     play_dead_relay,
@@ -18,10 +18,8 @@ from .relayedworlds import (
     play_shared_file,
     play_slow_trunk,
 )
-from .test_planted_bugs import Bug, planted
 from .world import World
 
-PART = int(os.environ.get("DISPY_BUGS", "8"))  # every so many bugs; 1: all of them
 FAULTS = 12
 GOOD = (37, 24)  # they catch most, so they go first
 SEEDS: Sequence[int] = (*GOOD, *range(FAULTS, 1500, FAULTS + 1))
@@ -56,29 +54,20 @@ BUGS = [
 ]
 
 
-def catching_seed(seeds: Sequence[int] = SEEDS) -> int | None:
-    """Return the first seed whose run fails; below 0 for the runs that need none."""
-    for seed in (*DIRECTED, *seeds):
-        try:
-            if seed < 0:
-                DIRECTED[seed]()
-            else:
-                play_relayed_seed(seed, FAULTS)
-        except Exception:
-            return seed
-    return None
+def play(seed: int) -> None:
+    play_relayed_seed(seed, FAULTS)
 
 
 @pytest.mark.parametrize("bug", BUGS[::PART], ids=lambda bug: f"{bug.function}: {bug.line}")
 def test_a_planted_bug_is_caught(bug: Bug) -> None:
     with planted(bug):
-        seed = catching_seed()
+        seed = catching_seed(play, SEEDS, DIRECTED)
     assert seed is not None, "the bug survived all seeds"
     print(f"caught by seed {seed}")
 
 
 def test_without_a_bug_nothing_fails() -> None:
-    assert catching_seed(GOOD) is None
+    assert catching_seed(play, GOOD, DIRECTED) is None
 
 
 def test_there_are_enough_bugs() -> None:
