@@ -45,9 +45,9 @@ ROUTE = 1
 class Side:
     """A link, what is on its way to it, and what it has delivered."""
 
-    def __init__(self) -> None:
+    def __init__(self, acks_late: bool = False) -> None:
         self.codec = Codec()
-        self.link = Link(PEER, "session", self.codec, 0.0)
+        self.link = Link(PEER, "session", self.codec, 0.0, acks_late)
         self.coming: deque[list[Buffer]] = deque()
         self.delivered: list[object] = []
 
@@ -62,8 +62,8 @@ class Side:
 class Pair:
     """Both ends of a session."""
 
-    def __init__(self) -> None:
-        self.sides = (Side(), Side())
+    def __init__(self, acks_late: tuple[bool, bool] = (False, False)) -> None:
+        self.sides = (Side(acks_late[0]), Side(acks_late[1]))
         self.epoch = 0
         self.now = 0.0
         self.reconnect()
@@ -230,6 +230,33 @@ def test_a_side_that_says_nothing_acknowledges_all_the_same() -> None:
     assert pair.sides[0].coming
     pair.sides[0].take_one(pair.now)
     assert not pair.sides[0].link.undelivered()
+
+
+SIZES = st.lists(st.integers(1, 3 * CHUNK_BYTES), min_size=1, max_size=12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    SIZES, SIZES, st.tuples(st.booleans(), st.booleans()), st.tuples(st.booleans(), st.booleans())
+)
+def test_no_window_stays_shut_until_the_next_sign_of_life(
+    there: list[int], back: list[int], relayed: tuple[bool, bool], late: tuple[bool, bool]
+) -> None:
+    pair = Pair(late)
+    for side, sizes, is_relayed in zip(pair.sides, (there, back), relayed, strict=True):
+        side.link.limit(is_relayed)
+        for size in sizes:
+            side.link.send(Run(1, [JobSpec(1, 1, b"", [chunked(bytes(size))])]))
+    for number in (0, 1):
+        pair.flush(number)
+    while any(side.coming for side in pair.sides):  # meanwhile no time passes
+        for number, side in enumerate(pair.sides):
+            if side.coming:
+                side.take_one(pair.now)
+            side.link.confirm()
+            if side.link.needs_flush(pair.now):
+                pair.flush(number)
+    assert [len(side.delivered) for side in pair.sides] == [len(back), len(there)]
 
 
 @pytest.mark.parametrize(
