@@ -14,8 +14,9 @@ from dispy.protocol.messages import Identity
 from dispy.protocol.transport import Bus
 from dispy.protocol.wire import FRAMES_MAX
 from dispy.relay.core import Relay
+from tests.memoryshelf import MemoryShelf
 
-from .test_lying_relays import BROKER, DOOR, LIAR, TRUNK, MemoryShelf, Wire, encoded, hello
+from .test_lying_relays import BROKER, DOOR, LIAR, TRUNK, Wire, encoded, hello
 
 PATIENCE_S = 20.0
 NODE = Identity("node", "n", "worker", "0", "3", "Linux")
