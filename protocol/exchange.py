@@ -321,6 +321,11 @@ class Exchange:
             return self._handshake.on_welcome(route, dial, frame, now)
         if isinstance(frame, Refused):
             return self._handshake.on_refused(dial, frame, now)
+        is_greeted = dial is not None and dial.greeted_at is not None
+        if isinstance(frame, Unknown) and is_greeted and isinstance(route, int):
+            assert dial is not None
+            connections.hang_up(dial)  # our Hello was lost at a relay: its trunk is another one
+            connections.pause(dial, now)
         if link is None or isinstance(frame, Nudge):
             return []
         if isinstance(frame, Cached):

@@ -22,6 +22,7 @@ from dispy.protocol.messages import (
     Identity,
     Refused,
     Released,
+    Unknown,
     Welcome,
 )
 from dispy.protocol.wire import Codec
@@ -199,3 +200,19 @@ def test_there_are_so_many_peers_at_most(monkeypatch: pytest.MonkeyPatch) -> Non
     assert exchange.receive(Arrived(b"3", said(third)), 1.0) == []
     assert wire.take() == [(b"3", Refused("broker has 2 peers already, and takes no more"))]
     greeted(exchange, wire, b"4", "two")  # who is known may come back
+
+
+def test_who_is_unknown_before_its_hello_is_answered_says_it_again_soon() -> None:
+    """A relay has another connection to its broker by now, and what was on the old one is lost."""
+    wire = Wire()
+    exchange = Exchange(NODE, wire, lambda: "s")
+    exchange.dial("127.0.0.1:9700")
+    exchange.tick(0.0)
+    exchange.receive(Up(1), 0.0)
+    exchange.flush(0.0)
+    assert exchange.receive(Arrived(1, said(Unknown())), 0.1) == []
+    now = exchange.deadline()
+    assert now < 0.5
+    exchange.tick(now)
+    assert wire.dialled == 2
+    exchange.check()
