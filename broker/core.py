@@ -128,17 +128,20 @@ class Scheduler:
         now: float,
         via: str = "",
         reached: str = "",
+        relay: str = "",
     ) -> None:
         """A peer has registered, with nothing left of an earlier session.
 
         ``address``: what was dialled; ``via``: the name of the relay that it is behind;
-        ``reached``: where it is, if what was dialled stands for several addresses.
+        ``reached``: where it is, if what was dialled stands for several addresses; ``relay``: what
+        was dialled to get to its relay.
         """
         self.state.now = now
         if identity.role == "client":
             clients.client_joined(self.state, peer, identity, undelivered)
         elif identity.role == "node":
             nodes.node_joined(self.state, peer, identity, undelivered, address, via, reached)
+            self.nodes[peer].relay = relay
         elif identity.role == "relay" and address:
             setups.found_relay(self.state, address)
 

@@ -326,6 +326,7 @@ class BrokerDaemon:
                 now,
                 event.via,
                 event.reached,
+                event.relay,
             )
         elif isinstance(event, Back):
             scheduler.back(event.peer)

@@ -155,6 +155,7 @@ class Node:
     counted: bool = False  # whether it has told what it holds
     dialled: bool = True  # by the broker; otherwise it has come by itself
     via: str = ""  # the name of the relay that it is behind
+    relay: str = ""  # what was dialled to get to that; empty: nothing was
     reached: str = ""  # which address has worked, when it was dialled by several
     stopping: bool = False  # it has told all that may have begun there, and will be gone soon
     load: int = 0
@@ -194,7 +195,8 @@ class Node:
     def info(self) -> NodeInfo:
         """The node as clients see it."""
         who = self.identity
-        return NodeInfo(self.id, self.door, who.name, who.cpus, who.platform, self.addresses)
+        where = self.door, who.name, who.cpus, who.platform, self.addresses, self.relay
+        return NodeInfo(self.id, *where)
 
     @property
     def door(self) -> str:

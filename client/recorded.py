@@ -57,6 +57,7 @@ class NodeRecord(Record, tag=3):
     cluster: int
     node: int  # its id
     address: str  # "host:port"
+    relay: str = ""  # where to find the relay that it is behind; empty: none, or that one dials
 
 
 class JobEntry(Record):

@@ -301,7 +301,9 @@ def _cluster_record(cluster: Cluster) -> ClusterRecord:
 
 
 def _node_record(cluster: Cluster, info: NodeInfo) -> NodeRecord:
-    return NodeRecord(cluster.number, info.id, info.address)
+    # What a relay calls it is the relay's choice; what it says itself it will say again.
+    address = info.addresses[-1] if info.relay and info.addresses else info.address
+    return NodeRecord(cluster.number, info.id, address, info.relay)
 
 
 def _next_jobs(cluster: Cluster, jobs: Iterator[DispyJob], last: int) -> JobsRecord:

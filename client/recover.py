@@ -159,6 +159,7 @@ class Rescue:
         others = {number for _, sibling in self._siblings for number in sibling.computations}
         patience_s = max(recovery.PATIENCE_S, timeout or 0.0)
         self._recovery = Recovery(clusters_of(self._recorded), others, time.monotonic(), patience_s)
+        self._ways = _ways_to(self._recorded, self._recovery.nodes)
         self._over: dict[int, list[int]] = {}  # jobs by computation: nothing more is to be had
         self._is_over = True  # nothing more is to be had of all jobs that have ended
         for kept in self._recorded.results:
@@ -193,7 +194,7 @@ class Rescue:
         me = identity.describe("broker", __version__, name=name, token=token)
         guard = Guard(token, self._bus.keys)
         self._exchange = Exchange(me, self._bus, identity.random_name, _admit, guard)
-        for address in self._recovery.nodes:
+        for address in self._ways:
             self._exchange.dial(remote.read_address("recover_file", address, 0, self._protection))
         for door in program.door.split():
             with suppress(OSError):  # another program's nodes dial in there now
@@ -219,6 +220,8 @@ class Rescue:
         self._wait("released", RELEASE_S)
         self._recovery.farewell()
         self._carry_out()
+        for peer in list(self._exchange.links):  # relays: they are free for others
+            self._exchange.goodbye(peer, "the recovery has ended")
 
     def _jobs(self) -> list[DispyJob]:
         """Make jobs of the ends that are known."""
@@ -284,7 +287,8 @@ class Rescue:
         if isinstance(event, Received):
             machine.receive(event.peer, event.message)
         elif isinstance(event, Joined):
-            machine.joined(event.peer, event.identity, event.address)
+            if event.identity.role == "node":
+                machine.joined(event.peer, event.identity, event.address)
         elif isinstance(event, Back):
             machine.back(event.peer)
         elif isinstance(event, Away):
@@ -294,7 +298,8 @@ class Rescue:
         elif isinstance(event, Left):
             machine.left(event.peer, event.reason)
         elif isinstance(event, DialFailed):
-            machine.unreachable_at(event.address, event.reason)
+            for address in self._ways.get(event.address, ()):
+                machine.unreachable_at(address, event.reason)
 
     def _carry_out(self) -> None:
         """Keep results before the nodes hear that they have arrived."""
@@ -350,8 +355,20 @@ def clusters_of(recorded: Recorded) -> Iterable[Cluster]:
         yield Cluster(computation, jobs, unsent, addresses, known.has_ended)
 
 
+def _ways_to(recorded: Recorded, nodes: Iterable[str]) -> dict[str, list[str]]:
+    """Return what is to be dialled, and to which of these nodes it leads: a relay to several."""
+    known = [node for each in recorded.computations.values() for node in each.nodes.values()]
+    relays = {node.address: node.relay for node in known if node.relay}
+    ways: dict[str, list[str]] = {}
+    for address in nodes:
+        ways.setdefault(relays.get(address, address), []).append(address)
+    return ways
+
+
 def _admit(peer: Identity) -> str:
-    return "" if peer.role == "node" else "this is a recovery, which takes nodes only"
+    if peer.role in ("node", "relay"):
+        return ""
+    return "this is a recovery, which takes nodes only"
 
 
 def _result_record(effect: recovery.Received) -> ResultRecord:

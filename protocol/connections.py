@@ -164,7 +164,10 @@ class Connections:
         dial = self.dials.by_route.get(route)
         address, reached = (dial.address, dial.reached) if dial is not None else ("", "")
         via = self.routes[route[0]].peer.name if isinstance(route, tuple) else ""
-        return link, [Joined(identity.instance, identity, undelivered, address, via, reached)]
+        trunk = self.dials.by_route.get([route, *above(route)][-1]) if via else None
+        relay = trunk.address if trunk is not None else ""
+        peer = identity.instance
+        return link, [Joined(peer, identity, undelivered, address, via, reached, relay)]
 
     def resume(self, link: Link, route: Route, epoch: int, received: int, now: float) -> None:
         """Go on with a session over a new connection: the newest one wins."""

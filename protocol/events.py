@@ -13,7 +13,8 @@ class Joined(NamedTuple):
     ``undelivered``: what an earlier session with the same instance could not deliver.
     ``address``: what was dialled to reach it; empty when the peer dialled.
     ``via``: the name of the relay that it is behind. ``reached``: which of several addresses has
-    worked, when what was dialled stands for them.
+    worked, when what was dialled stands for them. ``relay``: what was dialled to reach the first
+    relay on the way to it; empty when there is none, or that one dialled.
     """
 
     peer: str
@@ -22,6 +23,7 @@ class Joined(NamedTuple):
     address: str = ""
     via: str = ""
     reached: str = ""
+    relay: str = ""
 
 
 class Back(NamedTuple):

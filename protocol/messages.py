@@ -258,6 +258,7 @@ class NodeInfo(Frozen, frozen=True):
     cpus: int
     platform: str
     addresses: list[str] = []  # all by which it may be meant: `address`, then what it says itself
+    relay: str = ""  # the address of the relay in between, if it was dialled
 
 
 class NodeReport(Frozen, frozen=True):

@@ -98,6 +98,8 @@ def serve(broker: Peer, number: int, contents: list[bytes]) -> None:
         for event in needs:
             broker.events.remove(event)
             for wanted in event.message.ranges:  # type: ignore[union-attr]
+                if wanted.digest not in known:
+                    continue  # asked for before the last of an earlier computation was heard
                 data = known[wanted.digest][wanted.offset : wanted.offset + wanted.size]
                 piece = BlobPiece(wanted.digest, wanted.offset, data)
                 broker.say(BlobPieces(number, 0, [piece]))

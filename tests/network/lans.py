@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -66,8 +67,20 @@ class Running:
         """Start a program with many jobs, which note that they run."""
         return self._program(host, "many", cluster, str(self.record), str(count), str(seconds))
 
+    def killed(self, host: Host, recover_file: Path, **cluster: Any) -> None:
+        """Run a program that is killed while its jobs run."""
+        program = self._program(host, "dying", cluster, str(recover_file))
+        assert program.wait(END_S) == -signal.SIGKILL, program.log()
+
+    def recovering(self, host: Host, recover_file: Path) -> Marked:
+        """Start a program that gets the results of such a one."""
+        return self._run(host, "recovering", str(recover_file))
+
     def _program(self, host: Host, what: str, cluster: Any, *more: str) -> Marked:
-        command = [*host.through, sys.executable, PROGRAM, what, json.dumps(cluster), *more]
+        return self._run(host, what, json.dumps(cluster), *more)
+
+    def _run(self, host: Host, *arguments: str) -> Marked:
+        command = [*host.through, sys.executable, PROGRAM, *arguments]
         program = Marked(command, self.folder)
         self._others.append(program)
         return program

@@ -2,6 +2,8 @@
 
 ``program.py features CLUSTER`` tries all that jobs can do; ``program.py many CLUSTER RECORD COUNT
 SECONDS`` has jobs note in a file that they run. CLUSTER: the cluster's keywords, as JSON.
+``program.py dying CLUSTER FILE`` kills itself while jobs run, ``program.py recovering FILE`` gets
+their results.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -19,6 +22,7 @@ from typing import Any
 import dispy
 
 PATIENCE_S = 60.0
+JOBS = 4  # of a program that is killed: one for each CPU of two nodes
 
 
 def cluster_of(work: Callable[..., Any], text: str, **more: Any) -> dispy.JobCluster:
@@ -134,6 +138,25 @@ def many(text: str, record: str, count: str, seconds: str) -> None:
     assert sorted(ends) == sorted(job.id for job in jobs), "a job ended twice"
 
 
+# -- a program that is killed --------------------------------------------------------------------
+
+
+def dying(text: str, file: str) -> None:
+    """Have a job on each CPU, and be killed while they run."""
+    cluster = cluster_of(work, text, recover_file=file)
+    jobs = [cluster.submit("sleep", 2.0 + number) for number in range(JOBS)]
+    until(lambda: all(job.status == dispy.DispyJob.Running for job in jobs))
+    print("running", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def recovering(file: str) -> None:
+    """Get all results of such a program."""
+    jobs = dispy.recover_jobs(file, timeout=PATIENCE_S)
+    assert [end(job) for job in jobs] == [2.0 + number for number in range(JOBS)]
+    assert not Path(file).exists()
+
+
 def until(condition: Callable[[], object]) -> None:
     """Wait for something to happen."""
     limit = time.monotonic() + PATIENCE_S
@@ -143,6 +166,11 @@ def until(condition: Callable[[], object]) -> None:
 
 
 if __name__ == "__main__":
-    tests: dict[str, Callable[..., None]] = {"features": features, "many": many}
+    tests: dict[str, Callable[..., None]] = {
+        "features": features,
+        "many": many,
+        "dying": dying,
+        "recovering": recovering,
+    }
     tests[sys.argv[1]](*sys.argv[2:])
     print("ok", flush=True)

@@ -6,6 +6,7 @@ client | relay, node | relay behind the first, node behind both
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -70,6 +71,15 @@ def test_nodes_behind_relays_can_do_all_that_others_can(
 ) -> None:
     cluster = WAYS[way](running, row)
     ended_well(running.features(row.client, **cluster))
+
+
+def test_jobs_behind_relays_outlive_their_program(
+    running: Running, row: Row, tmp_path: Path
+) -> None:
+    """There is no way to the nodes but by the relay, which the recover file names."""
+    cluster = dial_from_the_client(running, row)
+    running.killed(row.client, tmp_path / "recover", **cluster)
+    ended_well(running.recovering(row.client, tmp_path / "recover"))
 
 
 @pytest.mark.timeout(240)
