@@ -94,7 +94,10 @@ def end_here(
         cluster.waiting = Line(
             job for seq, job in cluster.unfinished.items() if seq not in cluster.away
         )
-    if jobs:
+    last = state.effects[-1] if state.effects else None
+    if type(last) is Ended and (last.cluster, last.node) == (number, 0):
+        last.jobs.extend(jobs)  # those that are cancelled one by one are told of together
+    elif jobs:
         state.effects.append(Ended(number, 0, jobs))
     if told:
         state.effects.append(Silent(number, told))

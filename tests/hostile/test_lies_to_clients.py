@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_cores_of_clients() -> None:
 
 def play(chance: random.Random, babbler: Babbler) -> None:
     core, now = Core(), 0.0
-    ended: list[int] = []
+    ended: dict[int, list[int]] = defaultdict(list)  # how often, by job
     spec = m.ComputationSpec("c", [m.Code("3", m.JobSpec(0, 0, b"f"))])
     for number in (1, 2):
         core.open(m.OpenCluster(number, spec, [m.NodeSpec("*")]), now)
@@ -61,8 +62,10 @@ def play(chance: random.Random, babbler: Babbler) -> None:
         core.check()
         for effect in core.take():
             if isinstance(effect, Ended):
-                ended += [result.seq for _, result in effect.jobs]
-    assert len(ended) == len(set(ended))
+                for _, result in effect.jobs:
+                    ended[result.seq].append(result.status)
+    for seq, statuses in ended.items():
+        assert len(statuses) == 1 or statuses == [m.ABANDONED, m.FINISHED], (seq, statuses)
 
 
 def new_job(seq: int) -> DispyJob:

@@ -1,6 +1,6 @@
 """With relays in between everything holds that holds without, whatever goes wrong with them.
 
-``DISPY_RELAYED_SEEDS`` says how many runs are played (default 60), ``DISPY_SEED`` which is first.
+``DISPY_RELAYED_SEEDS`` says how many runs are played (default 24), ``DISPY_SEED`` which is first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 from .relayedworlds import play_dead_node, play_dead_relay, play_shared_file, play_slow_trunk
 from .test_random_faults import FIRST, play_all
 
-COUNT = int(os.environ.get("DISPY_RELAYED_SEEDS", "60"))
+COUNT = int(os.environ.get("DISPY_RELAYED_SEEDS", "24"))
 PARTS = 4
 
 
