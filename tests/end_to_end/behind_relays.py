@@ -3,7 +3,8 @@
 ``DISPY_TEST_RELAY=1`` does so with all nodes that fixtures start, ``=2`` with two relays for each,
 one behind the other; together with ``DISPY_TEST_SHARED=1`` also for brokers of their own process.
 A node says that its address is the relay's, so tests name it as ever. What can't be there is
-marked with `direct_only`, and with the reason.
+marked with `direct_only`, and with the reason. With ``=subnets`` the two relays and the nodes are
+in subnets of their own, see `apart`; that needs ``DISPY_TEST_SECRET=1``.
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ from pathlib import Path
 
 import pytest
 
+from . import apart
 from .processes import NOTHING_MORE, NodeProcess
 from .relays import RelayProcess, free_pair
 
-COUNT = int(os.environ.get("DISPY_TEST_RELAY") or 0)
+MODE = os.environ.get("DISPY_TEST_RELAY") or "0"
+IS_APART = MODE == "subnets"
+COUNT = 2 if IS_APART else int(MODE)
 BROKER = "--broker"
 
 # Reasons for `direct_only`.
 BY_ADDRESS = "nodes are known by their own addresses, and named by those of relays here"
 ONE_AT_A_TIME = "a relay works for one program at a time, a node of its own for another one"
+OTHER_WAY = "only the client's side dials there"
 OWN_PROXY = "its own proxy is in the way already, and no node has that address"
 
 _relays: dict[int, list[RelayProcess]] = {}  # by the node's own port, the nearest first
@@ -46,6 +51,14 @@ class RelayedNode(NodeProcess):
         environment: Mapping[str, str] = NOTHING_MORE,
     ) -> None:
         dials = BROKER in options
+        here = "127.0.0.1"
+        if IS_APART:
+            if dials:
+                pytest.skip(OTHER_WAY)
+            hosts = apart.row()
+            here = hosts.seen(hosts.outer)
+            through = (*hosts.node.through, *through)
+            environment = {"DISPY_HOST": hosts.seen(hosts.node), **environment}
         relays = _relays.get(port, [])
         near = relays[0].port if relays else free_pair()
         more = list(options)
@@ -54,7 +67,7 @@ class RelayedNode(NodeProcess):
             relays = relays or _towards(folder, more[at], environment)
             more[at] = relays[-1].for_nodes
         else:
-            more += ["--ext-host", f"127.0.0.1:{near + 1}"]
+            more += ["--ext-host", f"{here}:{near + 1}"]
         super().__init__(
             folder, *more, cpus=cpus, port=port, through=through, environment=environment
         )
@@ -91,9 +104,28 @@ def _from(folder: Path, node: str, near: int, environment: Mapping[str, str]) ->
     relays: list[RelayProcess] = []
     for left in reversed(range(COUNT)):
         port = 0 if left else near
-        relays.insert(0, RelayProcess(folder, "-n", node, port=port, environment=environment))
+        relays.insert(0, _dialling(folder, node, port, environment, left))
         node = relays[0].address
     return relays
 
+
+def _dialling(
+    folder: Path, node: str, port: int, environment: Mapping[str, str], left: int
+) -> RelayProcess:
+    """Start a relay that dials a node, or another relay; ``left``: so many go before it."""
+    if not IS_APART:
+        return RelayProcess(folder, "-n", node, port=port, environment=environment)
+    hosts = apart.row()
+    host = hosts.inner if left else hosts.outer
+    everywhere = {**environment, "DISPY_HOST": "*"}
+    relay = RelayProcess(
+        folder, "-n", node, port=port, through=host.through, environment=everywhere
+    )
+    relay.address = relay.address.replace("*", hosts.seen(host))
+    return relay
+
+
+if IS_APART:
+    apart.row()
 
 NewNode: type[NodeProcess] = RelayedNode if COUNT else NodeProcess

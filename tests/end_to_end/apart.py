@@ -1,0 +1,46 @@
+"""Three subnets in a row, with this process in the first, and no way to the last but by relays.
+
+client | outer relays | inner relays, nodes: each bar is a subnet, and none of the hosts a router.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+from typing import NamedTuple
+
+from tests.network.namespaces import Host, Network, why_not
+
+SUBNETS = ("one", "two", "three")
+
+
+class Row(NamedTuple):
+    """The hosts; the client's is where this process is."""
+
+    client: Host
+    outer: Host
+    inner: Host
+    node: Host
+
+    def seen(self, host: Host) -> str:
+        """Return the address by which a host is dialled: it is in the subnet before its own."""
+        return host.plugs[0].addresses[0]
+
+
+@functools.cache
+def row() -> Row:
+    """Make them for this process, which goes there for good; they end with it."""
+    if why_not():
+        raise RuntimeError(f"tests behind relays in subnets: {why_not()}")
+    network = Network()
+    atexit.register(network.close)
+    one, two, three = (network.subnet(name) for name in SUBNETS)
+    hosts = Row(*(network.host(name) for name in Row._fields))
+    hosts.client.join(one, "10.1.0.1/24")
+    hosts.outer.join(one, "10.1.0.2/24")
+    hosts.outer.join(two, "10.2.0.1/24")
+    hosts.inner.join(two, "10.2.0.2/24")
+    hosts.inner.join(three, "10.3.0.1/24")
+    hosts.node.join(three, "10.3.0.2/24")
+    hosts.client.enter()
+    return hosts
