@@ -76,7 +76,7 @@ def on_accepted(state: State, number: int, cluster: Cluster, message: Accepted) 
 
 def on_rejected(state: State, number: int, cluster: Cluster, message: Rejected) -> None:
     """The broker can't take jobs for a while: they wait here."""
-    back = [seq for seq in message.jobs if seq in cluster.away]
+    back = [seq for seq in dict.fromkeys(message.jobs) if seq in cluster.away]
     cluster.sent = max(0, cluster.sent - len(back))
     cluster.credit = message.limit
     take_back(state, number, cluster, back)
