@@ -209,7 +209,7 @@ def leave_a_process(path: Path, own_session: bool) -> int:
     code = f"import os, time; print(os.getpid(), file=open({str(path)!r}, 'w')); time.sleep(600)"
     command = [sys.executable, "-c", code]
     process = subprocess.Popen(command, start_new_session=own_session)
-    while not path.exists():
+    while not path.exists() or not path.read_text():
         time.sleep(0.005)
     return process.pid
 
