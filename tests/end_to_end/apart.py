@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 from typing import NamedTuple
 
 from tests.network.namespaces import Host, Network, why_not
 
+IS_WANTED = os.environ.get("DISPY_TEST_RELAY") == "subnets"
 SUBNETS = ("one", "two", "three")
 
 
 class Row(NamedTuple):
-    """The hosts; the client's is where this process is."""
+    """The hosts, the client's first, where this process is."""
 
     client: Host
     outer: Host
     inner: Host
     node: Host
-
-    def seen(self, host: Host) -> str:
-        """Return the address by which a host is dialled: it is in the subnet before its own."""
-        return host.plugs[0].addresses[0]
 
 
 @functools.cache
@@ -44,3 +42,17 @@ def row() -> Row:
     hosts.node.join(three, "10.3.0.2/24")
     hosts.client.enter()
     return hosts
+
+
+def before(host: Host) -> str:
+    """Return the address of a host in the subnet where it is dialled from the client's side."""
+    return host.plugs[0].addresses[0]
+
+
+def behind(host: Host) -> str:
+    """Return the address of a host in the subnet where it is dialled from the nodes' side."""
+    return host.plugs[-1].addresses[0]
+
+
+HERE = row().client.address if IS_WANTED else "127.0.0.1"  # where others dial this host
+NODES = before(row().outer) if IS_WANTED else "127.0.0.1"  # where nodes are, seen from this host

@@ -12,30 +12,38 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+from tests.network.namespaces import Host
 
 from . import apart
 from .processes import NOTHING_MORE, NodeProcess
 from .relays import RelayProcess, free_pair
 
-MODE = os.environ.get("DISPY_TEST_RELAY") or "0"
-IS_APART = MODE == "subnets"
-COUNT = 2 if IS_APART else int(MODE)
+COUNT = 2 if apart.IS_WANTED else int(os.environ.get("DISPY_TEST_RELAY") or 0)
 BROKER = "--broker"
 
 # Reasons for `direct_only`.
 BY_ADDRESS = "nodes are known by their own addresses, and named by those of relays here"
 ONE_AT_A_TIME = "a relay works for one program at a time, a node of its own for another one"
-OTHER_WAY = "only the client's side dials there"
 OWN_PROXY = "its own proxy is in the way already, and no node has that address"
-
-_relays: dict[int, list[RelayProcess]] = {}  # by the node's own port, the nearest first
 
 
 def direct_only(reason: str) -> pytest.MarkDecorator:
     """Mark what doesn't hold for nodes behind relays."""
     return pytest.mark.direct_only(reason)
+
+
+class Way(NamedTuple):
+    """How a node is reached."""
+
+    own_port: int
+    relays: list[RelayProcess]  # the farthest from the node first
+
+
+_ways: dict[int, Way] = {}  # by the port at which the node is dialled
 
 
 class RelayedNode(NodeProcess):
@@ -50,32 +58,29 @@ class RelayedNode(NodeProcess):
         through: Sequence[str] = (),
         environment: Mapping[str, str] = NOTHING_MORE,
     ) -> None:
+        if apart.IS_WANTED:
+            through = (*apart.row().node.through, *through)
+            environment = {"DISPY_HOST": apart.before(apart.row().node), **environment}
         dials = BROKER in options
-        here = "127.0.0.1"
-        if IS_APART:
-            if dials:
-                pytest.skip(OTHER_WAY)
-            hosts = apart.row()
-            here = hosts.seen(hosts.outer)
-            through = (*hosts.node.through, *through)
-            environment = {"DISPY_HOST": hosts.seen(hosts.node), **environment}
-        relays = _relays.get(port, [])
-        near = relays[0].port if relays else free_pair()
+        own_port, relays = _ways.get(port, Way(port if dials else 0, []))
         more = list(options)
         if dials:
             at = more.index(BROKER) + 1
             relays = relays or _towards(folder, more[at], environment)
             more[at] = relays[-1].for_nodes
         else:
-            more += ["--ext-host", f"{here}:{near + 1}"]
+            port = port or free_pair() + 1
+            more += ["--ext-host", f"{apart.NODES}:{port}"]
         super().__init__(
-            folder, *more, cpus=cpus, port=port, through=through, environment=environment
+            folder, *more, cpus=cpus, port=own_port, through=through, environment=environment
         )
         self.options = options
+        own_port = self.port
         if not dials:
-            relays = relays or _from(folder, self.address, near, environment)
+            relays = relays or _from(folder, self.address, port, environment)
             self.address = relays[0].address
-        _relays[self.port] = relays
+            self.port = port
+        _ways[self.port] = Way(own_port, relays)
 
     def again(self) -> NodeProcess:
         """Start another node at the same address."""
@@ -85,7 +90,7 @@ class RelayedNode(NodeProcess):
     def clear_away(self) -> None:
         """End it by force, and its relays."""
         super().clear_away()
-        for relay in _relays.pop(self.port, []):
+        for relay in _ways.pop(self.port, Way(0, [])).relays:
             relay.clear_away()
             assert "Traceback" not in relay.log(), relay.log()
 
@@ -93,39 +98,44 @@ class RelayedNode(NodeProcess):
 def _towards(folder: Path, broker: str, environment: Mapping[str, str]) -> list[RelayProcess]:
     """Start relays that dial a broker, or each other."""
     relays: list[RelayProcess] = []
-    for _ in range(COUNT):
-        relays.append(RelayProcess(folder, BROKER, broker, environment=environment))
-        broker = relays[-1].for_nodes
+    for host in _hosts():
+        relay = _start(folder, host, 0, environment, BROKER, broker)
+        broker = relay.for_nodes = _dialled(relay.for_nodes, apart.behind(host) if host else None)
+        relays.append(relay)
     return relays
 
 
-def _from(folder: Path, node: str, near: int, environment: Mapping[str, str]) -> list[RelayProcess]:
-    """Start relays that dial a node, or each other; the nearest has a given port."""
+def _from(
+    folder: Path, node: str, outermost: int, environment: Mapping[str, str]
+) -> list[RelayProcess]:
+    """Start relays that dial a node, or each other; the farthest is dialled at a given port."""
     relays: list[RelayProcess] = []
-    for left in reversed(range(COUNT)):
-        port = 0 if left else near
-        relays.insert(0, _dialling(folder, node, port, environment, left))
-        node = relays[0].address
+    for host in reversed(_hosts()):
+        port = outermost - 1 if len(relays) == COUNT - 1 else 0
+        relay = _start(folder, host, port, environment, "-n", node)
+        node = relay.address = _dialled(relay.address, apart.before(host) if host else None)
+        relays.insert(0, relay)
     return relays
 
 
-def _dialling(
-    folder: Path, node: str, port: int, environment: Mapping[str, str], left: int
+def _hosts() -> Sequence[Host | None]:
+    """Where the relays are, the farthest from the node first; None: here."""
+    return (apart.row().outer, apart.row().inner) if apart.IS_WANTED else [None] * COUNT
+
+
+def _start(
+    folder: Path, host: Host | None, port: int, environment: Mapping[str, str], *options: str
 ) -> RelayProcess:
-    """Start a relay that dials a node, or another relay; ``left``: so many go before it."""
-    if not IS_APART:
-        return RelayProcess(folder, "-n", node, port=port, environment=environment)
-    hosts = apart.row()
-    host = hosts.inner if left else hosts.outer
+    if host is None:
+        return RelayProcess(folder, *options, port=port, environment=environment)
     everywhere = {**environment, "DISPY_HOST": "*"}
-    relay = RelayProcess(
-        folder, "-n", node, port=port, through=host.through, environment=everywhere
-    )
-    relay.address = relay.address.replace("*", hosts.seen(host))
-    return relay
+    through = host.through
+    return RelayProcess(folder, *options, port=port, through=through, environment=everywhere)
 
 
-if IS_APART:
-    apart.row()
+def _dialled(address: str, host: str | None) -> str:
+    """Return where a relay that listens at all addresses of its host is dialled."""
+    return address.replace("*", host) if host else address
+
 
 NewNode: type[NodeProcess] = RelayedNode if COUNT else NodeProcess

@@ -57,5 +57,5 @@ def _ready(cluster: dispy.JobCluster) -> dict[str, DispyNode]:
 
 def entry(node: NodeProcess, kind: type = dispy.NodeAllocate, **more: Any) -> dispy.NodeAllocate:
     """Make the entry for a node."""
-    allocate: dispy.NodeAllocate = kind("127.0.0.1", node.port, **more)
+    allocate: dispy.NodeAllocate = kind(node.host, node.port, **more)
     return allocate

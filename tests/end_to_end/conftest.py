@@ -11,7 +11,7 @@ import pytest
 
 import dispy
 
-from . import at_broker, behind_relays
+from . import apart, at_broker, behind_relays
 from .behind_relays import NewNode
 from .fault_proxy import FaultProxy
 from .processes import NOTHING_MORE, BrokerProcess, NodeProcess, Program
@@ -208,7 +208,7 @@ def new_proxy() -> Iterator[NewProxy]:
     proxies: list[FaultProxy] = []
 
     def new(target: str) -> FaultProxy:
-        proxies.append(FaultProxy(target))
+        proxies.append(FaultProxy(target, f"{apart.HERE}:0"))
         return proxies[-1]
 
     yield new

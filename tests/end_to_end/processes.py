@@ -23,6 +23,7 @@ import psutil
 from dispy.operator import Operator
 from dispy.protocol.messages import BrokerReport
 
+from . import apart
 from .at_broker import played
 from .secured import KEYS
 from .waiting import until
@@ -125,6 +126,11 @@ class NodeProcess(Marked):
         until(self._find_address, "the node's address")
         self.port = int(self.address.rpartition(":")[2])
 
+    @property
+    def host(self) -> str:
+        """Where it is dialled, without the port."""
+        return self.address.rpartition(":")[0]
+
     def _find_address(self) -> bool:
         if self.process.poll() is not None:
             raise AssertionError(f"the node ended: {self.log()}")
@@ -173,7 +179,10 @@ class BrokerProcess(Marked):
         self.port = port or free_port()  # for nodes; clients at the next but one
         self.state = state or folder / f"state-{uuid.uuid4().hex[:8]}"
         command = [*through, *broker_command(self.port, self.state, *options)]
-        super().__init__(command, folder, environment={"DISPY_CRASH_AT": crash_at})
+        environment = {"DISPY_CRASH_AT": crash_at}
+        if apart.IS_WANTED:
+            environment["DISPY_HOST"] = apart.HERE
+        super().__init__(command, folder, environment=environment)
         self.for_nodes = self.address = ""  # where nodes and clients dial in
         until(self._find_doors, "the broker's addresses")
 

@@ -81,7 +81,7 @@ def test_entries_may_be_tuples_and_dicts(
     (tmp_path / "data").write_text("data")
     cluster = new_cluster(
         recall,
-        ("127.0.0.1", pair[0].port, 1, ["data"], ("by tuple",)),
+        (pair[0].host, pair[0].port, 1, ["data"], ("by tuple",)),
         {"host": pair[1].address, "cpus": 1, "setup_args": ("by dict",)},
         setup=remember,
     )
@@ -114,7 +114,7 @@ def wait_for(gate: Path) -> None:
 def test_an_explicit_entry_goes_before_a_pattern(
     pair: tuple[NodeProcess, NodeProcess], new_cluster: NewCluster
 ) -> None:
-    pattern = NodeAllocate("127.*", pair[1].port, setup_args=("by pattern",))
+    pattern = NodeAllocate(f"{pair[1].host[:3]}*", pair[1].port, setup_args=("by pattern",))
     exact = entry(pair[0], setup_args=("exactly",))
     cluster = new_cluster(recall, pattern, exact, setup=remember)
     ready(cluster, "one", "two")
@@ -156,12 +156,13 @@ class Asked(NodeAllocate):
 def test_allocate_is_given_what_is_known_of_a_node(
     start_node: StartNode, new_cluster: NewCluster
 ) -> None:
-    allocate = Asked("127.0.0.*", start_node("--name", "asked").port)
+    node = start_node("--name", "asked")
+    allocate = Asked(f"{node.host[:-1]}*", node.port)
     cluster = new_cluster(recall, allocate, setup=remember)
     assert cluster.submit()() == ("asked", 1, "")
     [asked] = allocate.asked
     assert asked["cluster"] is cluster
-    assert (asked["ip_addr"], asked["name"], asked["cpus"]) == ("127.0.0.1", "asked", 2)
+    assert (asked["ip_addr"], asked["name"], asked["cpus"]) == (node.host, "asked", 2)
     assert asked["platform"] == platform.platform()
     assert_sensible(asked["avail_info"])
     assert asked["thread"] == "dispy-callbacks"
@@ -194,7 +195,7 @@ def test_allocate_decides_for_each_node(
 def test_the_next_entry_is_asked_when_one_has_no_use_for_a_node(
     node: NodeProcess, new_cluster: NewCluster
 ) -> None:
-    entries = [Asked("127.0.0.1", node.port, answer) for answer in (0, 1, None)]
+    entries = [Asked(node.host, node.port, answer) for answer in (0, 1, None)]
     cluster = new_cluster(recall, *entries, setup=remember)
     result = cluster.submit()()
     assert result[1:] == (1, "")
@@ -216,7 +217,7 @@ def test_a_node_that_allocate_does_not_want_is_not_used_and_jobs_wait(
     complaint: str,
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        allocate = Asked("127.0.0.1", pair[0].port, 0 if answer is None else answer)
+        allocate = Asked(pair[0].host, pair[0].port, 0 if answer is None else answer)
         cluster = new_cluster(where, allocate)
         job = cluster.submit()
         until(lambda: allocate.asked and complaint in caplog.text, "a question")
@@ -230,7 +231,7 @@ def test_a_node_that_allocate_does_not_want_is_not_used_and_jobs_wait(
 
 @embedded_only("a subclass's allocate() is code of a client, which a broker doesn't run")
 def test_no_more_cpus_are_used_than_there_are(node: NodeProcess, new_cluster: NewCluster) -> None:
-    cluster = new_cluster(where, Asked("127.0.0.1", node.port, 1000))
+    cluster = new_cluster(where, Asked(node.host, node.port, 1000))
     finished(cluster.submit())
     assert cluster.status().nodes[0].avail_cpus == 2
 
@@ -279,7 +280,7 @@ def test_a_node_added_later_is_asked_about(
 ) -> None:
     cluster = new_cluster(where, pair[0])
     ready(cluster, "one")
-    allocate = Asked("127.0.0.1", pair[1].port, 1)
+    allocate = Asked(pair[1].host, pair[1].port, 1)
     assert cluster.allocate_node(allocate) == 0
     [two] = ready(cluster, "two")
     assert two.avail_cpus == 1 and len(allocate.asked) == 1

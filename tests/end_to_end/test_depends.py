@@ -478,7 +478,7 @@ def test_each_node_gets_the_files_of_its_own_entry(
         folder = here.parent / f"for-{number}"
         folder.mkdir()
         (folder / "data.txt").write_text(f"data {number}")
-        entries.append(dispy.NodeAllocate("127.0.0.1", node.port, depends=[folder / "data.txt"]))
+        entries.append(dispy.NodeAllocate(node.host, node.port, depends=[folder / "data.txt"]))
     with dispy.JobCluster(read, nodes=entries) as cluster:
         until(lambda: len(cluster.status().nodes) == 2, "two nodes")
         for number, node in enumerate(nodes):

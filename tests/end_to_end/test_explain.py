@@ -277,7 +277,7 @@ def test_it_has_ended(node: NodeProcess, new_cluster: NewCluster, gate: Path) ->
     for closed in (False, True):
         if closed:
             cluster.close()
-        assert "Finished at 127.0.0.1" in well.explain()
+        assert f"Finished at {node.host}" in well.explain()
         assert "Terminated" in badly.explain() and "KeyError: 'no such key'" in badly.explain()
     assert "Cancelled" in jobs[2].explain()
 

@@ -20,6 +20,7 @@ import pytest
 import dispy
 from dispy import DispyJob
 
+from .apart import NODES
 from .conftest import NewCluster
 from .processes import NodeProcess
 from .waiting import ended, finished, is_there, until
@@ -78,7 +79,7 @@ def test_a_job_that_returns_is_finished(cluster: dispy.JobCluster) -> None:
     assert (job.result, job(), job.exception, job.exc) == (42, 42, None, None)
     assert job.start_time is not None and job.end_time is not None
     assert job.start_time <= job.end_time
-    assert job.host == "127.0.0.1"
+    assert job.host == NODES
 
 
 class OrderError(Exception):

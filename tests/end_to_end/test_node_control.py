@@ -79,7 +79,7 @@ def test_a_job_runs_where_its_node_says(
     jobs["two"] += [cluster.submit_node(two) for _ in range(20)]
     for name, theirs in jobs.items():
         assert [finished(job).result for job in theirs] == [name] * len(theirs)
-    assert cluster.submit_node("127.0.0.1")() in ("one", "two")
+    assert cluster.submit_node(pair[0].host)() in ("one", "two")
 
 
 def test_a_job_for_one_node_waits_for_it_though_others_are_free(
@@ -230,7 +230,7 @@ def test_a_list_of_nodes_can_be_added(
 ) -> None:
     third = start_node("--name", "three")
     cluster = new_cluster(where, pair[0])
-    assert cluster.allocate_node([pair[1].address, ("127.0.0.1", third.port, 1)]) == 0
+    assert cluster.allocate_node([pair[1].address, (third.host, third.port, 1)]) == 0
     _, _, three = ready(cluster, "one", "two", "three")
     assert three.avail_cpus == 1
 
@@ -434,7 +434,7 @@ def test_a_node_is_set_up_anew_with_other_arguments_and_files(
     changes = Changes()
     cluster = new_cluster(
         tell,
-        Numbered("127.0.0.1", node.port, tmp_path),
+        Numbered(node.host, node.port, tmp_path),
         setup=set_up,
         cleanup=clean_up,
         cluster_status=changes,

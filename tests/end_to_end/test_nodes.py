@@ -13,6 +13,7 @@ import pytest
 import dispy
 from dispy import DispyJob, DispyNode, LocalNode
 
+from .apart import NODES
 from .at_broker import embedded_only
 from .conftest import NewCluster, RunProgram, StartNode
 from .processes import NodeProcess, marked
@@ -67,7 +68,7 @@ def test_two_nodes_share_the_work(
 
 def test_cpus_of_an_entry_limit_what_is_used(start_node: StartNode) -> None:
     node = start_node()
-    entry = dispy.NodeAllocate("127.0.0.1", node.port, cpus=1)
+    entry = dispy.NodeAllocate(node.host, node.port, cpus=1)
     with dispy.JobCluster(time.sleep, nodes=[entry]) as cluster:
         jobs = all_ended([cluster.submit(0.05) for _ in range(4)])
         [used] = cluster.status().nodes
@@ -80,7 +81,7 @@ def test_a_node_that_does_not_answer_is_named_with_the_reason_and_used_once_it_d
     start_node: StartNode, caplog: pytest.LogCaptureFixture
 ) -> None:
     port = free_port()
-    address = f"127.0.0.1:{port}"
+    address = f"{NODES}:{port}"
     with caplog.at_level(logging.WARNING):
         begin = time.monotonic()
         cluster = dispy.JobCluster(double, nodes=[address])

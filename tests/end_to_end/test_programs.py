@@ -82,7 +82,7 @@ def test_a_python_file_runs_below_the_nodes_python_and_finds_its_surroundings(
     assert arguments == ["1", "2.5", "three", "None"]
     assert sorted(files) == ["data.txt", "work.py"]
     name, address, path, search = names
-    assert name and address == "127.0.0.1" and path == current
+    assert name and address == node.host and path == current
     assert search.split(":")[0] == current
 
 

@@ -115,7 +115,7 @@ def test_a_killed_program_is_recovered(
         assert job.stdout == f"begin {n}\nend {n}\n"
         assert job.stderr == ""
         assert job.exception is None
-        assert job.host == "127.0.0.1"
+        assert job.host == node.host
         assert job.args == (n,)
         assert job.kwargs == {"gate": str(gate)}
         assert job.start_time is not None

@@ -21,7 +21,7 @@ from .waiting import PATIENCE_S, all_ended, ended, finished, is_there, until
 
 def at(node: NodeProcess, *setup_args: object) -> list[NodeAllocate]:
     """Make the entry of a node with arguments for setup."""
-    return [NodeAllocate("127.0.0.1", port=node.port, setup_args=setup_args)]
+    return [NodeAllocate(node.host, port=node.port, setup_args=setup_args)]
 
 
 # -- what setup makes for jobs -------------------------------------------------------------------

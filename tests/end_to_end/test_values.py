@@ -226,4 +226,4 @@ def test_a_job_finds_the_names_of_its_surroundings(
     node: NodeProcess, new_cluster: NewCluster
 ) -> None:
     right_folder, name, address = finished(new_cluster(names, node).submit()).result
-    assert right_folder and name and address == "127.0.0.1"
+    assert right_folder and name and address == node.host
