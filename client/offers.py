@@ -6,6 +6,7 @@ as "don't use this node" and is logged.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -107,9 +108,10 @@ def _means(entry: NodeAllocate | LocalNode, node: NodeInfo) -> bool:
 
 
 def _ip_addr(entry: NodeAllocate, node: NodeInfo) -> str:
-    """Return the address of a node, the one that an entry names if that is one of several."""
+    """Return the address of a node, of several the one that an entry means."""
     hosts = [each.rpartition(":")[0].strip("[]") for each in (node.address, *node.addresses)]
-    return entry.ip_addr if entry.ip_addr in hosts else hosts[0] or LOOPBACK
+    meant = (host for host in hosts if re.match(entry.ip_rex, host))
+    return next(meant, hosts[0]) or LOOPBACK
 
 
 def pack_setup_args(

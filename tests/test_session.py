@@ -359,7 +359,13 @@ def test_a_file_of_a_job_is_written_and_then_heard(
 
 
 @pytest.mark.parametrize(
-    ("host", "port", "ip_addr"), [("*", 9701, "127.0.0.1"), ("10.0.0.7", 9801, "10.0.0.7")]
+    ("host", "port", "ip_addr"),
+    [
+        ("*", 9701, "127.0.0.1"),
+        ("10.0.0.7", 9801, "10.0.0.7"),
+        ("10.0.0.*", 9801, "10.0.0.7"),
+        ("10.1.*", 9801, "127.0.0.1"),
+    ],
 )
 def test_a_node_is_offered_to_the_users_allocate(
     session: Session, ledger: Ledger, wire: Wire, host: str, port: int, ip_addr: str

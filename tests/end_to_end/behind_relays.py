@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,7 +70,7 @@ class RelayedNode(NodeProcess):
             relays = relays or _towards(folder, more[at], environment)
             more[at] = relays[-1].for_nodes
         else:
-            port = port or free_pair() + 1
+            port = port or _free_pair(_hosts()[0]) + 1
             more += ["--ext-host", f"{apart.NODES}:{port}"]
         super().__init__(
             folder, *more, cpus=cpus, port=own_port, through=through, environment=environment
@@ -129,8 +130,13 @@ def _start(
     if host is None:
         return RelayProcess(folder, *options, port=port, environment=environment)
     everywhere = {**environment, "DISPY_HOST": "*"}
-    through = host.through
-    return RelayProcess(folder, *options, port=port, through=through, environment=everywhere)
+    port = port or _free_pair(host)
+    return RelayProcess(folder, *options, port=port, through=host.through, environment=everywhere)
+
+
+def _free_pair(host: Host | None) -> int:
+    with host.inside() if host else nullcontext():
+        return free_pair("" if host else "127.0.0.1")
 
 
 def _dialled(address: str, host: str | None) -> str:

@@ -61,12 +61,12 @@ class RelayProcess(Marked):
         return int(psutil.Process(self.pid).memory_info().rss)
 
 
-def free_pair() -> int:
-    """Return a port at which nobody listens, nor at the next one."""
+def free_pair(host: str = "127.0.0.1") -> int:
+    """Return a port at which nobody listens, nor at the next one; of all addresses: ""."""
     while True:
         with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
+            first.bind((host, 0))
             port = int(first.getsockname()[1])
             with suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 1))
+                second.bind((host, port + 1))
                 return port

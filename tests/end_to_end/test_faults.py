@@ -426,7 +426,7 @@ def test_strangers_at_the_nodes_door_disturb_nobody(
     cluster = new_cluster(abs, node)
     greeting = b"\xff\0\0\0\0\0\0\0\1\x7f\3\0NULL" + bytes(48)
     for _ in range(100):
-        with socket.create_connection(("127.0.0.1", node.port)) as stranger, suppress(OSError):
+        with socket.create_connection((node.host, node.port)) as stranger, suppress(OSError):
             begin: Any = dice.choice([b"", b"GET / HTTP/1.1\r\n\r\n", greeting])
             stranger.sendall(begin + dice.randbytes(dice.randrange(2000)))
     assert finished(cluster.submit(-5)).result == 5

@@ -198,7 +198,7 @@ def test_nodes_that_are_discovered_are_used_if_they_match(
     pair: tuple[NodeProcess, NodeProcess], new_cluster: NewCluster
 ) -> None:
     one, two = pair
-    only_one, any_node = new_cluster(where, one), new_cluster(where, one, "127.0.0.*")
+    only_one, any_node = new_cluster(where, one), new_cluster(where, one, f"{one.host[:-1]}*")
     ready(only_one, "one")
     ready(any_node, "one")
     assert any_node.discover_nodes([two.address]) == 0

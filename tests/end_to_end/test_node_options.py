@@ -209,7 +209,7 @@ def test_logs_as_json_lines(start_node: StartNode, new_cluster: NewCluster) -> N
     lines = [json.loads(line) for line in node.log().splitlines()]
     assert {"time", "level", "logger", "message"} == set(lines[0])
     assert lines[0]["level"] == "INFO" and lines[0]["logger"] == "dispy.node"
-    assert "CPUs at 127.0.0.1:" in lines[0]["message"]
+    assert " with 2 CPUs at " in lines[0]["message"]
     assert lines[0]["time"].endswith("Z") and lines[0]["time"][10] == "T"
 
 
