@@ -56,3 +56,6 @@ def behind(host: Host) -> str:
 
 HERE = row().client.address if IS_WANTED else "127.0.0.1"  # where others dial this host
 NODES = before(row().outer) if IS_WANTED else "127.0.0.1"  # where nodes are, seen from this host
+OWN = before(row().node) if IS_WANTED else "127.0.0.1"  # ... and by their own word
+
+os.environ["DISPY_HOST"] = HERE  # of programs and brokers

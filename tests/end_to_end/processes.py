@@ -23,7 +23,6 @@ import psutil
 from dispy.operator import Operator
 from dispy.protocol.messages import BrokerReport
 
-from . import apart
 from .at_broker import played
 from .secured import KEYS
 from .waiting import until
@@ -179,10 +178,7 @@ class BrokerProcess(Marked):
         self.port = port or free_port()  # for nodes; clients at the next but one
         self.state = state or folder / f"state-{uuid.uuid4().hex[:8]}"
         command = [*through, *broker_command(self.port, self.state, *options)]
-        environment = {"DISPY_CRASH_AT": crash_at}
-        if apart.IS_WANTED:
-            environment["DISPY_HOST"] = apart.HERE
-        super().__init__(command, folder, environment=environment)
+        super().__init__(command, folder, environment={"DISPY_CRASH_AT": crash_at})
         self.for_nodes = self.address = ""  # where nodes and clients dial in
         until(self._find_doors, "the broker's addresses")
 

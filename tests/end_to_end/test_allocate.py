@@ -15,7 +15,6 @@ import pytest
 import dispy
 from dispy import DispyJob, DispyNode, DispyNodeAvailInfo, NodeAllocate
 
-from .apart import HERE
 from .at_broker import embedded_only
 from .changes import entry, ready
 from .conftest import NewCluster, StartNode
@@ -117,7 +116,7 @@ def test_an_explicit_entry_goes_before_a_pattern(
 ) -> None:
     pattern = NodeAllocate(f"{pair[1].host[:3]}*", pair[1].port, setup_args=("by pattern",))
     exact = entry(pair[0], setup_args=("exactly",))
-    cluster = new_cluster(recall, pattern, exact, setup=remember, host=HERE)
+    cluster = new_cluster(recall, pattern, exact, setup=remember)
     ready(cluster, "one", "two")
     assert cluster.submit_node("one")() == ("exactly", "")
     assert cluster.submit_node("two")() == ("by pattern", "")
@@ -159,7 +158,7 @@ def test_allocate_is_given_what_is_known_of_a_node(
 ) -> None:
     node = start_node("--name", "asked")
     allocate = Asked(f"{node.host[:-1]}*", node.port)
-    cluster = new_cluster(recall, allocate, setup=remember, host=HERE)
+    cluster = new_cluster(recall, allocate, setup=remember)
     assert cluster.submit()() == ("asked", 1, "")
     [asked] = allocate.asked
     assert asked["cluster"] is cluster

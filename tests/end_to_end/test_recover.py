@@ -14,6 +14,7 @@ import pytest
 import dispy
 from dispy import DispyJob, recorded
 
+from .apart import OWN
 from .behind_relays import BY_ADDRESS, direct_only
 from .conftest import NewCluster, RunProgram, StartNode
 from .processes import NodeProcess, Program
@@ -115,7 +116,7 @@ def test_a_killed_program_is_recovered(
         assert job.stdout == f"begin {n}\nend {n}\n"
         assert job.stderr == ""
         assert job.exception is None
-        assert job.host == node.host
+        assert job.host == OWN
         assert job.args == (n,)
         assert job.kwargs == {"gate": str(gate)}
         assert job.start_time is not None
