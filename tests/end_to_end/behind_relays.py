@@ -29,6 +29,7 @@ BROKER = "--broker"
 # Reasons for `direct_only`.
 BY_ADDRESS = "nodes are known by their own addresses, and named by those of relays here"
 ONE_AT_A_TIME = "a relay works for one program at a time, a node of its own for another one"
+BOTH_WAYS = "a node that dials through relays is dialled here without them"
 OWN_PROXY = "its own proxy is in the way already, and no node has that address"
 
 

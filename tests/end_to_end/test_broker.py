@@ -20,6 +20,7 @@ from dispy.operator import Operator
 from dispy.protocol.messages import CANCEL, DRAIN, RESUME
 
 from . import fake_nodes
+from .behind_relays import BOTH_WAYS, direct_only
 from .conftest import NewProxy, NewSharedCluster, RunProgram, StartBroker, StartNode
 from .processes import BrokerProcess, Marked
 from .records import noted
@@ -144,6 +145,7 @@ def test_brokers_side_by_side_know_nothing_of_each_other(
     assert finished(clusters[0].submit(str(record), 4, 0.0)).result == 16
 
 
+@direct_only(BOTH_WAYS)
 def test_a_node_works_for_one_broker_at_a_time(
     start_broker: StartBroker,
     start_node: StartNode,

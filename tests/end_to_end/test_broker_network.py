@@ -13,7 +13,7 @@ import pytest
 
 from dispy import DispyJob
 
-from .apart import NODES
+from .apart import OWN
 from .conftest import NewProxy, NewSharedCluster, StartBroker, StartNode
 from .records import noted
 from .test_broker_restart import end_more, wait_for
@@ -91,7 +91,7 @@ def test_a_partition_longer_than_the_lease_has_jobs_run_again_that_may(
     gate.touch()
     assert finished(job).result == 25
     again = [cluster.submit(str(record), str(gate), number) for number in range(6, 16)]
-    assert {finished(each).host for each in again} == {NODES}
+    assert {finished(each).host for each in again} == {OWN}
     until(lambda: not any(node.held for node in broker.status().nodes), "free CPUs")
     assert noted(record)[5] == 2
     cluster.wait()

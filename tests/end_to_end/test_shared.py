@@ -14,7 +14,7 @@ import pytest
 import dispy
 from dispy import DispyJob, RecoverError
 
-from .apart import NODES
+from .apart import OWN
 from .conftest import NewSharedCluster, RunProgram, StartBroker, StartNode
 from .processes import BrokerProcess, Program
 from .waiting import all_ended, finished, until
@@ -202,7 +202,7 @@ def test_a_killed_program_is_recovered_from_the_broker_in_two_steps(
     gate.touch()
     jobs = dispy.recover_jobs(path)
     assert [(job.id, job.result) for job in jobs] == [("id-0", 0), ("id-2", 4), ("id-3", 9)]
-    assert {job.host for job in jobs} == {NODES}
+    assert {job.host for job in jobs} == {OWN}
     assert jobs[0].kwargs == {"gate": str(gate)} and jobs[0].stdout == "begin 0\n"
     assert not path.exists()
     with pytest.raises(RecoverError, match="mine"):
