@@ -22,6 +22,7 @@ from dispy.recording import Recordings
 from dispy.session import Session
 
 from .conftest import StartBroker, StartNode
+from .secured import KEYS
 from .waiting import until
 
 CLIENTS = int(os.environ.get("DISPY_TEST_CLIENTS", "60"))
@@ -37,7 +38,7 @@ class OwnSession(dispy.SharedJobCluster):
 
     @contextmanager
     def _connected(self) -> Iterator[Session]:
-        broker = remote.Broker(self._address)
+        broker = remote.Broker(self._address, KEYS)
         mine = (self._address, None)
         self.session = process._begin(broker, Recordings(shared_at=self._address), mine, True)
         process._sessions.pop(mine)
