@@ -21,8 +21,8 @@ class OwnBroker:
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        options = ["-p", str(self._port), "--state-dir", str(self._folder)]
-        print("$ dispy-broker -p", self._port, "--state-dir STATE &", flush=True)
+        options = ["--host", HOST, "-p", str(self._port), "--state-dir", str(self._folder)]
+        print("$ dispy-broker --host", HOST, "-p", self._port, "--state-dir STATE &", flush=True)
         process = subprocess.Popen([sys.executable, "-m", "dispy.broker.cli", *options])
         wait_for_door(process, self._port + 2)
         return process

@@ -17,6 +17,7 @@ from dispy import DispyJob
 from dispy.protocol import exitcodes
 
 from .at_broker import embedded_only
+from .behind_relays import OWN_PORT, direct_only
 from .conftest import NewCluster, RunProgram, StartNode
 from .processes import NodeProcess
 from .waiting import ended, finished, is_there, until
@@ -27,7 +28,8 @@ KILLED_S = 2.0  # after a node was killed, so long may its jobs live
 def run_node(*options: str) -> subprocess.CompletedProcess[str]:
     """Run a command line that ends by itself, without any secret."""
     command = [sys.executable, "-m", "dispy.node.cli", *options]
-    alone = {name: text for name, text in os.environ.items() if name != "DISPY_SECRET"}
+    others = os.environ.keys() - {"DISPY_SECRET", "DISPY_HOST"}
+    alone = {name: os.environ[name] for name in others}
     return subprocess.run(
         command, capture_output=True, text=True, timeout=20, check=False, env=alone
     )
@@ -89,6 +91,7 @@ def test_a_wrong_option_is_named_and_ends_with_2(options: tuple[str, ...], shown
     assert "Error" in done.stderr and shown in done.stderr and "Traceback" not in done.stderr
 
 
+@direct_only(OWN_PORT)
 def test_a_taken_port_says_what_to_do(start_node: StartNode) -> None:
     node = start_node()
     done = run_node("-p", str(node.port - 1))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from .behind_relays import SAID, direct_only
 from .conftest import StartNode
 from .processes import NodeProcess
 from .waiting import is_there, until
@@ -51,6 +52,7 @@ def script(folder: Path, text: str, name: str = "program.py") -> str:
     return str(path)
 
 
+@direct_only(SAID)
 def test_a_job_for_each_argument(start_node: StartNode, tmp_path: Path) -> None:
     node = start_node()
     program = script(tmp_path, GREET)
@@ -110,6 +112,7 @@ def test_many_jobs(start_node: StartNode, tmp_path: Path) -> None:
     assert sorted(map(int, done.stdout.split())) == list(range(300))
 
 
+@direct_only(SAID)
 def test_a_reader_that_has_had_enough(start_node: StartNode, tmp_path: Path) -> None:
     words = [word for number in range(3) for word in ("-a", str(number))]
     program = script(tmp_path, "print(500_000 * 'x')")

@@ -15,7 +15,7 @@ from dispy import DispyJob, DispyNode, LocalNode
 
 from .apart import IS_WANTED, NODES
 from .at_broker import embedded_only
-from .behind_relays import direct_only
+from .behind_relays import OWN_PORT, direct_only
 from .conftest import NewCluster, RunProgram, StartNode
 from .processes import NodeProcess, marked
 from .waiting import all_ended, ended, finished, is_there, until
@@ -248,7 +248,7 @@ def test_a_private_node_ends_when_its_program_is_killed(start_program: RunProgra
 
 
 @embedded_only("a broker dials what it is told to, and no default")
-@direct_only("it is dialled at its default port, and no relay in its place")
+@direct_only(OWN_PORT)
 def test_without_nodes_the_one_at_the_default_port_is_used(
     start_node: StartNode, start_program: RunProgram
 ) -> None:
