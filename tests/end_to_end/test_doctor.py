@@ -17,9 +17,12 @@ import pytest
 
 import dispy
 
+from .behind_relays import OWN_PEERS, direct_only
 from .conftest import NewProxy, StartBroker, StartNode
 from .processes import free_port
 from .waiting import until
+
+pytestmark = direct_only(OWN_PEERS)
 
 SECRET = "correct horse battery staple"
 OTHER = "incorrect horse battery staple"

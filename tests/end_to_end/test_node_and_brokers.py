@@ -41,9 +41,12 @@ from dispy.protocol.messages import (
 from dispy.protocol.payload import pack_object
 from dispy.protocol.transport import Bus
 
+from .behind_relays import OWN_PEERS, direct_only
 from .conftest import StartNode
 from .secured import KEYS
 from .waiting import PATIENCE_S, is_there, until
+
+pytestmark = direct_only(OWN_PEERS)
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 POLL_S = 0.02

@@ -16,6 +16,7 @@ from dispy.node import oldcommand as oldnode
 from dispy.protocol import exitcodes
 from dispy.protocol.oldoptions import Old, translate
 
+from .apart import HERE
 from .conftest import NewCluster
 from .processes import STOP_S, Marked
 from .waiting import finished, until
@@ -84,7 +85,7 @@ def test_a_scheduler_with_old_options(folder: Path, started: list[Marked]) -> No
     options = ["--port", "0", "--dest_path_prefix", str(folder / "state"), "--zombie_interval=5"]
     started.append(Marked([*SCHEDULER, *options, "--httpd", "--fair_cluster_scheduler"], folder))
     until(lambda: "--httpd means nothing any more" in started[0].log(), "its log")
-    until(lambda: "127.0.0.1:" in started[0].log(), "its addresses")
+    until(lambda: f"{HERE}:" in started[0].log(), "its addresses")
 
 
 @pytest.mark.parametrize(

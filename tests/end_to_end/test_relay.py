@@ -29,11 +29,14 @@ from dispy.protocol.transport import Bus
 from dispy.protocol.wire import Codec
 
 from . import fake_nodes
+from .behind_relays import OWN_PEERS, direct_only
 from .conftest import NewCluster, NewProxy, NewSharedCluster, RunProgram, StartBroker, StartNode
 from .processes import NOTHING_MORE, NodeProcess
 from .records import note, noted
 from .relays import RelayProcess
 from .waiting import PATIENCE_S, all_ended, ended, finished, until
+
+pytestmark = direct_only(OWN_PEERS)
 
 MIB = 1 << 20
 GROWTH_BYTES = 48 * MIB  # of a relay, however much wants to go through it

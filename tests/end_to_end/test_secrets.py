@@ -19,9 +19,12 @@ from dispy.operator import Operator, Unreachable
 from dispy.protocol import secret as secrets
 from dispy.protocol.secret import Secret
 
+from .behind_relays import OWN_PEERS, direct_only
 from .conftest import NewCluster, NewSharedCluster, RunProgram, StartBroker, StartNode
 from .processes import MARK, BrokerProcess, NodeProcess
 from .waiting import ended, finished, until
+
+pytestmark = direct_only(OWN_PEERS)
 
 REFUSED_S = 1.0  # a wrong secret is noticed within this time
 SLACK_S = 4.0  # ... on a machine that is busy with other tests
