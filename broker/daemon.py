@@ -132,14 +132,19 @@ class BrokerDaemon:
         self.bus.wake()
 
     def step(self, timeout_s: float) -> None:
-        """Wait for something to do, at most so many seconds, and do it."""
+        """Wait for something to do, at most so many seconds, and do it.
+
+        Whoever only wakes it wants to be heard soon: then there is no turn.
+        """
         deadline = min(self.exchange.deadline(), self.scheduler.deadline())
         if self._discovery is not None:
             deadline = min(deadline, self._discovery.deadline())
         if self._reads:
             timeout_s = min(timeout_s, READ_S)
         arrivals = self.bus.poll(min(timeout_s, deadline - time.monotonic()))
-        self.turn(arrivals, time.monotonic())
+        now = time.monotonic()
+        if arrivals or self._reads or self.bus.was_stirred or now >= deadline:
+            self.turn(arrivals, now)
 
     def turn(self, arrivals: list[Arrival], now: float) -> None:
         """Take in all that has arrived; then keep what comes of it, and only then speak."""

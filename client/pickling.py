@@ -17,6 +17,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from dispy.protocol.errors import DispyError
+from dispy.protocol.memory import keep_freed
 from dispy.protocol.messages import Buffer, Large
 from dispy.protocol.payload import INLINE_BYTES, MAX_BUFFERS, pack_object, unpack_object
 from dispy.protocol.wire import chunked
@@ -121,6 +122,7 @@ def load(packed: Buffer, parts: Sequence[Large]) -> Any:
         return pickle.loads(stream)
     if len(flags) != len(parts):
         raise ValueError(f"{len(flags)} buffers belong to the result, {len(parts)} came with it")
+    keep_freed()  # only who has large results needs it
     buffers = [
         part.tobytes() if read_only else bytearray().join(part.chunks)
         for read_only, part in zip(flags, parts, strict=True)

@@ -41,6 +41,7 @@ from .service import Hours, hours_of, seconds_of
 if TYPE_CHECKING:
     from .daemon import NodeDaemon, Settings
 
+KEPT_BYTES = 64 << 20  # of freed memory: payloads of all job processes go through the node
 PORT = 9700  # the base: the node's own door is the next one
 log = logging.getLogger("dispy.node")
 EPILOG = """\b
@@ -334,12 +335,12 @@ def _serve(
     options = (client_shutdown, offer.max_file_bytes, force_cleanup)
     launcher = Launcher(folder, names, offer.blobs, offer.files, *options)
     launcher.start()
+    from dispy.protocol.memory import keep_freed
     from dispy.protocol.transport import Bus
 
     from .daemon import NodeDaemon, Settings
-    from .memory import keep_freed
 
-    keep_freed()
+    keep_freed(KEPT_BYTES)
     bus = Bus(protection.keys)
     launcher.attach(bus)
     settings = Settings(__version__, *offer)

@@ -107,6 +107,7 @@ class Sockets:
             end.setblocking(False)
         self._woken = False
         self._sleeping = False
+        self.was_stirred = False  # whether anything but `wake` has ended the last `wait` early
         self.watch(self._bell.fileno(), self._on_wake)
 
     @property
@@ -157,6 +158,7 @@ class Sockets:
         ready = self.selector.select(0.0 if self._woken else max(0.0, timeout_s))
         self._sleeping = False
         self._woken = False
+        self.was_stirred = any(key.fd != self._bell.fileno() for key, _ in ready)
         for key, events in ready:
             on_read, on_write = key.data
             if events & selectors.EVENT_READ:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import random
+import resource
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from dispy import PicklingError
 
 from .conftest import NewCluster, RunProgram
 from .processes import NodeProcess
-from .waiting import finished
+from .waiting import all_ended, finished
 
 MEBIBYTE = 1 << 20
 FACTOR = 3
@@ -108,6 +110,21 @@ def add_byte(data: bytearray) -> bytearray:
     data[0] = 255
     data.append(1)
     return data
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries do as they like")
+def test_large_results_come_into_memory_that_is_there(
+    node: NodeProcess, new_cluster: NewCluster
+) -> None:
+    """Were it given back to the system each time, each page of the next one would be a fault."""
+    cluster = new_cluster(bytes, node, max_tasks_per_child=None)
+    for _ in range(20):
+        finished(cluster.submit(MEBIBYTE))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        all_ended([cluster.submit(MEBIBYTE) for _ in range(4)])
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert faults < 200 * MEBIBYTE / resource.getpagesize() / 8
 
 
 @pytest.mark.parametrize("max_tasks", [1, None], ids=["fresh", "reused"])
