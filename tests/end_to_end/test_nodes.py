@@ -274,6 +274,7 @@ def test_a_pattern_takes_the_node_of_this_machine(start_node: StartNode, before:
 @embedded_only("only entries with a port are dialled by a broker")
 def test_nodes_of_other_machines_need_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISPY_SECRET", raising=False)
+    monkeypatch.delenv("DISPY_HOST", raising=False)
     for entry in ("192.0.2.1", "192.0.2.*"):
         with pytest.raises(dispy.SecretNeededError, match=r"192\.0\.2"):
             dispy.JobCluster(double, nodes=[entry])
