@@ -19,6 +19,7 @@ from dispy.node.daemon import time_of_day
 from dispy.node.service import DAY_S, spelled
 from dispy.protocol import exitcodes
 
+from .apart import HERE
 from .conftest import NewCluster, StartNode
 from .processes import STOP_S, NodeProcess
 from .waiting import ended, finished, is_there, until
@@ -86,7 +87,7 @@ def test_a_log_file_that_cannot_be_made(folder: Path) -> None:
 
 
 def test_a_port_that_is_taken() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server((HERE, 0)) as taken:
         ran = run_node("-p", str(taken.getsockname()[1] - 1))
     assert ran.returncode == exitcodes.UNAVAILABLE
     assert "Choose another port with -p" in ran.stderr and "Traceback" not in ran.stderr
