@@ -43,6 +43,7 @@ from .pickling import Pickled
 from .session import Session
 from .status import ClusterStatus, table
 
+HINT_S = 5.0  # from then on it may be that close() waits for more than was expected
 CLOSED_S = 90.0  # nodes end jobs and clean up, for which they have 60; then close() returns
 
 
@@ -408,10 +409,18 @@ class JobCluster(NodeControl, OldClusterNames):
         """Wait until all jobs have ended, then clean the nodes up; no more can be submitted.
 
         If it takes longer than ``timeout`` seconds, the cluster stays as it is and False is
-        returned; with ``terminate`` the jobs that are left are cancelled instead. When the
-        cluster is closed, True is returned, and no callback is called any more.
+        returned; with ``terminate`` the jobs that are left are cancelled instead, after the
+        ``timeout``: without one it waits for them. When the cluster is closed, True is returned,
+        and no callback is called any more.
         """
         ledger = self._ledger
+        if terminate and timeout is None and not ledger.wait_idle(HINT_S):
+            logger.warning(
+                "cluster %r: close(terminate=True) waits for its %d jobs, however long they take; "
+                "with timeout=0 it cancels them",
+                self._name,
+                ledger.pending,
+            )
         until = None if timeout is None else time.monotonic() + timeout
         accepting = True
         while accepting:

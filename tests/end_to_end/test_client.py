@@ -217,6 +217,26 @@ def test_close_with_terminate_ends_all_jobs(
     assert not node.job_processes()
 
 
+def test_close_says_that_terminate_needs_a_timeout(
+    node: NodeProcess,
+    new_cluster: NewCluster,
+    gate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("dispy.cluster.HINT_S", 0.05)
+    cluster = new_cluster(wait_for, node)
+    jobs = [cluster.submit(gate) for _ in range(3)]
+    with caplog.at_level(logging.WARNING):
+        closing = threading.Thread(target=cluster.close, kwargs={"terminate": True})
+        closing.start()
+        until(lambda: "timeout=0" in caplog.text, "a hint")
+    assert "3 jobs" in caplog.text
+    gate.touch()
+    closing.join(30)
+    assert {job.status for job in jobs} == {DispyJob.Finished}
+
+
 def test_a_context_manager_waits_for_all_jobs(node: NodeProcess) -> None:
     with dispy.JobCluster(double, nodes=[node.address]) as cluster:
         jobs = [cluster.submit(number) for number in range(20)]
