@@ -46,6 +46,7 @@ class Way(NamedTuple):
 
     own_port: int
     relays: list[RelayProcess]  # the farthest from the node first
+    for_proxy: str  # an address of the node, too
 
 
 _ways: dict[int, Way] = {}  # by the port at which the node is dialled
@@ -67,7 +68,8 @@ class RelayedNode(NodeProcess):
             through = (*apart.row().node.through, *through)
             environment = {"DISPY_HOST": apart.before(apart.row().node), **environment}
         dials = BROKER in options
-        own_port, relays = _ways.get(port, Way(port if dials else 0, []))
+        new = Way(port if dials else 0, [], f"{apart.HERE}:{free_pair(apart.HERE)}")
+        own_port, relays, for_proxy = _ways.get(port, new)
         more = list(options)
         if dials:
             at = more.index(BROKER) + 1
@@ -75,7 +77,7 @@ class RelayedNode(NodeProcess):
             more[at] = relays[-1].for_nodes
         else:
             port = port or _free_pair(_hosts()[0]) + 1
-            more += ["--ext-host", f"{apart.NODES}:{port}"]
+            more += ["--ext-host", f"{apart.NODES}:{port}", "--ext-host", for_proxy]
         super().__init__(
             folder, *more, cpus=cpus, port=own_port, through=through, environment=environment
         )
@@ -85,7 +87,8 @@ class RelayedNode(NodeProcess):
             relays = relays or _from(folder, self.address, port, environment)
             self.address = relays[0].address
             self.port = port
-        _ways[self.port] = Way(own_port, relays)
+            self.for_proxy = for_proxy
+        _ways[self.port] = Way(own_port, relays, for_proxy)
 
     def again(self) -> NodeProcess:
         """Start another node at the same address."""
@@ -95,7 +98,7 @@ class RelayedNode(NodeProcess):
     def clear_away(self) -> None:
         """End it by force, and its relays."""
         super().clear_away()
-        for relay in _ways.pop(self.port, Way(0, [])).relays:
+        for relay in _ways.pop(self.port, Way(0, [], "")).relays:
             relay.clear_away()
             assert "Traceback" not in relay.log(), relay.log()
 

@@ -122,6 +122,7 @@ class NodeProcess(Marked):
         command += ["-p", str(port and port - 1)]
         super().__init__(command, folder, environment=environment)
         self.address = ""
+        self.for_proxy = "127.0.0.1:0"  # where what stands before it has to listen
         until(self._find_address, "the node's address")
         self.port = int(self.address.rpartition(":")[2])
 

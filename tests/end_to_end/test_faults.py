@@ -25,7 +25,6 @@ import pytest
 import dispy
 from dispy import DispyJob
 
-from .behind_relays import OWN_PROXY, direct_only
 from .conftest import NewCluster, RunProgram, StartNode
 from .fault_proxy import FaultProxy
 from .processes import NodeProcess
@@ -212,7 +211,7 @@ def test_a_node_killed_at_any_moment_leaves_nothing(
 
 @pytest.fixture
 def proxy(node: NodeProcess) -> Iterator[FaultProxy]:
-    proxy = FaultProxy(node.address)
+    proxy = FaultProxy(node.address, node.for_proxy)
     yield proxy
     proxy.close()
 
@@ -233,7 +232,6 @@ def assert_all_ran_once(jobs: list[DispyJob], record: Path) -> None:
     assert noted(record) == Counter(range(len(jobs)))
 
 
-@direct_only(OWN_PROXY)
 def test_connection_resets_lose_and_repeat_nothing(
     proxy: FaultProxy, proxied: dispy.JobCluster, tmp_path: Path
 ) -> None:
@@ -245,7 +243,6 @@ def test_connection_resets_lose_and_repeat_nothing(
     assert_all_ran_once(jobs, record)
 
 
-@direct_only(OWN_PROXY)
 def test_connections_that_break_in_the_middle_of_messages_lose_nothing(
     proxy: FaultProxy, proxied: dispy.JobCluster, tmp_path: Path
 ) -> None:
@@ -260,7 +257,6 @@ def test_connections_that_break_in_the_middle_of_messages_lose_nothing(
     assert noted(tmp_path / "record") == Counter(range(len(jobs)))
 
 
-@direct_only(OWN_PROXY)
 def test_a_slow_connection_is_only_slow(
     proxy: FaultProxy, proxied: dispy.JobCluster, tmp_path: Path
 ) -> None:
@@ -271,7 +267,6 @@ def test_a_slow_connection_is_only_slow(
     assert_all_ran_once(jobs, record)
 
 
-@direct_only(OWN_PROXY)
 def test_a_network_that_is_silent_for_a_while_loses_and_repeats_nothing(
     proxy: FaultProxy, proxied: dispy.JobCluster, tmp_path: Path
 ) -> None:

@@ -17,15 +17,12 @@ import pytest
 import dispy
 from dispy import DispyJob
 
-from .behind_relays import OWN_PROXY, direct_only
 from .changes import ready
 from .conftest import NewCluster, StartNode
 from .fault_proxy import FaultProxy
 from .processes import NodeProcess
 from .test_faults import repeatedly
 from .waiting import all_ended, ended, finished, until
-
-pytestmark = direct_only(OWN_PROXY)
 
 SCALE = float(os.environ.get("DISPY_TEST_SCALE", "1"))
 MIB = 1 << 20
@@ -59,7 +56,7 @@ def through_proxy() -> Iterator[ThroughProxy]:
     proxies: list[FaultProxy] = []
 
     def make_proxy(node: NodeProcess) -> FaultProxy:
-        proxies.append(FaultProxy(node.address))
+        proxies.append(FaultProxy(node.address, node.for_proxy))
         return proxies[-1]
 
     yield make_proxy
@@ -70,7 +67,7 @@ def through_proxy() -> Iterator[ThroughProxy]:
 
 @pytest.fixture
 def proxy(node: NodeProcess) -> Iterator[FaultProxy]:
-    proxy = FaultProxy(node.address)
+    proxy = FaultProxy(node.address, node.for_proxy)
     yield proxy
     proxy.close()
 
