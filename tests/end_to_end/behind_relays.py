@@ -33,7 +33,6 @@ BOTH_WAYS = "a node that dials through relays is dialled here without them"
 OWN_PORT = "it's about the port where the node itself listens"
 SAID = "that a relay is where a node was looked for is said, and not expected"
 OWN_PEERS = "it is about who talks with whom, and has its own relays where it wants any"
-OWN_PROXY = "its own proxy is in the way already, and no node has that address"
 
 
 def direct_only(reason: str) -> pytest.MarkDecorator:

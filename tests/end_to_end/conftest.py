@@ -51,7 +51,7 @@ class StartBroker(Protocol):
 
 NewCluster = Callable[..., dispy.JobCluster]
 NewSharedCluster = Callable[..., dispy.SharedJobCluster]
-NewProxy = Callable[[str], FaultProxy]
+NewProxy = Callable[..., FaultProxy]
 RunProgram = Callable[..., Program]
 
 
@@ -207,8 +207,8 @@ def new_proxy() -> Iterator[NewProxy]:
     """Make connections that misbehave on demand; to be asked for before what uses them."""
     proxies: list[FaultProxy] = []
 
-    def new(target: str) -> FaultProxy:
-        proxies.append(FaultProxy(target, f"{apart.HERE}:0"))
+    def new(target: str, listen: str = f"{apart.HERE}:0") -> FaultProxy:
+        proxies.append(FaultProxy(target, listen))
         return proxies[-1]
 
     yield new

@@ -13,14 +13,11 @@ import pytest
 
 import dispy
 
-from .behind_relays import OWN_PROXY, direct_only
 from .conftest import NewCluster, NewProxy, StartNode
 from .forwarders import Forwarder
 from .processes import NodeProcess
 from .test_faults import SCALE, repeatedly
 from .waiting import all_ended
-
-pytestmark = direct_only(OWN_PROXY)
 
 WAY_S = 0.05  # to a node, and back once more
 NODES, CPUS = 4, 2
@@ -48,7 +45,9 @@ def nodes(start_node: StartNode) -> list[NodeProcess]:
 @pytest.fixture
 def far(nodes: list[NodeProcess], tmp_path: Path) -> Iterator[list[str]]:
     """Where these nodes are far away."""
-    forwarders = [Forwarder(tmp_path, node.address, delay_s=WAY_S) for node in nodes]
+    forwarders = [
+        Forwarder(tmp_path, node.address, node.for_proxy, delay_s=WAY_S) for node in nodes
+    ]
     yield [forwarder.address for forwarder in forwarders]
     for forwarder in forwarders:
         forwarder.clear_away()
@@ -98,7 +97,8 @@ def test_tiny_jobs_hardly_feel_the_way(
 def test_resets_cost_little_time(
     start_node: StartNode, new_proxy: NewProxy, new_cluster: NewCluster
 ) -> None:
-    proxy = new_proxy(start_node().address)
+    node = start_node()
+    proxy = new_proxy(node.address, node.for_proxy)
     times = no_op_times(new_cluster, [proxy.address])
     quiet_s = times(NO_OPS)
     with repeatedly(proxy.reset, RESET_S):
