@@ -20,8 +20,8 @@ import pytest
 from tests.network.namespaces import Host
 
 from . import apart
-from .processes import NOTHING_MORE, NodeProcess
-from .relays import RelayProcess, free_pair
+from .processes import NOTHING_MORE, NodeProcess, free_port
+from .relays import RelayProcess
 
 COUNT = 2 if apart.IS_WANTED else int(os.environ.get("DISPY_TEST_RELAY") or 0)
 BROKER = "--broker"
@@ -67,7 +67,7 @@ class RelayedNode(NodeProcess):
             through = (*apart.row().node.through, *through)
             environment = {"DISPY_HOST": apart.before(apart.row().node), **environment}
         dials = BROKER in options
-        new = Way(port if dials else 0, [], f"{apart.HERE}:{free_pair(apart.HERE)}")
+        new = Way(port if dials else 0, [], f"{apart.HERE}:{free_port(host=apart.HERE)}")
         own_port, relays, for_proxy = _ways.get(port, new)
         more = list(options)
         if dials:
@@ -75,7 +75,7 @@ class RelayedNode(NodeProcess):
             relays = relays or _towards(folder, more[at], environment)
             more[at] = relays[-1].for_nodes
         else:
-            port = port or _free_pair(_hosts()[0]) + 1
+            port = port or _free_port(_hosts()[0]) + 1
             more += ["--ext-host", f"{apart.NODES}:{port}", "--ext-host", for_proxy]
         super().__init__(
             folder, *more, cpus=cpus, port=own_port, through=through, environment=environment
@@ -136,13 +136,13 @@ def _start(
     if host is None:
         return RelayProcess(folder, *options, port=port, environment=environment)
     everywhere = {**environment, "DISPY_HOST": "*"}
-    port = port or _free_pair(host)
+    port = port or _free_port(host)
     return RelayProcess(folder, *options, port=port, through=host.through, environment=everywhere)
 
 
-def _free_pair(host: Host | None) -> int:
+def _free_port(host: Host | None) -> int:
     with host.inside() if host else nullcontext():
-        return free_pair("" if host else "127.0.0.1")
+        return free_port(1, "" if host else "127.0.0.1")
 
 
 def _dialled(address: str, host: str | None) -> str:

@@ -7,6 +7,7 @@ that has left its session and its parents is found, and no test takes another's 
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import socket
@@ -28,8 +29,10 @@ from .secured import KEYS
 from .waiting import until
 
 MARK = "DISPY_TEST_MARK"
+PORTS = 20_000, 32_000
 STOP_S = 5.0  # a node may take so long to end
 NOTHING_MORE: Mapping[str, str] = MappingProxyType({})
+_dice = random.SystemRandom()  # others are seeded by some tests
 _ADDRESS = re.compile(r"CPUs at (\S+), pid")
 _DOORS = re.compile(r"nodes dial (\S+), clients (\S+), ")
 
@@ -230,15 +233,17 @@ class Program(Marked):
         super().__init__([sys.executable, str(path), *arguments], folder)
 
 
-def free_port() -> int:
-    """Return a port at which nobody listens, nor at the next but one."""
+def free_port(other: int = 2, host: str = "127.0.0.1") -> int:
+    """Return a port at which nobody listens, nor at the one that comes ``other`` after it.
+
+    None of those that the system gives to who doesn't care: else it may be given away at once.
+    """
     while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            with suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 2))
-                return port
+        port = _dice.randrange(*PORTS)
+        with socket.socket() as first, socket.socket() as second, suppress(OSError):
+            first.bind((host, port))
+            second.bind((host, port + other))
+            return port
 
 
 def marked(mark: str) -> list[psutil.Process]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-from .processes import NOTHING_MORE, STOP_S, Marked
+from .processes import NOTHING_MORE, STOP_S, Marked, free_port
 from .waiting import until
 
 _DOORS = re.compile(r"nodes dial (\S+), brokers (\S+), ")
@@ -30,7 +28,7 @@ class RelayProcess(Marked):
         environment: Mapping[str, str] = NOTHING_MORE,
     ) -> None:
         self.options = options
-        self.port = port or free_pair()
+        self.port = port or free_port(1)
         self.environment = environment
         command = [*through, sys.executable, "-m", "dispy.relay.cli", "-p", str(self.port)]
         super().__init__([*command, *options], folder, environment=environment)
@@ -59,14 +57,3 @@ class RelayProcess(Marked):
     def memory(self) -> int:
         """Return how many bytes of memory it has now."""
         return int(psutil.Process(self.pid).memory_info().rss)
-
-
-def free_pair(host: str = "127.0.0.1") -> int:
-    """Return a port at which nobody listens, nor at the next one; of all addresses: ""."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind((host, 0))
-            port = int(first.getsockname()[1])
-            with suppress(OSError, OverflowError):
-                second.bind((host, port + 1))
-                return port

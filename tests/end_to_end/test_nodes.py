@@ -17,7 +17,7 @@ from .apart import IS_WANTED, NODES
 from .at_broker import embedded_only
 from .behind_relays import OWN_PORT, direct_only
 from .conftest import NewCluster, RunProgram, StartNode
-from .processes import NodeProcess, marked
+from .processes import NodeProcess, free_port, marked
 from .waiting import all_ended, ended, finished, is_there, until
 
 COMPLAINT_S = 3.0  # after so long a user must know why nothing happens
@@ -43,12 +43,6 @@ def where(path: Path, number: int) -> str:
 def hold(gate: Path) -> None:
     while not gate.exists():
         time.sleep(0.005)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def port_is_free(port: int) -> bool:
