@@ -269,8 +269,10 @@ class Seeking:
         new = [each for each in new if len(hint.addresses) < beacon.ADDRESSES_MAX * 2]
         effects: list[Effect] = []
         for address in new:
-            hint.addresses[address] = ""
             before = self._where.get(address)
+            if before and self._is_known(before) and address not in here.addresses:
+                continue  # nobody but the source says so, and that may be forged
+            hint.addresses[address] = ""
             if before is not None:  # whoever was found there: it is this one's by now
                 effects.append(Drop(address, before))
             self._where[address] = here.instance

@@ -196,7 +196,7 @@ class Bus:
                 self._arrivals.append(Arrived(route, self._rest(source, [first])))
             elif listener.keys is None:
                 arrived = Arrived(first + listener.suffix, self._rest(source, []))
-                if len(first) == ROUTE_BYTES:  # else it's the peer that has chosen it
+                if not _is_chosen(first):
                     self._arrivals.append(arrived)
             else:
                 self._secured(listener, first)
@@ -213,7 +213,7 @@ class Bus:
         else:
             frames = []
         frames = self._rest(source, frames)
-        if len(route) == ROUTE_BYTES:
+        if not _is_chosen(route):
             self._arrivals.append(
                 Arrived(route + listener.suffix, frames, known[route], listener.door)
             )
@@ -232,6 +232,11 @@ class Bus:
             else:
                 frames.append(source.recv(zmq.NOBLOCK))
         return frames
+
+
+def _is_chosen(route: bytes) -> bool:
+    """Whether a peer has chosen its routing id itself; those of ZeroMQ begin with a zero."""
+    return len(route) != ROUTE_BYTES or route[0] != 0
 
 
 def _skip(source: zmq.Socket[bytes]) -> None:

@@ -23,7 +23,8 @@ from dispy.protocol.events import Away, Back, DialFailed, Event, Joined, Left
 from dispy.protocol.exchange import DOUBTFUL_ROUNDS, ROUND_S, Exchange, unknown_time
 from dispy.protocol.framecache import MISSED, Kept, Sent, Shelf
 from dispy.protocol.guard import NODES, OPEN, Guard
-from dispy.protocol.link import RETRY_S
+from dispy.protocol.handshake import LINKS_MAX
+from dispy.protocol.link import RELAYED_SILENCE_S, RETRY_S, SILENCE_S
 from dispy.protocol.messages import (
     CARRIED,
     DOCTOR,
@@ -50,11 +51,14 @@ from .children import Caller, Child, Place
 
 PATIENCE_S = 2.5  # a child's Hello may wait so long for an up-link; it gives up after 3 s
 KEEP_S = 5.0  # an up-link that is away for so long may be replaced by another
-SILENT_ROUNDS = 40  # of a peer that was dialled; rounds don't count while the relay is stopped
+# After how many rounds a peer that says nothing is given up; none count while the relay is stopped.
+SILENT_ROUNDS = round(SILENCE_S / ROUND_S)
+SILENT_RELAY_ROUNDS = round(RELAYED_SILENCE_S / ROUND_S)  # signs of life come a slow way
 SILENT = "it has no session any more, or hangs"
 UNGREETED = "the broker didn't greet it"
 MARKED_MAX_BYTES = 4 * FULL_BYTES  # when so much waits, the broker doesn't listen to answers
 WAITING_MAX_BYTES = 8 << 20  # a child that takes in less than it is sent is given up
+ALL_WAITING_MAX_BYTES = 64 << 20  # ... and the slowest when all together take in too little
 
 
 class News(NamedTuple):
@@ -104,6 +108,7 @@ class Relay:
         self._kept = Kept(new_shelf())
         self._upward = Pacing(self._codec)
         self._slow: dict[Child, None] = {}  # something waits for these
+        self._waiting_bytes = 0  # for all of them
         self._away_since: float | None = None
         self._doubtful_rounds = 0
         self._next_round = 0.0
@@ -184,6 +189,8 @@ class Relay:
         self._next_round = now + ROUND_S
         self._seek_broker(now)
         if self.trunk is not None:
+            if self.has_room:  # else children can't be heard
+                self._look_for_silence(now)
             for place in self._places.values():
                 self._tick_place(place, now)
         for route, caller in list(self._callers.items()):
@@ -228,6 +235,7 @@ class Relay:
             assert child.place is self._dialled.get(route)
             assert child.waiting_bytes == sum(size_of(each) for each in child.waiting)
             assert bool(child.waiting) == (child in self._slow)
+        assert self._waiting_bytes == sum(child.waiting_bytes for child in self._slow)
         for route, place in self._dialled.items():
             assert place.route == route
 
@@ -331,6 +339,7 @@ class Relay:
         self.gone += self._known
         self._known.clear()
         self._slow.clear()
+        self._waiting_bytes = 0
 
     def _tell(
         self, child: int, event: int, text: str = "", refused: bool = False, first: bool = False
@@ -421,7 +430,7 @@ class Relay:
             self._handle(self.exchange.receive(arrival, now), now)
             return
         who = frame.identity
-        reason = self._guard.refuse(frame, arrival.key, arrival.door)
+        reason = self._guard.refuse(frame, arrival.key, arrival.door) or self._is_too_much(arrival)
         if reason:
             self.news.append(News(f"{who.role} {who.name} is refused: {reason}", is_warning=True))
             self._say(route, Refused(reason))
@@ -429,6 +438,14 @@ class Relay:
             self._callers[route] = Caller(arrival, now + PATIENCE_S, who)
         else:
             self._bring(arrival, who)
+
+    def _is_too_much(self, arrival: Arrived) -> str:
+        """Say why a child isn't taken for whom there is a limit; empty: it is."""
+        if len(arrival.frames) > 1:
+            return "its Hello brings more than that"
+        if len(self._callers) + len(self._children) >= LINKS_MAX:
+            return f"relay {self.identity.name} has {LINKS_MAX} peers already"
+        return ""
 
     def _note_missed(self, sent: Sent, frames: Sequence[Buffer]) -> None:
         """Count on nothing any more, if that's what a relay behind this one says."""
@@ -494,10 +511,16 @@ class Relay:
             return
         child.waiting.append(frames)
         child.waiting_bytes += size_of(frames)
+        self._waiting_bytes += size_of(frames)
         self._slow[child] = None
         if child.waiting_bytes > WAITING_MAX_BYTES:
-            self.news.append(News(f"{child.name} is given up: it is too slow", is_warning=True))
-            self._lose(child, "it is too slow", now)
+            self._give_up(child, now)
+        elif self._waiting_bytes > ALL_WAITING_MAX_BYTES:
+            self._give_up(max(self._slow, key=lambda each: each.waiting_bytes), now)
+
+    def _give_up(self, child: Child, now: float) -> None:
+        self.news.append(News(f"{child.name} is given up: it is too slow", is_warning=True))
+        self._lose(child, "it is too slow", now)
 
     def _vouch(self, child: Child, header: Buffer) -> Buffer:
         """Sign a broker's Hello for the connection that it goes over: the relay has dialled it."""
@@ -522,7 +545,9 @@ class Relay:
         while child.waiting:
             if not self._send_down(child, child.waiting[0]):
                 return False
-            child.waiting_bytes -= size_of(child.waiting.popleft())
+            size = size_of(child.waiting.popleft())
+            child.waiting_bytes -= size
+            self._waiting_bytes -= size
         del self._slow[child]
         return True
 
@@ -546,18 +571,22 @@ class Relay:
             del self._known[child.instance]
             self.gone.append(child.instance)
         self._slow.pop(child, None)
+        self._waiting_bytes -= child.waiting_bytes
 
     # -- connections -----------------------------------------------------------------------
+
+    def _look_for_silence(self, now: float) -> None:
+        for child in list(self._children.values()):
+            child.silent_rounds += 1
+            is_relay = child.sent is not None
+            if child.silent_rounds > (SILENT_RELAY_ROUNDS if is_relay else SILENT_ROUNDS):
+                self._lose(child, SILENT, now)
 
     def _tick_place(self, place: Place, now: float) -> None:
         if place.route is not None:
             child = self._children.get(place.route)
             if child is not None and not child.is_greeted and now > child.since + GREETING_S:
                 self._lose(child, UNGREETED, now)
-            elif child is not None and self.has_room:  # else it can't be heard
-                child.silent_rounds += 1
-                if child.silent_rounds > SILENT_ROUNDS:
-                    self._lose(child, SILENT, now)
             return
         if now >= place.again_at and not self._has_rival(place):
             place.route = self._transport.dial(place.address)

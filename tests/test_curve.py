@@ -316,12 +316,13 @@ def arrivals(bus: Bus, count: int) -> list[Arrived]:
     return found
 
 
-def test_who_chooses_its_own_routing_id_isn_t_heard() -> None:
-    """It might choose one that stands for a peer at another door."""
+@pytest.mark.parametrize("route", [b"\x01abcd\x01", b"abcde"])
+def test_who_chooses_its_own_routing_id_isn_t_heard(route: bytes) -> None:
+    """It might choose one that stands for a peer at another door, or was another's before."""
     with closing(Bus(KEYS)) as bus:
         address = bus.listen("127.0.0.1:0")
         with (
-            closing(Stranger(address, KEYS, b"\x01abcd\x01")) as sly,
+            closing(Stranger(address, KEYS, route)) as sly,
             closing(Stranger(address, KEYS)) as plain,
         ):
             sly.dealer.send_multipart([b"sly", b"more"])

@@ -179,6 +179,19 @@ def test_an_address_belongs_to_who_was_found_there_last() -> None:
     assert len(seeker.left("anew")) == 2
 
 
+def test_the_source_of_an_answer_takes_no_address_from_who_is_known_there() -> None:
+    known: set[str] = set()
+    face = Face("broker", "b", ("10.0.0.1:9700",), NODES, NODES)
+    seeker = Seeking(face, KEY, new_nonce, known.__contains__)
+    asked = question(seeker, 0.0)
+    seeker.heard(reply(node().heard(asked, "10.0.0.1", 0.0)), "10.0.0.5", 0.0)
+    known.add("n")
+    face = Face("node", "m", ("10.0.0.6:9701",), BROKERS, BROKERS)
+    other = Seeking(face, KEY, new_nonce, set[str]().__contains__)
+    here = reply(other.heard(asked, "10.0.0.1", 0.0))
+    assert seeker.heard(here, "10.0.0.5", 0.1) == [Follow("10.0.0.6:9701", "m")]
+
+
 def test_loopback_means_the_same_machine_only_there() -> None:
     here = Beacon(HERE, "node", "n", bytes(16), ("127.0.0.1:9701", "10.0.0.5:9701"))
     assert places(here, "10.0.0.5") == ["10.0.0.5:9701"]

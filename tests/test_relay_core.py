@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from dispy.protocol.arrivals import Arrived, Down, HungUp, Route, Up
 from dispy.protocol.events import DialFailed
+from dispy.protocol.exchange import ROUND_S
 from dispy.protocol.framecache import LONG_BYTES, MISSED, digest_of
 from dispy.protocol.guard import Guard
 from dispy.protocol.identity import new_token
 from dispy.protocol.keys import Keys
+from dispy.protocol.link import RELAYED_SILENCE_S, SILENCE_S
 from dispy.protocol.messages import (
     CARRIED,
     DROPPED,
@@ -32,7 +36,13 @@ from dispy.protocol.messages import (
 )
 from dispy.protocol.pacing import FULL_BYTES, WAY_MAX_BYTES
 from dispy.protocol.wire import Codec
-from dispy.relay.core import KEEP_S, PATIENCE_S, WAITING_MAX_BYTES, Relay
+from dispy.relay.core import (
+    ALL_WAITING_MAX_BYTES,
+    KEEP_S,
+    PATIENCE_S,
+    WAITING_MAX_BYTES,
+    Relay,
+)
 
 from .memoryshelf import MemoryShelf
 
@@ -282,6 +292,33 @@ def test_who_has_dialled_is_not_dialled() -> None:
     assert list(stage.wire.dialled.values()) == [PLACE]
 
 
+def test_a_node_that_falls_silent_is_given_up_like_one_without_a_relay() -> None:
+    """A relay behind this one has more time: what it says may come a slow way."""
+    stage = Stage()
+    stage.up()
+    stage.says(DOOR, hello(NODE))
+    stage.says(DOOR2, hello(msgspec.structs.replace(ME, instance="behind")))
+    lost = {}
+    while len(lost) < 2:
+        stage.beat()
+        for _, [said] in stage.after(ROUND_S):
+            assert isinstance(said, Relayed) and said.event == LOST
+            lost[said.child] = stage.now
+        if stage.now < 1.0:
+            stage.says(DOOR, Envelope(1, 0, 0, []))
+    assert 1.0 + SILENCE_S <= lost[1] <= 1.0 + SILENCE_S + 3 * ROUND_S
+    assert RELAYED_SILENCE_S <= lost[2] <= RELAYED_SILENCE_S + 3 * ROUND_S
+
+
+def test_a_child_brings_nothing_with_its_hello() -> None:
+    stage = Stage()
+    reason = "its Hello brings more than that"
+    assert stage.says(DOOR, hello(NODE), b"xmore") == [(DOOR, [Refused(reason)])]
+    assert stage.relay.children == 0
+    stage.up()
+    assert stage.says(DOOR, hello(NODE), b"xmore") == [(DOOR, [Refused(reason)])]
+
+
 def test_nodes_are_not_dialled_without_a_broker() -> None:
     stage = Stage()
     stage.relay.dial_down(PLACE)
@@ -410,6 +447,24 @@ def test_a_child_that_takes_nothing_in_is_given_up() -> None:
         assert stage.says(UP, Relayed(2), payload) == [(DOOR2, [payload])]
         said = stage.says(UP, Relayed(1), payload)
     assert said == [(UP, [Relayed(1, LOST, "it is too slow")])]
+
+
+def test_the_slowest_child_is_given_up_when_much_waits_for_all_together() -> None:
+    stage = Stage()
+    stage.up()
+    payload = b"x" * (1 << 20)
+    count = 12
+    doors = [b"%d" % number for number in range(count)]
+    for number, door in enumerate(doors, 1):
+        stage.says(door, hello(msgspec.structs.replace(NODE, instance=f"n{number}")))
+    stage.wire.stuck.update(doors)
+    for _ in range((ALL_WAITING_MAX_BYTES >> 20) // count):
+        for number in range(1, count + 1):
+            assert stage.says(UP, Relayed(number), payload) == []
+    said = []
+    while not said:
+        said = stage.says(UP, Relayed(7), payload)
+    assert said == [(UP, [Relayed(7, LOST, "it is too slow")])]
 
 
 def test_what_waits_for_a_child_comes_in_order() -> None:

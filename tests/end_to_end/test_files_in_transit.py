@@ -17,6 +17,7 @@ import pytest
 import dispy
 from dispy import DispyJob
 
+from . import behind_relays
 from .changes import ready
 from .conftest import NewCluster, StartNode
 from .fault_proxy import FaultProxy
@@ -30,6 +31,7 @@ LARGE_BYTES = int(20 * MIB * SCALE) + 12_345
 PATIENCE_S = 60 * max(1.0, SCALE)
 RESET_S = 0.05
 SOON_S = 5.0
+LONGEST_S = 2.0 if behind_relays.COUNT else 1.0  # of a job while a file is on its way
 
 
 def digest_of(path: str) -> tuple[int, str]:
@@ -251,7 +253,7 @@ def test_jobs_of_the_same_cluster_go_on_while_the_file_of_one_is_on_its_way(
     while not job.finish.is_set():
         begin = time.monotonic()
         assert cluster.submit(__file__)() == known
-        assert time.monotonic() - begin < 1.0
+        assert time.monotonic() - begin < LONGEST_S
     assert finished(job).result == expected
 
 
