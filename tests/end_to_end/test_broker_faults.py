@@ -28,7 +28,7 @@ from .waiting import all_ended, finished, until
 
 SLOW_S = 6.5 if behind_relays.COUNT else 0.0  # so much longer silence is put up with there
 SILENCE_S = 5.5 + SLOW_S  # longer than either side takes the other for alive
-NOTICED_S = 5.0 + SLOW_S  # until the other side has noticed: 3.5 and a round, on a busy machine
+NOTICED_S = 5.0  # until the other side has noticed: 3.5 and a round, on a busy machine
 BACK_S = 5.0  # from the end of a silence until jobs end again, likewise
 ANSWER_S = 2.0  # of others meanwhile
 
