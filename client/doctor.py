@@ -411,7 +411,8 @@ def _details(address: str, answer: Answer, means: Means) -> list[Remark]:
         found.append(Remark(NOTE, address, text))
     if means.software and answer.software != means.software:
         text = f"it has dispy {answer.software}, this machine {means.software}"
-        found.append(Remark(NOTE, address, text))
+        advice = "They understand each other; install the same release to have all of its features."
+        found.append(Remark(NOTE, address, text, advice))
     return found
 
 

@@ -35,7 +35,7 @@ def parts_of(name: str) -> list[str]:
     """Return the parts of a relative name such as "data/x.txt".
 
     Raises `FileNameError` for absolute names, ".", "..", empty or overlong parts, backslashes,
-    control characters, and what can't be the name of a file here.
+    drives ("C:x"), control characters, and what can't be the name of a file here.
     """
     parts = name.split("/")
     if len(name) > PATH_BYTES_MAX:
@@ -43,7 +43,7 @@ def parts_of(name: str) -> list[str]:
     if len(parts) > DEPTH_MAX:
         raise FileNameError(f"the file name {name[:80]!r}... has more than {DEPTH_MAX} parts")
     for part in parts:
-        if part in ("", ".", "..") or "\\" in part:
+        if part in ("", ".", "..") or "\\" in part or part[1:2] == ":":
             raise FileNameError(f"the file name {name[:200]!r} is not one below a folder")
         if any(each < " " or each == "\x7f" for each in part):
             raise FileNameError(f"the file name {name[:200]!r} has a control character in it")

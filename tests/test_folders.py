@@ -72,6 +72,8 @@ def test_parts_of_good_names() -> None:
         "..\\x",
         "a\\b",
         "C:\\x",
+        "C:x",
+        "below/d:x",
         "x" * 256,
         "\u00e4" * 128,
         "a/" * 64 + "b",

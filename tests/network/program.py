@@ -1,7 +1,8 @@
 """A user's program, for hosts that the tests can't be on: it says "ok" when all is as it should be.
 
 ``program.py features CLUSTER`` tries all that jobs can do; ``program.py many CLUSTER RECORD COUNT
-SECONDS`` has jobs note in a file that they run. CLUSTER: the cluster's keywords, as JSON.
+SECONDS`` has jobs note in a file that they run. CLUSTER: the cluster's keywords, as JSON, with the
+``names`` of nodes to wait for, and those that are to be the ``only`` ones.
 ``program.py dying CLUSTER FILE`` kills itself while jobs run, ``program.py recovering FILE`` gets
 their results.
 """
@@ -28,6 +29,7 @@ JOBS = 4  # of a program that is killed: one for each CPU of two nodes
 def cluster_of(work: Callable[..., Any], text: str, **more: Any) -> dispy.JobCluster:
     """Make a cluster at a broker, or without one; wait for the nodes that it is to have."""
     keywords = {"pulse_interval": 2.0, **json.loads(text), **more}
+    keywords.pop("only", None)
     names = set(keywords.pop("names", ()))
     if "scheduler_node" in keywords:
         del keywords["pulse_interval"]  # it's the broker's to choose
@@ -102,6 +104,8 @@ def features(text: str) -> None:
     until(lambda: job.status == dispy.DispyJob.Running)
     assert cluster.cancel(job) == 0
     end(job, dispy.DispyJob.Terminated)
+    if "only" in json.loads(text):
+        assert [node.name for node in cluster.status().nodes] == json.loads(text)["only"]
     cluster.close(terminate=True)
 
 

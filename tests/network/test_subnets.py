@@ -73,6 +73,16 @@ def test_nodes_behind_relays_can_do_all_that_others_can(
     ended_well(running.features(row.client, **cluster))
 
 
+@pytest.mark.parametrize("pattern", ["10.2.0.*", "*1"])
+def test_a_pattern_takes_some_of_the_nodes_behind_relays(
+    running: Running, row: Row, pattern: str
+) -> None:
+    """The program waits for those that it names, and fails if it is given others as well."""
+    dial_from_the_client(running, row)
+    nodes = ["10.1.0.2", pattern]
+    ended_well(running.features(row.client, nodes=nodes, names=["node1"], only=["node1"]))
+
+
 def test_jobs_behind_relays_outlive_their_program(
     running: Running, row: Row, tmp_path: Path
 ) -> None:
