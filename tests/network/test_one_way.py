@@ -55,9 +55,15 @@ def test_a_client_dials_a_broker_through_a_forwarded_port(running: Running, side
     ended_well(running.features(sides.near, scheduler_node=door))
 
 
+def test_a_node_dials_a_program_through_a_forwarded_port(running: Running, sides: Sides) -> None:
+    door = running.forwarder(sides.gate, "10.2.0.2:9700", "10.1.0.1:9700")
+    running.node(sides.far, "--broker", door)
+    ended_well(running.features(sides.near, nodes=["*"], names=["far"]))
+
+
 def test_a_node_announces_the_address_that_leads_to_it(running: Running, sides: Sides) -> None:
-    """What it knows of itself leads nowhere from there."""
-    door = running.forwarder(sides.gate, "10.1.0.2:9801", "10.2.0.3:9701")
-    running.node(sides.far, "--ext-host", door)
-    running.broker(sides.near, "-n", door)
-    ended_well(running.features(sides.near, scheduler_node="10.1.0.1", nodes=[door]))
+    """What it knows of itself leads nowhere from there, and nobody has dialled what it says."""
+    running.broker(sides.near)
+    door = running.forwarder(sides.gate, "10.2.0.2:9700", "10.1.0.1:9700")
+    running.node(sides.far, "--broker", door, "--ext-host", "10.1.0.2:9801")
+    ended_well(running.features(sides.near, scheduler_node="10.1.0.1", nodes=["10.1.0.2"]))
