@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from zmq.utils import z85
 
 import dispy
 from dispy import DispyJob
@@ -22,6 +24,7 @@ from dispy.protocol.secret import Secret
 from .behind_relays import OWN_PEERS, direct_only
 from .conftest import NewCluster, NewSharedCluster, RunProgram, StartBroker, StartNode
 from .processes import MARK, BrokerProcess, NodeProcess
+from .relays import RelayProcess
 from .waiting import ended, finished, until
 
 pytestmark = direct_only(OWN_PEERS)
@@ -255,17 +258,22 @@ def test_a_secret_is_nowhere_to_be_seen(
 ) -> None:
     """Neither itself nor what is derived from it: in no command line, log, file or journal."""
     broker = start_broker("-d")
-    nodes = [start_node("-d"), start_node("--broker", broker.for_nodes, "-d")]
+    relay = RelayProcess(tmp_path, "--broker", broker.for_nodes, "-d")
+    nodes = [start_node("-d"), start_node("--broker", relay.for_nodes, "-d")]
     runs: list[Any] = [start_program(PROGRAM, nodes[0].address, str(gate), "")]
     runs.append(start_program(PROGRAM, "", str(gate), broker.address))
     until(lambda: len(list(gate.parent.glob("gate.*"))) == 2, "jobs that run")
-    marks = {each.mark for each in (broker, *nodes, *runs)}
+    marks = {each.mark for each in (broker, relay, *nodes, *runs)}
     lines = command_lines(marks)
     assert len(lines) > len(marks)  # also of their children
+    meanwhile = files_below(tmp_path)
+    assert [path.name for path in meanwhile].count("jobs") == 2  # to recover each program's
+    shown = [path.read_bytes() for path in meanwhile]
     gate.touch()
     for program in runs:
         program.wait(60)
-    shown = [line.encode() for line in lines]
+    relay.stop()
+    shown += [line.encode() for line in lines]
     shown += [path.read_bytes() for path in files_below(tmp_path)]
     assert any(b"SQLite" in content for content in shown)  # the journal is among them
     for form in forms_of(common):
@@ -293,9 +301,14 @@ def files_below(folder: Path) -> list[Path]:
 def forms_of(common: Secret) -> list[bytes]:
     """Return in which forms a secret could be met."""
     keys = common.keys
-    raw = [common._material, keys.server, keys.beacon, keys.role("node"), keys.role("client")]
-    text = Path(os.environ["DISPY_SECRET_FILE"]).read_bytes()
-    return [text, text[7:], *raw, *(each.hex().encode() for each in raw)]
+    roles = [keys.role(role) for role in ("node", "client", "relay")]
+    raw = [common._material, keys._root, keys.server, keys.beacon, *roles]
+    text = Path(os.environ["DISPY_SECRET_FILE"]).read_bytes().strip()
+    written = [
+        (each.hex().encode(), base64.b64encode(each).rstrip(b"="), z85.encode(each)) for each in raw
+    ]
+    escaped = [repr(each)[2:-1].encode() for each in raw]
+    return [text, text[7:], *raw, *escaped, *(form for forms in written for form in forms)]
 
 
 def test_a_secret_that_is_looked_for_would_be_found(common: Secret, tmp_path: Path) -> None:
