@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from statistics import median
 
 from . import nodes, throughput
 from .work import WORKERS, Runner, no_op
 
+REPEATS = 3  # of both in turn, since a machine's speed changes from second to second
 DOOR = re.compile(r"nodes dial \S+, brokers (\S+), ")
 
 
@@ -40,18 +42,31 @@ def _cluster(*entries: str) -> Iterator[Runner]:
 
 
 def rates(jobs: int) -> tuple[float, float]:
-    """No-op jobs per second on the same node, with reused processes: direct, through a relay."""
-    with nodes.started(WORKERS) as node:
-        with _cluster(node.address) as direct:
-            without = throughput.jobs_per_s(direct, jobs)
-        with started(node.address) as door, _cluster(door, "*") as relayed:
-            return without, throughput.jobs_per_s(relayed, jobs)
+    """No-op jobs per second of a node, with reused processes: direct, through a relay."""
+    return _both(lambda runner: throughput.jobs_per_s(runner, jobs))
 
 
 def round_trips_ms(count: int) -> tuple[float, float]:
     """The median times from submit to result, one job at a time: direct, through a relay."""
-    with nodes.started(WORKERS) as node:
-        with _cluster(node.address) as direct:
-            without = throughput.round_trip(direct, count).p50_ms
-        with started(node.address) as door, _cluster(door, "*") as relayed:
-            return without, throughput.round_trip(relayed, count).p50_ms
+    return _both(lambda runner: throughput.round_trip(runner, count).p50_ms)
+
+
+def _both(measure: Callable[[Runner], float]) -> tuple[float, float]:
+    """Measure in turn, each time with a new node; return the medians."""
+    pairs = [(_direct(measure), _relayed(measure)) for _ in range(REPEATS)]
+    direct, relayed = zip(*pairs, strict=True)
+    return median(direct), median(relayed)
+
+
+def _direct(measure: Callable[[Runner], float]) -> float:
+    with nodes.started(WORKERS) as node, _cluster(node.address) as runner:
+        return measure(runner)
+
+
+def _relayed(measure: Callable[[Runner], float]) -> float:
+    with (
+        nodes.started(WORKERS) as node,
+        started(node.address) as door,
+        _cluster(door, "*") as runner,
+    ):
+        return measure(runner)
