@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -73,6 +74,42 @@ class Daemon:
         finally:
             self.process.kill()
             self.process.wait()
+
+
+class Figures(NamedTuple):
+    """What a daemon takes of the system."""
+
+    memory: int  # bytes
+    descriptors: int
+
+    def most(self, other: Figures) -> Figures:
+        """Return the larger of each."""
+        return Figures(*map(max, self, other))
+
+
+def figures(daemon: Daemon) -> Figures:
+    """Return what it takes now."""
+    return Figures(daemon.vitals.memory_info().rss, daemon.vitals.num_fds())
+
+
+class Watch:
+    """What some daemons took at the beginning, and at most since then."""
+
+    def __init__(self, daemons: Sequence[Daemon]) -> None:
+        self._daemons = daemons
+        self.before = [figures(each) for each in daemons]
+        self.peaks = list(self.before)
+
+    def look(self) -> None:
+        """See what they take now."""
+        self.peaks = [
+            peak.most(figures(each)) for peak, each in zip(self.peaks, self._daemons, strict=True)
+        ]
+
+    def has_seen_connections(self) -> bool:
+        """Whether some were open at each daemon when it was looked at."""
+        pairs = zip(self.before, self.peaks, strict=True)
+        return all(peak.descriptors > before.descriptors for before, peak in pairs)
 
 
 def node(folder: Path, *options: str, environment: Mapping[str, str] | None = None) -> Daemon:

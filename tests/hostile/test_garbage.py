@@ -6,6 +6,7 @@ fifteenth of that are silent; 10,000 is the scenario's full number.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
@@ -18,11 +19,27 @@ import dispy
 from dispy.protocol import secret as secrets
 from dispy.protocol.events import Joined
 from dispy.protocol.keys import Keys
+from dispy.protocol.sockets import HANDSHAKE_MS
+from dispy.protocol.wire import FRAME_BYTES_MAX
 
 from . import daemons
 from .babble import Babbler
-from .daemons import Daemon
-from .garbage import FRAMES, Storm
+from .daemons import Daemon, Watch, figures
+from .garbage import (
+    AT_ONCE,
+    BURST,
+    FRAMES,
+    HUGE,
+    PACE_S,
+    POUR,
+    Call,
+    Calls,
+    Storm,
+    beginnings,
+    giant,
+    greeting,
+    hello,
+)
 from .peer import Peer
 from .underfire import FROM_CLIENT, FROM_NODE
 
@@ -30,6 +47,11 @@ COUNT = int(os.environ.get("DISPY_GARBAGE", "300"))
 ROUND = 100  # connections between two jobs
 JOB_S = 1.0  # a job takes no longer, whatever goes on
 GROWTH_MAX = 20 << 20  # bytes
+WAVES = 3  # of giants, with a job after each
+GIANTS = 10  # at each door
+EARLIEST_S = HANDSHAKE_MS / 1000 - 0.1  # what is hung up on before that, is so for another reason
+LATEST_S = 10.0  # on a busy machine; ZeroMQ's own limit would be 30 s
+OWN = 15  # descriptors of a daemon for a job, and for those who have gone but just now
 SESSIONS = max(10, COUNT // 30)
 PATIENCE_S = 30.0
 
@@ -52,6 +74,11 @@ class Site(NamedTuple):
         return [self.broker, self.relay, self.node]
 
     @property
+    def doors_each(self) -> list[int]:
+        """How many of the doors each daemon has."""
+        return [2, 2, 1]
+
+    @property
     def doors(self) -> dict[str, str]:
         """Where they listen, by the role of those for whom that is."""
         return {
@@ -61,6 +88,11 @@ class Site(NamedTuple):
             "node of the relay": self.relay.address,
             "broker of the relay": daemons.brokers_door(self.relay),
         }
+
+    @property
+    def mechanism(self) -> bytes:
+        """How connections are secured, as the greeting says it."""
+        return b"NULL" if self.keys is None else b"CURVE"
 
     def job_s(self) -> float:
         """Run a job; return how long that took."""
@@ -94,24 +126,21 @@ def site(
     broker.stop()
 
 
-class Figures(NamedTuple):
-    """What a daemon takes of the system."""
+def survives(site: Site, attack: Callable[[Watch], None], at_a_door: int) -> None:
+    """The daemons have nothing to show for an attack, and work as before.
 
-    memory: int
-    descriptors: int
-
-
-def figures(daemon: Daemon) -> Figures:
-    return Figures(daemon.vitals.memory_info().rss, daemon.vitals.num_fds())
-
-
-def survives(site: Site, attack: Callable[[], None]) -> None:
-    """The daemons have nothing to show for an attack, and work as before."""
-    before = [figures(each) for each in site.daemons]
-    attack()
+    Meanwhile they take little memory, and descriptors for so many connections at each door.
+    """
+    watch = Watch(site.daemons)
+    attack(watch)
     assert site.job_s() < JOB_S
     deadline = time.monotonic() + PATIENCE_S
-    for daemon, old in zip(site.daemons, before, strict=True):
+    for daemon, doors, old, peak in zip(
+        site.daemons, site.doors_each, watch.before, watch.peaks, strict=True
+    ):
+        assert peak.memory - old.memory <= GROWTH_MAX, f"{daemon.address}: {peak} after {old}"
+        descriptors = peak.descriptors - old.descriptors
+        assert descriptors <= at_a_door * doors + OWN, f"{daemon.address}: {peak} after {old}"
         while figures(daemon).descriptors > old.descriptors:
             assert time.monotonic() < deadline, f"{figures(daemon)} after {old}"
             time.sleep(0.05)
@@ -122,21 +151,93 @@ def survives(site: Site, attack: Callable[[], None]) -> None:
 def test_strangers(site: Site) -> None:
     """Whoever knows nothing: random, mutated, slow and silent connections."""
     slowest = 0.0
+    silent, slow = COUNT // 15, 20
 
-    def attack() -> None:
+    def attack(watch: Watch) -> None:
         nonlocal slowest
         storm = Storm(list(site.doors.values()), seed=1)
-        storm.keep_silent(COUNT // 15)
-        storm.be_slow(20)
+        storm.keep_silent(silent)
+        storm.be_slow(slow)
         for _ in range(COUNT * len(site.doors) // ROUND):
-            storm.rage(ROUND)
+            storm.rage(ROUND, watch.look)
             storm.drip()
             slowest = max(slowest, site.job_s())
         storm.end()
+        assert watch.has_seen_connections()
 
-    Storm(list(site.doors.values()), seed=0).rage(ROUND)  # what is reserved once is
-    survives(site, attack)
+    first = Storm(list(site.doors.values()), seed=0)  # what is reserved once is
+    first.rage(ROUND)
+    first.end()
+    survives(site, attack, math.ceil((silent + slow + AT_ONCE + ROUND) / len(site.doors)))
     assert slowest < JOB_S
+
+
+def test_giants(site: Site) -> None:
+    """A frame that is too long ends a connection at its header, before anything is proved.
+
+    That's long before the limit of handshakes, so it is the length that does it.
+    """
+    data = greeting(site.mechanism) + giant(HUGE) + bytes(POUR)
+
+    def attack(watch: Watch) -> None:
+        for _ in range(WAVES):
+            with Calls() as calls:
+                for door in list(site.doors.values()) * GIANTS:
+                    calls.make(Call(door, "a giant", data))
+                took = until_hung_up(calls, watch)
+            assert took[-1] < (EARLIEST_S,), took
+            assert site.job_s() < JOB_S
+
+    survives(site, attack, GIANTS)
+
+
+def test_giants_in_part(site: Site) -> None:
+    """Who announces as much as is allowed, and says little of it, costs about what is said."""
+    data = greeting(site.mechanism) + giant(FRAME_BYTES_MAX - 1) + bytes(BURST)
+
+    def attack(watch: Watch) -> None:
+        with Calls() as calls:
+            for door in list(site.doors.values()) * GIANTS:
+                calls.make(Call(door, "a part", data))
+            are_hung_up_in_time(site, calls, watch)
+
+    survives(site, attack, GIANTS)
+
+
+def test_silence(site: Site) -> None:
+    """Whoever stops anywhere in the handshake, or says a byte now and then, is hung up on."""
+    slow = greeting(site.mechanism) + hello(site.mechanism)
+
+    def attack(watch: Watch) -> None:
+        with Calls() as calls:
+            for door in site.doors.values():
+                calls.make(Call(door, "a byte now and then", slow, PACE_S))
+                for what, data in beginnings(site.mechanism).items():
+                    calls.make(Call(door, what, data))
+            are_hung_up_in_time(site, calls, watch)
+
+    survives(site, attack, 1 + len(beginnings(site.mechanism)))
+
+
+def until_hung_up(calls: Calls, watch: Watch) -> list[tuple[float, str]]:
+    """Hold connections until the daemons have ended them all; return after how long, sorted."""
+    deadline = time.monotonic() + LATEST_S
+    while calls.open:
+        assert time.monotonic() < deadline, [each.name for each in calls.open]
+        calls.attend()
+        watch.look()
+    return sorted((each.took_s, each.name) for each in calls.over)
+
+
+def are_hung_up_in_time(site: Site, calls: Calls, watch: Watch) -> None:
+    """The limit of handshakes, and nothing else, ends each; the daemons work until then."""
+    calls.attend()  # now all but the slow have said their part
+    watch.look()
+    assert site.job_s() < JOB_S
+    took = until_hung_up(calls, watch)
+    assert took[0] > (EARLIEST_S,), took
+    assert took[-1] < (LATEST_S,), took
+    assert watch.has_seen_connections()
 
 
 @pytest.mark.parametrize(
@@ -147,26 +248,27 @@ def test_insiders(site: Site, who: str) -> None:
     role, address = who.partition(" ")[0], site.doors[who]
     chance = random.Random(2)
 
-    def attack() -> None:
+    def attack(watch: Watch) -> None:
         for _ in range(SESSIONS):
             with Peer(role, address, site.keys, cpus=2) as peer:
                 if role == "broker":  # there is another one, and it says so
                     assert "works for" in peer.refusal()
                     continue
                 peer.join()
-                rage(peer, role, chance)
+                rage(peer, role, chance, watch)
 
-    attack()
-    survives(site, attack)
+    attack(Watch(site.daemons))  # what is reserved once is
+    survives(site, attack, 1)
 
 
-def rage(peer: Peer, role: str, chance: random.Random) -> None:
+def rage(peer: Peer, role: str, chance: random.Random, watch: Watch) -> None:
     """Say things in a session until it is over, or enough."""
     babbler = Babbler(chance, lies=0.1, many=10)  # a broker keeps what it's given for a minute
     kinds = FROM_CLIENT if role == "client" else FROM_NODE
     harmless = [each for each in kinds if each.__name__ not in ("Operate", "Attach")]
     for _ in range(10):
         peer.pump(0)
+        watch.look()
         if peer.peer not in peer.exchange.links:
             return
         route = peer.exchange.links[peer.peer].route
