@@ -20,6 +20,7 @@ from dispy.protocol.arrivals import Arrived, Up
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.exchange import Exchange
 from dispy.protocol.wire import Codec
+from tests.hostile.babble import spoilt
 
 COUNT = int(os.environ.get("DISPY_FUZZ", "200000"))
 PORTION = 10_000
@@ -88,20 +89,8 @@ SEEDS = frames()
 
 
 def mutated(chance: random.Random) -> bytes:
-    """Spoil a good frame: change, cut, repeat or insert bytes."""
-    data = bytearray(chance.choice(SEEDS))
-    for _ in range(chance.randint(1, 4)):
-        position = chance.randrange(len(data) + 1)
-        kind = chance.randrange(4)
-        if kind == 0 and position < len(data):
-            data[position] = chance.randrange(256)
-        elif kind == 1:
-            del data[position:]
-        elif kind == 2:
-            data[position:position] = chance.randbytes(chance.randint(1, 9))
-        else:
-            data[position:position] = data[: chance.randint(0, 20)]
-    return bytes(data)
+    """Spoil a good frame."""
+    return spoilt(chance, chance.choice(SEEDS))
 
 
 def test_every_kind_of_frame_comes_back_as_it_was() -> None:

@@ -25,18 +25,24 @@ BYTES = (b"", b"\0" * 32, b"\xff" * 31, b"\xff" * 33, b"x" * 3000)
 ACTIONS = (m.ALLOCATE, m.DISCOVER, m.DEALLOCATE, m.CLOSE, m.RESETUP, m.SET_CPUS,
            m.STATUS, m.DRAIN, m.RESUME, m.CANCEL, m.WHY)  # fmt: skip
 MANY = 300
+# As msgpack writes the lengths of arrays, bytes and texts: absurd ones, and some near the truth.
+LENGTHS = (b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xdb\x7f\xff\xff\xff",
+           b"\xdc\xff\xff", b"\xc4\x00", b"\x90", b"\x91", b"\x95", b"\x9f")  # fmt: skip
 SIZE_MAX = 5000  # of a payload beside a header, so that a test doesn't move much
 
 
 class Babbler:
     """Makes up messages. ``likely``: values by field name, or by type for whole structs.
 
-    ``lies``: how often a value is absurd, 0 to 1. ``many``: what a list may have.
+    ``lies``: how often a value is absurd, 0 to 1. ``many``: what a list may have. ``spoils``: how
+    often a message is spoilt on its way, 0 to 1; ``spoilt`` counts these.
     """
 
     def __init__(self, chance: random.Random, lies: float, many: int = MANY) -> None:
         self.chance = chance
         self.lies = lies
+        self.spoils = 0.0
+        self.spoilt = 0
         self._many = many
         self.likely: dict[str | type, Sequence[Any]] = {}
 
@@ -47,6 +53,28 @@ class Babbler:
             return _copy(self.chance.choice(whole))
         values = {name: self._value(name, hint) for name, hint in _fields(kind)}
         return kind(**values)
+
+    def spoil(self, frames: list[m.Buffer]) -> list[m.Buffer]:
+        """Return a message as it arrives: mostly as it was."""
+        if self.spoils and frames and self.chance.random() < self.spoils:
+            return self.spoilt_frames(frames)
+        return frames
+
+    def spoilt_frames(self, frames: list[m.Buffer]) -> list[m.Buffer]:
+        """Mutate the header, or one of the frames beside it; or drop, double or add a frame."""
+        chance, frames = self.chance, list(frames)
+        self.spoilt += 1
+        place, kind = chance.randrange(len(frames)), chance.randrange(8)
+        if kind < 5:
+            place = place if kind == 0 else 0
+            frames[place] = spoilt(chance, bytes(frames[place]))
+        elif kind == 5:
+            del frames[place]
+        elif kind == 6:
+            frames.insert(place, frames[place])
+        else:
+            frames.insert(place + 1, chance.randbytes(chance.randrange(99)))
+        return frames
 
     def _value(self, name: str, hint: Any) -> Any:
         origin = typing.get_origin(hint)
@@ -78,6 +106,26 @@ class Babbler:
         if hint is bool:
             return chance.random() < 0.5
         return chance.choice(POOLS[hint] if is_lie else USUAL[hint])
+
+
+def spoilt(chance: random.Random, data: bytes) -> bytes:
+    """Spoil an encoded frame: change, cut, insert or repeat bytes, or write a length there."""
+    spoilt = bytearray(data)
+    for _ in range(chance.randint(1, 4)):
+        position = chance.randrange(len(spoilt) + 1)
+        kind = chance.randrange(9)
+        if kind < 3 and position < len(spoilt):
+            spoilt[position] = chance.randrange(256)
+        elif kind == 3:
+            del spoilt[position:]
+        elif kind < 6:
+            spoilt[position:position] = chance.randbytes(chance.randint(1, 9))
+        elif kind < 8:
+            spoilt[position:position] = spoilt[: chance.randint(0, 20)]
+        else:
+            length = chance.choice(LENGTHS)
+            spoilt[position : position + len(length)] = length
+    return bytes(spoilt)
 
 
 POOLS: dict[type, Sequence[Any]] = {int: INTS, float: FLOATS, str: TEXTS, bytes: BYTES}

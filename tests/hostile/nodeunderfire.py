@@ -7,26 +7,31 @@ that are only said to exist, and that end, break down or report as the dice say.
 from __future__ import annotations
 
 import random
-import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dispy.node import launcher as processes
-from dispy.node.core import Agent
+from dispy.node.core import KEEP_S, Agent
 from dispy.node.daemon import NodeDaemon, Settings
 from dispy.protocol import messages as m
 from dispy.protocol.arrivals import Arrived
 
 from .babble import KINDS, Babbler
-from .underfire import FILES, PIECES, RANGES, Liar, Wire
+from .honest import SPEC, Honest
+from .liars import ASTRAY, Clock, Liar, Wire
+from .underfire import FILES, PIECES, RANGES
 
 FROM_BROKER = (
     m.Prepare, m.Prepare, m.Run, m.Run, m.Run, m.Run, m.Withdraw, m.Kill, m.Release, m.Inventory,
     m.SetCpus, m.PutFile, m.Follow, m.Define, m.RecordsHeard, m.BlobPieces, m.BlobPieces,
     m.BlobPieces,
 )  # fmt: skip
+
+
+QUIET_S = 100.0
+PATIENCE = 50  # rounds in which a job is done
 
 
 class Processes:
@@ -37,6 +42,7 @@ class Processes:
         self.workers: dict[int, int] = {}  # of which computation
         self.jobs: dict[int, deque[m.JobSpec]] = {}
         self.begun: dict[int, int] = {}
+        self.breaks = 0.1  # how often something breaks down
         self._chance = chance
         self._babbler = babbler
         self._events: list[processes.Event] = []
@@ -57,7 +63,7 @@ class Processes:
                 self._forget(worker)
             del self.templates[number]
             self._events.append(processes.TemplateGone(number))
-        elif stage == "loading" and self._chance.random() < 0.1:
+        elif stage == "loading" and self._chance.random() < self.breaks:
             self.templates[number] = "failed"
             self._events.append(processes.TemplateFailed(number, "no"))
         elif stage == "loading":
@@ -66,7 +72,7 @@ class Processes:
 
     def _work(self, worker: int) -> None:
         chance, jobs = self._chance, self.jobs[worker]
-        if chance.random() < 0.1:
+        if chance.random() < self.breaks:
             self.kill(worker)
         elif jobs:
             job = jobs[0]
@@ -136,16 +142,16 @@ class Processes:
 
 
 class NodeUnderFire:
-    """A node with two brokers that lie."""
+    """A node with two brokers that lie. ``clock`` is the one of its shell."""
 
-    def __init__(self, seed: int, lies: float, folder: Path) -> None:
+    def __init__(self, seed: int, folder: Path, clock: Clock) -> None:
         self.chance = chance = random.Random(seed)
-        self.babbler = Babbler(chance, lies)
+        self.clock = clock
+        self.babbler = Babbler(chance, lies=0.0)
         self.wire = Wire()
         self.processes = Processes(chance, self.babbler)
         settings = Settings("0", "node", 2, (), "", folder / "blobs", folder, max_file_bytes=300)
         self.daemon = NodeDaemon(settings, self.processes, self.wire)  # type: ignore[arg-type]
-        self.now = time.monotonic()
         self.handlers = list(Agent.HANDLERS)
         self._names = 0
         self.liars = [self._enter(), self._enter()]
@@ -168,24 +174,54 @@ class NodeUnderFire:
         self._receive(self.liar.hello())
 
     def _receive(self, arrived: Arrived) -> None:
-        self.daemon._handle(self.daemon.exchange.receive(arrived, self.now))
-        self.daemon._round(self.now)
+        self.daemon._handle(self.daemon.exchange.receive(arrived, self.clock.now))
+        self.daemon._round(self.clock.now)
 
     def step(self) -> None:
         """Have a broker say something; time passes, and processes do something."""
         chance = self.chance
-        self.now += chance.choice((0.0, 0.001, 0.01, 0.3))
+        self.clock.now += chance.choice((0.0, 0.001, 0.01, 0.3))
         if chance.random() < 0.01:
-            self.now += chance.choice((2.0, 30.0, 4000.0))
+            self.clock.now += chance.choice((2.0, 30.0, 4000.0))
         self.liar.listen()
         if not self.liar.is_in or chance.random() < 0.005:
             self._return()
             return
         self._learn()
         self._receive(self.liar.say(self._messages()))
+        if self.babbler.spoils and chance.random() < ASTRAY:
+            self._receive(self.liar.astray())
         if chance.random() < 0.3:
-            self.processes.tick()
-            self.daemon._round(self.now)
+            self._work(0.0)
+
+    def _work(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.processes.tick()
+        self.daemon._round(self.clock.now)
+
+    def quieten(self) -> None:
+        """Have all brokers leave, and wait until nothing is kept for them."""
+        for liar in self.liars:
+            self._receive(liar.goodbye())
+        for _ in range(int(2.5 * KEEP_S / QUIET_S)):
+            self._work(QUIET_S)
+        self.wire.sent.clear()
+
+    def run_a_job(self) -> bool:
+        """Have an honest broker come, with a job; say whether that comes through."""
+        self._names += 1
+        name = f"honest{self._names}"
+        who = m.Identity("broker", name, name, "0", "3.11.7", "Linux")
+        broker = Honest(self.wire, who, self.chance)
+        self.processes.breaks = 0.0
+        broker.owe(m.Prepare(self._names, SPEC), m.Run(self._names, [m.JobSpec(1, 1, b"x")]))
+        for _ in range(PATIENCE):
+            while word := broker.next_word(self.clock.now):
+                self._receive(word)
+            self._work(0.3)
+        self.processes.breaks = 0.1
+        self._receive(broker.goodbye())
+        return len(broker.results) == 1 and len(broker.sessions) == 1
 
     def _messages(self) -> list[m.Body]:
         chance = self.chance

@@ -7,8 +7,6 @@ have ended a daemon.
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,183 +17,31 @@ from dispy.broker.journal import Journal
 from dispy.broker.settings import POLICIES, Settings
 from dispy.protocol import blobs
 from dispy.protocol import messages as m
-from dispy.protocol.arrivals import Arrival, Arrived, Down, HungUp, Route, Up
-from dispy.protocol.errors import ProtocolError
-from dispy.protocol.guard import instance_of
+from dispy.protocol.arrivals import Arrival, Down, HungUp, Up
 from dispy.protocol.payload import pack_result
-from dispy.protocol.wire import Codec
 
 from .babble import ACTIONS, KINDS, Babbler
+from .honest import BEAT_S, SPEC, Honest
+from .liars import ASTRAY, Behind, Clock, Liar, Wire
 
 CONTENTS = [bytes([65 + index]) * (index * 70) for index in range(5)]
 FILES = [m.FileSpec(f"f{n}", blobs.digest_of(data), len(data)) for n, data in enumerate(CONTENTS)]
 PIECES = [m.BlobPiece(blobs.digest_of(data), 0, data) for data in CONTENTS if data]
 RANGES = [m.BlobRange(file.digest, 0, file.size) for file in FILES]
 JOB = m.JobSpec(1, 0, b"x")
-OUT_OF_TURN = 0.01  # how often a whole frame makes no sense
-
-
-class Wire:
-    """In place of a `Bus`: what is sent is decoded and kept by route until somebody takes it."""
-
-    def __init__(self, carries: bool = False) -> None:
-        self._carries = carries  # what others have written
-        self.sent: dict[Route, list[m.Frame]] = {}
-        self.dialled: list[Route] = []
-        self.keys = None
-        self.public_key = b""
-        self._codec = Codec()
-        self._routes = 0
-
-    def dial(self, address: str, *_: object) -> Route:
-        """Begin to connect."""
-        self._routes += 1
-        self.dialled.append(self._routes)
-        return self._routes
-
-    def listen(self, address: str, *_: object) -> str:
-        """Nobody dials in by himself."""
-        return address
-
-    def watch(self, *_: object) -> None:
-        """There are no descriptors."""
-
-    unwatch = watch
-
-    def drop(self, route: Route) -> None:
-        """Close a connection."""
-        self.sent.pop(route, None)
-        if route in self.dialled:
-            self.dialled.remove(route)
-
-    def send(self, route: Route, frames: list[m.Buffer]) -> bool:
-        """Keep what is sent: it must be readable, unless a relay passes it on."""
-        try:
-            frame, _ = self._codec.decode(bytes(frames[0]))
-        except ProtocolError:
-            assert self._carries
-            return True
-        if isinstance(frame, m.Relayed) and len(frames) > 1 and isinstance(route, bytes):
-            return self.send((route, frame.child), frames[1:])
-        self.sent.setdefault(route, []).append(frame)
-        return True
-
-    def take(self, route: Route) -> list[m.Frame]:
-        """Return what was sent to a peer since the last time."""
-        return self.sent.pop(route, [])
-
-    def wake(self) -> None:
-        """Nobody waits."""
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-class Liar:
-    """A peer with a session, that says what it likes in it."""
-
-    def __init__(self, wire: Wire, identity: m.Identity, babbler: Babbler, route: str) -> None:
-        self._token = babbler.chance.randbytes(32)
-        self.identity = msgspec.structs.replace(identity, instance=instance_of(self._token))
-        self.route: Route = route.encode()
-        self.is_in = False
-        self.heard: list[m.Body] = []
-        self._wire = wire
-        self._babbler = babbler
-        self._codec = Codec()
-        self._session = ""
-        self._epoch = self._seq = self._received = 0
-
-    def hello(self) -> Arrived:
-        """Register, or try to; go on with a session if there was one."""
-        chance = self._babbler.chance
-        session = self._session if chance.random() < 0.7 else ""
-        received = (
-            self._received if chance.random() > self._babbler.lies else chance.choice((-1, 9))
-        )
-        hello = m.Hello(
-            m.VERSION_MAJOR, m.VERSION_MINOR, self.identity, session, received, self._token
-        )
-        return self._arrived(hello)
-
-    def listen(self) -> None:
-        """Take in what was said; only the latest is remembered."""
-        self.heard.clear()
-        for frame in self._wire.take(self.route):
-            if isinstance(frame, m.Welcome):
-                self.is_in, self._epoch = True, frame.epoch
-                self._seq = frame.received
-                if frame.session != self._session:
-                    self._session, self._received = frame.session, 0
-            elif isinstance(frame, m.Envelope):
-                self._received = max(self._received, frame.seq)
-                self.heard += frame.messages
-            elif isinstance(frame, (m.Goodbye, m.Unknown, m.Refused)):
-                self.is_in = False
-
-    def say(self, messages: list[m.Body]) -> Arrived:
-        """Say something in the session, or something that doesn't belong into one."""
-        chance = self._babbler.chance
-        if chance.random() < OUT_OF_TURN * self._babbler.lies:
-            return self._arrived(self._strange())
-        self._seq += 1
-        envelope = m.Envelope(self._epoch, self._seq, self._received, messages)
-        return self._arrived(envelope)
-
-    def goodbye(self) -> Arrived:
-        """Leave."""
-        return self._arrived(m.Goodbye())
-
-    def _strange(self) -> m.Frame:
-        chance = self._babbler.chance
-        kinds: Sequence[Any] = (m.Hello, m.Welcome, m.Refused, m.Unknown, m.Goodbye, m.Envelope)
-        kind = chance.choice((*kinds, m.Relayed, m.Cached, m.Nudge))
-        frame: m.Frame = (
-            self._babbler.message(kind)
-            if kind is not m.Envelope
-            else m.Envelope(
-                self._epoch,
-                self._seq + chance.choice((0, 1, 2, 1 << 63)),
-                chance.choice((0, -1, 9)),
-                [],
-            )
-        )
-        return frame
-
-    def _arrived(self, frame: m.Frame) -> Arrived:
-        header, larges = self._codec.encode(frame)
-        chunks = [chunk for large in larges for chunk in large.chunks]
-        if chunks and self._babbler.chance.random() < OUT_OF_TURN * self._babbler.lies:
-            chunks.pop()
-        return Arrived(self.route, [header, *chunks])
-
-
-class Behind(Liar):
-    """A peer behind a relay, which lies as well."""
-
-    relay: Liar
-    child = 0
-
-    def _arrived(self, frame: m.Frame) -> Arrived:
-        said = super()._arrived(frame)
-        header, _ = self._codec.encode(m.Relayed(self.child))
-        return Arrived(self.relay.route, [header, *said.frames])
-
-    def lose(self) -> Arrived:
-        """Have the relay say something about it."""
-        chance = self._babbler.chance
-        event = chance.choice((*range(7), m.LOST, m.LOST))
-        number = chance.choice((self.child, self.child, 1, -1, 1 << 63))
-        lost = m.Relayed(number, event, "cache", chance.random() < 0.3)
-        return Arrived(self.relay.route, [self._codec.encode(lost)[0]])
+RETAIN_S = 900.0  # of results that nobody has come for
+PATIENCE = 9  # turns in which a job is done
 
 
 class BrokerUnderFire:
-    """A broker with liars for clients and for nodes. ``folder``: it has a journal there."""
+    """A broker with liars for clients and for nodes, and honest ones beside them.
 
-    def __init__(self, seed: int, lies: float, folder: Path, durable: bool, shared: bool) -> None:
+    ``folder``: it has a journal there. ``clock`` is the one of its shell.
+    """
+
+    def __init__(self, seed: int, folder: Path, clock: Clock, durable: bool, shared: bool) -> None:
         self.chance = random.Random(seed)
-        self.babbler = Babbler(self.chance, lies)
+        self.babbler = Babbler(self.chance, lies=0.0)
         self.wire = Wire()
         self._folder = folder
         self._settings = Settings(
@@ -204,14 +50,16 @@ class BrokerUnderFire:
             policy=self.chance.choice(POLICIES),
             loaded_jobs=self.chance.choice((4, 20_000)),
             max_file_bytes=self.chance.choice((0, 200)),
+            retain_s=RETAIN_S,
         )
-        self.now = time.monotonic()
+        self.clock = clock
         self.daemon = self._start()
-        self._names = 0
+        self._names = self._jobs = 0
         self.liars: list[Liar] = []
         self.handlers = list(self.daemon.scheduler.HANDLERS)
-        for role in ("client", "client", "relay", "node", "node", "node"):
-            self._enter(role)
+        self.restarts = 0
+        self.beside = [self._honest("client"), self._honest("node")]
+        self.enter_all()
 
     def _start(self) -> BrokerDaemon:
         settings, folder = self._settings, self._folder
@@ -225,6 +73,7 @@ class BrokerUnderFire:
 
     def restart(self) -> None:
         """End the broker and start it again with its journal."""
+        self.restarts += 1
         self.daemon.close(goodbye=False)
         self.wire.dialled.clear()
         self.daemon = self._start()
@@ -245,31 +94,42 @@ class BrokerUnderFire:
             liar.route = f"{liar.identity.instance}/{self._names}".encode()
         self.turn([liar.hello()])
 
-    def _enter(self, role: str, *places: str) -> Liar:
+    def enter_all(self) -> None:
+        """Have liars of all kinds come."""
+        for role in ("client", "client", "relay", "node", "node", "node"):
+            self._enter(role)
+
+    def _honest(self, role: str) -> Honest:
+        self._names += 1
+        name = f"honest {role} {self._names}"
+        cpus = 2 if role == "node" else 0
+        who = m.Identity(role, name, name, "0", "3.11.7", "Linux", cpus, name, "127.0.0.1:9701")
+        return Honest(self.wire, who, self.chance)
+
+    def _enter(self, role: str) -> None:
         self._names += 1
         name = f"{role}{self._names}"
-        place = self.chance.choice(places or ("", name, "place"))
+        place = self.chance.choice(("", name, "place"))
         cpus = self.chance.choice((1, 2, 3)) if role == "node" else 0
         who = m.Identity(role, name, name, "0", "3.11.7", "Linux", cpus, place, "127.0.0.1:9701")
         if self.chance.random() < self.babbler.lies:
             who = msgspec.structs.replace(self.babbler.message(m.Identity), role=role)
         relays = [each for each in self.liars if each.identity.role == "relay" and each.is_in]
-        if role == "node" and relays and not places and self.chance.random() < 0.5:
+        if role == "node" and relays and self.chance.random() < 0.5:
             liar = self._behind(self.chance.choice(relays), who, name)
         else:
             liar = Liar(self.wire, who, self.babbler, name)
         self.liars.append(liar)
         self.turn([liar.hello()])
-        return liar
 
     def step(self) -> None:
         """Have one of them say something, or come anew if it was dismissed."""
         chance = self.chance
-        self.now += chance.choice((0.0, 0.001, 0.01, 0.3))
+        self.clock.now += chance.choice((0.0, 0.001, 0.01, 0.3))
         if self._settings.durable and chance.random() < 0.003:
             self.restart()
         if chance.random() < 0.01:
-            self.now += chance.choice((2.0, 30.0, 90.0))
+            self.clock.now += chance.choice((2.0, 30.0, 90.0))
         liar = chance.choice(self.liars)
         liar.listen()
         if not liar.is_in:
@@ -288,11 +148,18 @@ class BrokerUnderFire:
         if self.wire.dialled and chance.random() < 0.5:
             route = self.wire.dialled.pop()
             arrivals.append(chance.choice((Up(route), Down(route, "no", True), HungUp())))
+        if self.babbler.spoils and chance.random() < ASTRAY:
+            arrivals.append(liar.astray())
         self.turn(arrivals)
 
     def turn(self, arrivals: list[Arrival]) -> None:
-        """One turn of the daemon."""
-        self.daemon.turn(arrivals, self.now)
+        """One turn of the daemon, and those that follow from what the honest ones say to it."""
+        self.daemon.turn(arrivals, self.clock.now)
+        while words := [each for each in map(self._next_word, self.beside) if each is not None]:
+            self.daemon.turn(words, self.clock.now)
+
+    def _next_word(self, honest: Honest) -> Arrival | None:
+        return honest.next_word(self.clock.now)
 
     def dismiss(self) -> None:
         """Have all of them leave."""
@@ -301,24 +168,25 @@ class BrokerUnderFire:
         self.wire.sent.clear()
 
     def run_a_job(self) -> bool:
-        """Have an honest client and an honest node come; say whether a job comes through."""
-        client, node = self._enter("client"), self._enter("node", "a place where nobody was")
-        spec = m.ComputationSpec("c", [m.Code("3.11", m.JobSpec(0, 0, b"f"))])
-        self._tell(client, m.OpenCluster(1, spec, [m.NodeSpec("*")]), m.Submit(1, [JOB]))
-        self._tell(node, m.Holding([], []))
-        prepare = next(each for each in node.heard if isinstance(each, m.Prepare))
-        self._tell(node, m.Prepared(prepare.computation))
-        run = next(each for each in node.heard if isinstance(each, m.Run))
-        results = [m.JobResult(job.seq, job.attempt, m.FINISHED, 1.0, 1.5, b"") for job in run.jobs]
-        self._tell(node, m.Done(run.computation, results))
-        client.listen()
-        return any(isinstance(each, m.Results) for each in client.heard)
+        """Have a job done for the honest client; say whether it comes through.
 
-    def _tell(self, liar: Liar, *messages: m.Body) -> None:
-        """Have somebody say something sensible, and hear what is said to it."""
-        liar.listen()
-        self.turn([liar.say(list(messages))])
-        liar.listen()
+        There is a new node for that: a liar may have had the other set aside, as clients can.
+        """
+        client, *_ = self.beside
+        self.beside.append(node := self._honest("node"))
+        before = len(client.results)
+        self._jobs += 1
+        opened = m.OpenCluster(self._jobs, SPEC, [m.NodeSpec("*")])
+        client.owe(opened, m.Submit(self._jobs, [JOB]))
+        self.turn([])
+        for _ in range(PATIENCE):
+            self.clock.now += BEAT_S
+            self.turn([])
+        client.owe(m.CloseCluster(self._jobs))
+        self.turn([])
+        self.beside.remove(node)
+        self.turn([node.goodbye()])
+        return len(client.results) == before + 1
 
     def _messages(self, liar: Liar) -> list[m.Body]:
         chance = self.chance
