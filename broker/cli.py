@@ -372,7 +372,6 @@ def _serve(
 ) -> None:
     from dispy.protocol import guard
     from dispy.protocol.guard import CLIENTS, NODES
-    from dispy.protocol.memory import keep_freed
     from dispy.protocol.sockets import raise_limits
     from dispy.protocol.transport import Bus
 
@@ -380,7 +379,6 @@ def _serve(
     from .journal import JournalBroken
 
     raise_limits()
-    keep_freed()
     bus = Bus(entrance.node_keys)
     try:
         told = _open(bus, entrance)

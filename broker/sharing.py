@@ -76,8 +76,8 @@ class Account:
     )
 
     def __init__(self) -> None:
-        self.cluster: Cluster | None = None  # once it has waited
-        self.user: User | None = None  # likewise
+        self.cluster: Cluster | None = None  # while it waits
+        self.user: User | None = None  # once it has waited
         self.weight = self.per = 1.0
         self.tag = 0.0
         self.used_s = 0.0  # by jobs that have ended, failed attempts as well
@@ -294,8 +294,9 @@ class Sharing:
         user = self.users.get(name)
         if user is None:
             user = self.users[name] = User(name, self.weight_of(name), self.clock)
+        account.cluster = cluster
         if account.user is not user:
-            account.cluster, account.user, account.tag = cluster, user, 0.0
+            account.user, account.tag = user, 0.0
             account.weight = self.weight_of_cluster(cluster)
             account.per = 1.0 / account.weight
         account.blocked = account.narrow = False
@@ -328,6 +329,7 @@ class Sharing:
         assert account.line is not None
         account.line.queue.remove(account)
         account.blocked = account.narrow = False
+        account.cluster = None  # it may be closed long before the last entry of it is dropped
 
     def next(self, also_blocked: bool) -> Account | None:
         """Return the account that is to be served next."""

@@ -143,7 +143,9 @@ def release_all(node: Node) -> None:
     node.broker = ""
     for number in node.kept - node.computations.keys():
         clear(node, number)
+    node.again.clear()
     for computation in list(node.computations.values()):
+        computation.again = None
         release(node, computation)
 
 

@@ -2,7 +2,8 @@
 
 They do so in pieces of a megabyte. By default glibc gives each such piece back to the kernel
 at once, and then every page of the next one is a fault: a third of the time that a payload
-takes. So what carries payloads keeps some freed memory.
+takes. So nodes, and programs with large results, keep some freed memory; but none of longer
+frames, which only strangers send: what they have poured in goes with them.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import logging
 import os
 import sys
 
+from .wire import CHUNK_BYTES
+
 M_TRIM_THRESHOLD = -1  # names and numbers of malloc.h
 M_MMAP_THRESHOLD = -3
 KEPT_BYTES = 16 << 20
-MAPPED_BYTES = 8 << 20  # blocks from this size on are still mapped one by one
+MAPPED_BYTES = 5 * CHUNK_BYTES // 4  # blocks from this size on are still mapped one by one
 SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 log = logging.getLogger("dispy.protocol")
 

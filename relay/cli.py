@@ -126,14 +126,12 @@ def main(
 
 
 def _serve(settings: Settings, protection: Protection) -> None:
-    from dispy.protocol.memory import keep_freed
     from dispy.protocol.sockets import raise_limits
     from dispy.protocol.transport import Bus
 
     from .daemon import AHEAD, RelayDaemon
 
     raise_limits()
-    keep_freed()
     try:
         daemon = RelayDaemon(settings, Bus(protection.keys, AHEAD))
     except OSError as error:

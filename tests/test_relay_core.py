@@ -298,7 +298,7 @@ def test_a_node_that_falls_silent_is_given_up_like_one_without_a_relay() -> None
     stage.up()
     stage.says(DOOR, hello(NODE))
     stage.says(DOOR2, hello(msgspec.structs.replace(ME, instance="behind")))
-    lost = {}
+    lost: dict[int, float] = {}
     while len(lost) < 2:
         stage.beat()
         for _, [said] in stage.after(ROUND_S):
@@ -461,7 +461,7 @@ def test_the_slowest_child_is_given_up_when_much_waits_for_all_together() -> Non
     for _ in range((ALL_WAITING_MAX_BYTES >> 20) // count):
         for number in range(1, count + 1):
             assert stage.says(UP, Relayed(number), payload) == []
-    said = []
+    said: list[tuple[Route, list[Frame | bytes]]] = []
     while not said:
         said = stage.says(UP, Relayed(7), payload)
     assert said == [(UP, [Relayed(7, LOST, "it is too slow")])]

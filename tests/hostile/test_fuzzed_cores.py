@@ -124,8 +124,7 @@ def test_brokers(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
         def end(fire: BrokerUnderFire = fire, clock: Clock = clock) -> Counter[str]:
             goes_on(fire, clock)
-            # Closed clusters stay in the lines of `sharing` until others have taken their place.
-            left = held(fire.daemon, fire.wire, fire.daemon.scheduler.state.sharing)
+            left = held(fire.daemon, fire.wire)
             fire.enter_all()
             return left
 
@@ -168,10 +167,10 @@ def test_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def end(fire: NodeUnderFire = fire) -> Counter[str]:
             fire.quieten()
             assert not fire.daemon.exchange.links
-            assert fire.run_a_job()
-            fire.quieten()  # what was asked for anew while it was released is only ended now
             agent = fire.daemon.agent
             assert not agent.computations and not agent.workers
+            assert fire.run_a_job()
+            fire.quieten()
             return held(fire.daemon, fire.wire, fire.processes)
 
         left = live(fire.babbler, storms, fire.step, check, end)
