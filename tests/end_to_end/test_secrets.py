@@ -250,6 +250,7 @@ def test_what_needs_a_secret_says_both_ways_out(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_secret_is_nowhere_to_be_seen(
     common: Secret,
+    request: pytest.FixtureRequest,
     tmp_path: Path,
     start_broker: StartBroker,
     start_node: StartNode,
@@ -259,6 +260,7 @@ def test_a_secret_is_nowhere_to_be_seen(
     """Neither itself nor what is derived from it: in no command line, log, file or journal."""
     broker = start_broker("-d")
     relay = RelayProcess(tmp_path, "--broker", broker.for_nodes, "-d")
+    request.addfinalizer(relay.clear_away)
     nodes = [start_node("-d"), start_node("--broker", relay.for_nodes, "-d")]
     runs: list[Any] = [start_program(PROGRAM, nodes[0].address, str(gate), "")]
     runs.append(start_program(PROGRAM, "", str(gate), broker.address))
@@ -266,9 +268,8 @@ def test_a_secret_is_nowhere_to_be_seen(
     marks = {each.mark for each in (broker, relay, *nodes, *runs)}
     lines = command_lines(marks)
     assert len(lines) > len(marks)  # also of their children
-    meanwhile = files_below(tmp_path)
-    assert [path.name for path in meanwhile].count("jobs") == 2  # to recover each program's
-    shown = [path.read_bytes() for path in meanwhile]
+    until(lambda: len(list(tmp_path.rglob("jobs"))) == 2, "files to recover both programs by")
+    shown = [path.read_bytes() for path in files_below(tmp_path)]
     gate.touch()
     for program in runs:
         program.wait(60)
