@@ -1,6 +1,6 @@
 """A thousand nodes, of which some die all the time (scenario A2).
 
-The default is a fifth of it; ``DISPY_SCALE=5`` is 1,000 nodes of 4 CPUs and 100,000 jobs. Nodes
+The default is less than a tenth of it; ``DISPY_SCALE=5`` is 1,000 nodes of 4 CPUs and 100,000 jobs. Nodes
 die at a rate that makes up for the time: two minutes, not an hour. A broker with a journal has
 fewer jobs, but dies as well.
 """
@@ -32,7 +32,7 @@ from .processes import ClientProcess, NodeProcess
 from .scenarios import settle
 from .world import Machine, World
 
-SCALE = float(os.environ.get("DISPY_SCALE", "1"))
+SCALE = float(os.environ.get("DISPY_SCALE", "0.4"))
 NODES = int(200 * SCALE)
 JOBS = int(20_000 * SCALE)
 JOBS_KEPT = JOBS // 2  # of a broker with a journal
