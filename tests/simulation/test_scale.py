@@ -1,8 +1,8 @@
 """A thousand nodes, of which some die all the time (scenario A2).
 
-The default is less than a tenth of it; ``DISPY_SCALE=5`` is 1,000 nodes of 4 CPUs and 100,000 jobs. Nodes
-die at a rate that makes up for the time: two minutes, not an hour. A broker with a journal has
-fewer jobs, but dies as well.
+The default is less than a tenth of it; ``DISPY_SCALE=5`` is 1,000 nodes of 4 CPUs and 100,000
+jobs. Nodes die at a rate that makes up for the time: two minutes, not an hour. A broker with a
+journal has fewer jobs, but dies as well.
 """
 
 from __future__ import annotations
