@@ -141,8 +141,8 @@ echo $! > "$1.part"
 setsid sleep 600 &
 echo $! >> "$1.part"
 echo $$ >> "$1.part"
-mv "$1.part" "$1"
 echo begun
+mv "$1.part" "$1"
 wait
 """
 
