@@ -239,7 +239,7 @@ def test_jobs_of_another_cluster_go_on_while_a_file_is_on_its_way(
         waits.append(time.monotonic() - begin)
     finished(job)
     assert len(waits) > 5 * SCALE
-    assert max(waits) < 1.0, sorted(waits)[-5:]
+    assert max(waits) < LONGEST_S, sorted(waits)[-5:]
 
 
 def test_jobs_of_the_same_cluster_go_on_while_the_file_of_one_is_on_its_way(
