@@ -39,7 +39,7 @@ class Child:
     since: float = 0.0  # ... and when the broker was told of it
     is_greeted: bool = True  # else the broker's Hello hasn't come so far
     has_answered: bool = True  # else nothing but its answer to that counts
-    silent_rounds: int = 0  # since it has said anything
+    silent_looks: int = 0  # since it has said anything
     name: str = ""
     instance: str = ""
     sent: Sent | None = None  # of a relay: what it keeps

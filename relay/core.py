@@ -51,9 +51,9 @@ from .children import Caller, Child, Place
 
 PATIENCE_S = 2.5  # a child's Hello may wait so long for an up-link; it gives up after 3 s
 KEEP_S = 5.0  # an up-link that is away for so long may be replaced by another
-# After how many rounds a peer that says nothing is given up; none count while the relay is stopped.
-SILENT_ROUNDS = round(SILENCE_S / ROUND_S)
-SILENT_RELAY_ROUNDS = round(RELAYED_SILENCE_S / ROUND_S)  # signs of life come a slow way
+# After how many looks a peer that says nothing is given up; none count while the relay is stopped.
+SILENT_LOOKS = round(SILENCE_S / ROUND_S)
+SILENT_RELAY_LOOKS = round(RELAYED_SILENCE_S / ROUND_S)  # signs of life come a slow way
 SILENT = "it has no session any more, or hangs"
 UNGREETED = "the broker didn't greet it"
 MARKED_MAX_BYTES = 4 * FULL_BYTES  # when so much waits, the broker doesn't listen to answers
@@ -112,6 +112,7 @@ class Relay:
         self._away_since: float | None = None
         self._doubtful_rounds = 0
         self._next_round = 0.0
+        self._next_look = 0.0  # for silent children; rounds may follow each other sooner
         self._retry_at = float("inf")
         self._now = 0.0  # when something arrived last
 
@@ -189,8 +190,7 @@ class Relay:
         self._next_round = now + ROUND_S
         self._seek_broker(now)
         if self.trunk is not None:
-            if self.has_room:  # else children can't be heard
-                self._look_for_silence(now)
+            self._look_for_silence(now)
             for place in self._places.values():
                 self._tick_place(place, now)
         for route, caller in list(self._callers.items()):
@@ -363,7 +363,7 @@ class Relay:
             if child is None:
                 self._from_stranger(arrival, now)
                 return
-            child.silent_rounds = 0
+            child.silent_looks = 0
             if child.has_answered or self._is_answer(child, arrival.frames):
                 if child.sent is not None and len(arrival.frames) == 1:
                     self._note_missed(child.sent, arrival.frames)
@@ -576,10 +576,16 @@ class Relay:
     # -- connections -----------------------------------------------------------------------
 
     def _look_for_silence(self, now: float) -> None:
+        is_time = now >= self._next_look
+        if is_time:
+            self._next_look = now + ROUND_S
+        self._next_round = min(self._next_round, self._next_look)
+        if not is_time or not self.has_room:  # children can't be heard without room
+            return
         for child in list(self._children.values()):
-            child.silent_rounds += 1
+            child.silent_looks += 1
             is_relay = child.sent is not None
-            if child.silent_rounds > (SILENT_RELAY_ROUNDS if is_relay else SILENT_ROUNDS):
+            if child.silent_looks > (SILENT_RELAY_LOOKS if is_relay else SILENT_LOOKS):
                 self._lose(child, SILENT, now)
 
     def _tick_place(self, place: Place, now: float) -> None:

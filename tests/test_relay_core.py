@@ -310,6 +310,30 @@ def test_a_node_that_falls_silent_is_given_up_like_one_without_a_relay() -> None
     assert RELAYED_SILENCE_S <= lost[2] <= RELAYED_SILENCE_S + 3 * ROUND_S
 
 
+def test_dead_addresses_do_not_make_a_node_seem_silent_sooner() -> None:
+    """Each has the relay look again at times of its own."""
+    stage = Stage()
+    stage.up()
+    stage.says(DOOR, hello(NODE))
+    seen: set[Route] = set()
+    beats = rounds = dead = 0
+    while stage.now < 4 * SILENCE_S:
+        stage.beat()
+        if stage.now >= 2 * beats:
+            stage.says(DOOR, Envelope(1, 0, 0, []))
+            beats += 1
+        if dead < 30 and stage.now >= 0.07 * dead:
+            dead += 1
+            stage.relay.dial_down(f"127.0.0.2:{9700 + dead}")
+        for route in stage.wire.dialled.keys() - seen:
+            stage.relay.receive(Down(route, "connection refused"), stage.now)
+        seen |= stage.wire.dialled.keys()
+        stage.after(max(0.01, stage.relay.deadline() - stage.now))
+        assert stage.relay.knows("n"), f"given up {stage.now - 2 * (beats - 1)} s after a beat"
+        rounds += 1
+    assert rounds > 2 * stage.now / ROUND_S  # they were more often than without those addresses
+
+
 def test_a_child_brings_nothing_with_its_hello() -> None:
     stage = Stage()
     reason = "its Hello brings more than that"
