@@ -136,15 +136,20 @@ class BrokerDaemon:
 
         Whoever only wakes it wants to be heard soon: then there is no turn.
         """
+        if self._reads:
+            timeout_s = min(timeout_s, READ_S)
+        if timeout_s > 0:  # else when something is due makes no difference
+            timeout_s = min(timeout_s, self._deadline() - time.monotonic())
+        arrivals = self.bus.poll(timeout_s)
+        now = time.monotonic()
+        if arrivals or self._reads or self.bus.was_stirred or now >= self._deadline():
+            self.turn(arrivals, now)
+
+    def _deadline(self) -> float:
         deadline = min(self.exchange.deadline(), self.scheduler.deadline())
         if self._discovery is not None:
             deadline = min(deadline, self._discovery.deadline())
-        if self._reads:
-            timeout_s = min(timeout_s, READ_S)
-        arrivals = self.bus.poll(min(timeout_s, deadline - time.monotonic()))
-        now = time.monotonic()
-        if arrivals or self._reads or self.bus.was_stirred or now >= deadline:
-            self.turn(arrivals, now)
+        return deadline
 
     def turn(self, arrivals: list[Arrival], now: float) -> None:
         """Take in all that has arrived; then keep what comes of it, and only then speak."""

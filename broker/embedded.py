@@ -72,6 +72,7 @@ class BusWithInside(Bus):
         super().__init__(keys)
         self.to_broker: deque[Arrival] = deque()
         self.to_client: deque[Arrival] = deque()
+        self._has_looked = True  # at the sockets, the last time
 
     def send(self, route: Route, frames: list[Buffer]) -> bool:
         """Send to a socket or to the client; the latter always has room."""
@@ -88,8 +89,11 @@ class BusWithInside(Bus):
             self.to_client.append(Down(OUTSIDE, GONE))
 
     def poll(self, timeout_s: float) -> list[Arrival]:
-        """Wait for sockets, unless the client has said something."""
-        arrivals = super().poll(0.0 if self.to_broker else timeout_s)
+        """Wait for sockets, unless the client has said something: then look at them in turns."""
+        self._has_looked = not (self.to_broker and self._has_looked)
+        arrivals: list[Arrival] = []
+        if self._has_looked:
+            arrivals = super().poll(0.0 if self.to_broker else timeout_s)
         arrivals += self.to_broker
         self.to_broker.clear()
         return arrivals
@@ -170,7 +174,7 @@ class Broker:
         """
         if self._daemon.exchange.is_sent(INSIDE):
             self._daemon.exchange.confirm(time.monotonic())
-        self._daemon.step(0.0 if self._bus.to_client else timeout_s)
+        self._daemon.step(0.0 if self._bus.to_client or self._bus.to_broker else timeout_s)
         arrivals = list(self._bus.to_client)
         self._bus.to_client.clear()
         while self._searches:

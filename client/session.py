@@ -99,6 +99,7 @@ class Session:
         self._effects: deque[Effect] = deque()  # not carried out so far
         self.orders: deque[Order] = deque()
         self._sleeping = False
+        self._has_polled = True  # in the last step
         self._stopping = False
         self._left_behind = False  # the end of this process is nobody else's
         self._broker = ""  # the instance id of the broker, once joined
@@ -232,6 +233,9 @@ class Session:
         now = time.monotonic()
         self._recordings.flush(now)
         self._exchange.flush(now)
+        self._has_polled = not (self.orders and self._has_polled)
+        if not self._has_polled:
+            return  # these orders first: what they ask for may go out at once
         self._sleeping = True
         pause = 0.0 if self.orders or self._stopping else self._pause(now)
         arrivals = self._bus.poll(pause)

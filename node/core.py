@@ -10,7 +10,7 @@ other brokers in `guests`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from dispy.protocol.errors import ProtocolError
@@ -48,6 +48,7 @@ from dispy.protocol.messages import (
 
 from . import duty, endings, files, handover, invariants, reports, setups, watching
 from .effects import (
+    FINAL,
     Acknowledge,
     Effect,
     FollowOutput,
@@ -557,6 +558,12 @@ class Agent:
             self.node.effects.append(Leave())
         effects, self.node.effects = self.node.effects, []
         return effects
+
+    def is_settled(self, effects: Sequence[Effect]) -> bool:
+        """Whether nothing follows from these, so that `flush` needn't be called once more."""
+        if any([computation.queue for computation in self.node.turns]):
+            return not effects
+        return FINAL.issuperset(map(type, effects))
 
     # -- invariants -----------------------------------------------------------------------
 

@@ -160,10 +160,13 @@ class NodeDaemon:
             self.launcher.tick()
         self._report_processes(now)
         self.agent.tick(now)
-        while effects := self.agent.flush(now):  # a revocation is answered at once
+        is_settled = False
+        while not is_settled:  # a revocation is answered at once
+            effects = self.agent.flush(now)
             for effect in effects:
                 self._carry_out(effect, now)
-            self._report_processes(now)
+            has_news = self._report_processes(now)
+            is_settled = not has_news and self.agent.is_settled(effects)
         self.exchange.flush(now)
 
     def _dial(self, now: float) -> None:
@@ -271,9 +274,11 @@ class NodeDaemon:
 
     # -- what comes from processes --------------------------------------------------------
 
-    def _report_processes(self, now: float) -> None:
+    def _report_processes(self, now: float) -> bool:
+        """Tell the agent what its processes have said; return whether that was anything."""
         agent = self.agent
-        for event in self.launcher.take_events():
+        events = self.launcher.take_events()
+        for event in events:
             if isinstance(event, processes.Outcomes):
                 agent.outcomes(event.worker, event.results, now)
             elif isinstance(event, processes.Recorded):
@@ -283,6 +288,7 @@ class NodeDaemon:
                 agent.worker_exited(event.worker, event.started, event.reason, output, now)
             else:
                 self._report_template(event)
+        return bool(events)
 
     def _report_template(self, event: processes.Event) -> None:
         agent = self.agent

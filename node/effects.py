@@ -163,3 +163,6 @@ Effect: TypeAlias = (
     | Acknowledge
     | FollowOutput
 )
+
+# Nothing follows from these by itself, unless jobs wait.
+FINAL = frozenset({Send, Give})

@@ -20,6 +20,7 @@ from .state import Computation, Node, Stage, Task, Worker
 
 HAND_OVER_S = 0.004  # a job process is given so many seconds of work at once
 HAND_OVER_MAX = 256  # ... and so many jobs
+AHEAD_S = 0.015  # a process that runs shorter jobs has its next one already
 BLOCKED_S = 0.03  # a job that runs so long loses what was handed over behind it
 SPARES_PER_CPU = 3  # fresh processes ahead of need while many jobs wait
 SPAWN_PAUSE_S = 0.1  # after a job process could not be started; doubles
@@ -158,10 +159,10 @@ def _uses_its_cpus(node: Node, computation: Computation) -> bool:
 
 def _top_up(node: Node, computation: Computation, now: float) -> None:
     """Short jobs are handed over in batches, so that no process waits for the next."""
-    batch = _batch(computation)
+    busy, cpus = 0, _cpus_for(node, computation)
+    batch = _with_one_ahead(computation, cpus)
     if batch == 1:
         return
-    busy, cpus = 0, _cpus_for(node, computation)
     for worker in computation.workers.values():
         busy += bool(worker.tasks)
         if not computation.queue or busy > cpus:
@@ -179,6 +180,16 @@ def _batch(computation: Computation) -> int:
     if computation.max_tasks == 1 or computation.run_s < 0:
         return 1
     return 1 + min(int(HAND_OVER_S / (computation.run_s + 1e-6)), HAND_OVER_MAX - 1)
+
+
+def _with_one_ahead(computation: Computation, cpus: int) -> int:
+    """How many jobs a process may have, counting the one that it is to begin next.
+
+    Of longer jobs the last ones stay in the queue, for whichever process is free first.
+    """
+    batch = _batch(computation)
+    is_short = 0 <= computation.run_s < AHEAD_S and computation.max_tasks != 1
+    return 2 if batch == 1 and is_short and len(computation.queue) >= cpus else batch
 
 
 def _give(node: Node, worker: Worker, count: int, now: float) -> None:

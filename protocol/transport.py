@@ -23,7 +23,10 @@ from .wire import FRAMES_MAX
 
 DRAIN_MAX = 200  # messages taken from one socket before the core gets its turn
 ROUTE_BYTES = 5  # as ZeroMQ makes them; others are chosen by peers, which ours never do
-READABLE = int(zmq.POLLIN)  # a plain number: operators of the flag itself are slow
+# Plain numbers: operators of the flags themselves are slow.
+READABLE = int(zmq.POLLIN)
+NO_WAIT = int(zmq.NOBLOCK)
+MORE = int(zmq.SNDMORE | zmq.NOBLOCK)
 
 
 class Bus:
@@ -99,8 +102,11 @@ class Bus:
             sender, message = connection.dealer if connection else None, frames
         if sender is None:
             return True  # it is gone: its `Down` is on the way
+        is_short = len(frames) == 1
         try:
-            sender.send_multipart(message, zmq.NOBLOCK, copy=len(frames) == 1)
+            for frame in message[:-1]:
+                sender.send(frame, MORE, copy=is_short)
+            sender.send(message[-1], NO_WAIT, copy=is_short)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -191,7 +197,7 @@ class Bus:
             if not int(source.getsockopt(zmq.EVENTS)) & READABLE:  # cheaper than to be told `Again`
                 self._undrained.pop(source, None)
                 return
-            first = source.recv(zmq.NOBLOCK)
+            first = source.recv(NO_WAIT)
             if listener is None:
                 self._arrivals.append(Arrived(route, self._rest(source, [first])))
             elif listener.keys is None:
@@ -205,7 +211,7 @@ class Bus:
         """Take a message of a peer whose key is known, or gets known by it."""
         source, known = listener.router, listener.keys_of
         if route not in known:
-            header = source.recv(zmq.NOBLOCK, copy=False)
+            header = source.recv(NO_WAIT, copy=False)
             if len(known) >= ACCEPTED_MAX:
                 del known[next(iter(known))]
             known[route] = str(header.get("User-Id")).encode()
@@ -228,9 +234,9 @@ class Bus:
                 _skip(source)
                 break
             if frames:
-                frames.append(source.recv(zmq.NOBLOCK, copy=False).buffer)
+                frames.append(source.recv(NO_WAIT, copy=False).buffer)
             else:
-                frames.append(source.recv(zmq.NOBLOCK))
+                frames.append(source.recv(NO_WAIT))
         return frames
 
 
@@ -241,5 +247,5 @@ def _is_chosen(route: bytes) -> bool:
 
 def _skip(source: zmq.Socket[bytes]) -> None:
     """Take in the rest of a message, and keep nothing of it."""
-    while source.recv(zmq.NOBLOCK, copy=False).more:
+    while source.recv(NO_WAIT, copy=False).more:
         pass

@@ -103,6 +103,9 @@ class Storm:
             for effect in effects:
                 self.carry_out(effect)
                 self.agent.check()
+            if self.agent.is_settled(effects):  # then the shell doesn't ask again
+                assert self.agent.flush(self.now) == []
+                return
 
     def carry_out(self, effect: Effect) -> None:
         if isinstance(effect, Send):

@@ -258,6 +258,19 @@ def test_short_jobs_go_in_batches_to_processes_that_are_reused() -> None:
     assert max(map(len, stage.given().values())) > 1
 
 
+def test_a_process_has_its_next_job_before_a_short_one_ends() -> None:
+    stage = Stage(max_tasks=0)
+    one, two = stage.run(*range(1, 8))
+    for ended, given in ((1, [3, 4, 5]), (3, [6])):
+        stage.ended(one, ended, run_s=0.01)
+        assert [job.seq for give in stage.take(Give) for job in give.jobs] == given
+    assert [task.spec.seq for task in stage.agent.workers[two].tasks] == [2, 5]
+    stage.ended(one, 4, run_s=0.01)
+    assert stage.take(Give) == [], "the last one is for whoever is free first"
+    stage.ended(two, 2, 5, run_s=0.01)
+    assert stage.given() == {two: [7]}
+
+
 def test_what_waits_behind_a_long_job_is_given_to_others() -> None:
     stage = Stage(max_tasks=0, cpus=1)
     [(worker, _)] = stage.run(1, 2, 3, 4).items()

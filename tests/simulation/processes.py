@@ -189,15 +189,20 @@ class NodeProcess(Process):
         self.handle(self.exchange.tick(now), now)
         self._report_processes(now)
         self.agent.tick(now)
-        while effects := self.agent.flush(now):
+        is_settled = False
+        while not is_settled:
+            effects = self.agent.flush(now)
             for effect in effects:
                 self._carry_out(effect, now)
-            self._report_processes(now)
+            has_news = self._report_processes(now)
+            is_settled = not has_news and self.agent.is_settled(effects)
         self.exchange.flush(now)
 
-    def _report_processes(self, now: float) -> None:
-        for event in self.jobs.take_events():
+    def _report_processes(self, now: float) -> bool:
+        events = self.jobs.take_events()
+        for event in events:
             report(self.agent, event, now)
+        return bool(events)
 
     def _carry_out(self, effect: node_effects.Effect, now: float) -> None:
         if isinstance(effect, node_effects.Send):
