@@ -35,9 +35,9 @@ class Connections:
         self.downward = Downward(transport)
         self.places = Places(transport)
         self.introductions = Introductions(trunk, self.children, guard, codec)
-        self.next_round = 0.0  # when there is something to do next
-        self.news: list[News] = []
-        self.failed: list[DialFailed] = []  # addresses that led nowhere
+        self.next_round = 0.0  # when there is something to do next, here or in the core
+        self.news: list[News] = []  # until the shell takes it, as what has failed
+        self.failed: list[DialFailed] = []
         self._transport = transport
         self._trunk = trunk
         self._codec = codec

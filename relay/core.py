@@ -273,6 +273,7 @@ class Relay:
             self._connections.bring(caller.arrival, caller.who)
 
     def _end_trunk(self) -> None:
+        """The connection to the broker is gone, and so are those that were there for it."""
         self._connections.clear()
         self._trunk.end()
 

@@ -1,7 +1,7 @@
 """The trunk: the connection towards the broker, over which all children's messages go.
 
 What goes up takes turns here; of what has come down the long frames are kept, so that they
-needn't come again. Nothing of that outlives the connection.
+needn't come again. Nothing of either outlives the connection.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Trunk:
         return self.waiting_bytes <= FULL_BYTES // 2
 
     def carry(self, child: int, frames: list[Buffer]) -> None:
-        """Pass on what a child says, with its number in front."""
+        """Pass on what a child says; its number is in front already."""
         self._upward.add(child, frames)
 
     def tell(self, child: int, event: int, text: str = "", refused: bool = False) -> None:
