@@ -19,8 +19,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "client": {"protocol", "broker"},  # JobCluster embeds the broker
 }
 PURE = [
+    "relay/callers.py",
+    "relay/carrying.py",
     "relay/children.py",
+    "relay/connections.py",
     "relay/core.py",
+    "relay/downward.py",
+    "relay/engagement.py",
+    "relay/introductions.py",
+    "relay/news.py",
+    "relay/places.py",
+    "relay/trunk.py",
     "protocol/arrivals.py",
     "protocol/connections.py",
     "protocol/dials.py",

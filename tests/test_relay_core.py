@@ -36,13 +36,10 @@ from dispy.protocol.messages import (
 )
 from dispy.protocol.pacing import FULL_BYTES, WAY_MAX_BYTES
 from dispy.protocol.wire import Codec
-from dispy.relay.core import (
-    ALL_WAITING_MAX_BYTES,
-    KEEP_S,
-    PATIENCE_S,
-    WAITING_MAX_BYTES,
-    Relay,
-)
+from dispy.relay.callers import PATIENCE_S
+from dispy.relay.core import Relay
+from dispy.relay.downward import ALL_WAITING_MAX_BYTES, WAITING_MAX_BYTES
+from dispy.relay.engagement import KEEP_S
 
 from .memoryshelf import MemoryShelf
 

@@ -279,8 +279,8 @@ def test_a_frame_that_the_relay_misses_comes_in_full() -> None:
     pieces = BlobPieces(1, 1, [BlobPiece(b"d", 0, b"", [Large(len(content), [content])])])
     broker.send("node1", pieces)
     stage.run(1.0)
-    relay._kept._memory.clear()  # what can only come of a lost message
-    relay._kept._memory_bytes = 0
+    relay._trunk._kept._memory.clear()  # what can only come of a lost message
+    relay._trunk._kept._memory_bytes = 0
     stage.take("node2")
     broker.send("node2", pieces)
     stage.run(3.0)

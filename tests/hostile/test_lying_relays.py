@@ -22,7 +22,7 @@ from dispy.protocol.messages import (
 )
 from dispy.protocol.pacing import size_of
 from dispy.protocol.wire import FRAMES_MAX, Codec
-from dispy.relay import core
+from dispy.relay import trunk as relay_trunk
 from dispy.relay.core import Relay
 from tests.memoryshelf import MemoryShelf
 
@@ -105,7 +105,7 @@ def test_what_a_relay_does_not_take_in_is_not_kept_for_it(
 def test_a_broker_that_marks_without_end_gets_no_answers(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(core, "MARKED_MAX_BYTES", LIMIT_BYTES)
+    monkeypatch.setattr(relay_trunk, "MARKED_MAX_BYTES", LIMIT_BYTES)
     relay = Relay(LIAR, wire, lambda: "session", MemoryShelf)
     relay.receive(Arrived(TRUNK, encoded(hello(BROKER))), 0.0)
     relay.flush(0.0)
@@ -114,7 +114,7 @@ def test_a_broker_that_marks_without_end_gets_no_answers(
     wire.is_stuck = True
     for _ in range(2 * LIMIT_BYTES // size_of(encoded(Relayed(1, MARK)))):
         relay.receive(mark, 0.0)
-    assert LIMIT_BYTES <= relay._upward.waiting_bytes < LIMIT_BYTES + 1000
+    assert LIMIT_BYTES <= relay._trunk.waiting_bytes < LIMIT_BYTES + 1000
     relay.check()
 
 

@@ -10,7 +10,7 @@ from dispy.broker.nodes import LEASE_PULSES
 from dispy.protocol.dials import GREETING_S, REDIAL_MAX_S, REFUSED_PAUSE_S
 from dispy.protocol.link import BEAT_S, RELAYED_SILENCE_S, SILENCE_S
 from dispy.protocol.messages import CLOSE, JobOptions, Large
-from dispy.relay.core import KEEP_S
+from dispy.relay.engagement import KEEP_S
 
 from . import promises
 from .extras import Extras

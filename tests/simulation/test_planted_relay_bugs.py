@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from dispy.protocol import connections, framecache, introductions, link, pacing, trunks
-from dispy.relay import core as relay_core
+from dispy.relay import connections as relay_connections
 
 from .planting import PART, Bug, catching_seed, planted
 from .relayedworlds import (
@@ -34,7 +34,7 @@ DIRECTED: dict[int, Callable[[], World]] = {
 }
 
 X, Y = connections.Connections, introductions.Introductions
-R, P, T, L = relay_core.Relay, pacing.Pacing, trunks.Trunk, link.Link
+R, P, T, L = relay_connections.Connections, pacing.Pacing, trunks.Trunk, link.Link
 BUGS = [
     Bug(X, "_orphan", "self.broken(link, reason, False, relay.heard, self._news)", "pass"),
     Bug(X, "_orphan", "self.trunks.close(route)", "pass"),
@@ -50,7 +50,7 @@ BUGS = [
     Bug(P, "flush", "self._on_its_way < self._way_bytes", "True"),
     Bug(framecache.Sent, "sent", "self._sizes[digest] = size", "pass"),
     Bug(L, "limit", "RELAYED_CHUNK_BYTES if is_relayed else CHUNK_BYTES", "CHUNK_BYTES"),
-    Bug(R, "_on_down", "self._tell(child.number, LOST, down.reason, down.refused)", "pass"),
+    Bug(R, "down", "self._trunk.tell(child.number, LOST, down.reason, down.refused)", "pass"),
 ]
 
 
