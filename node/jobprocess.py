@@ -32,21 +32,20 @@ from dispy.protocol.messages import (
 )
 
 from .conversation import Conversation
-from .plan import FileEntry
-from .runner import (
+from .jobwire import (
     EMPTIED,
     EXIT_UNREACHABLE,
     INTERRUPTED,
     OUTBOX_BYTES,
     OUTBOX_HEAD,
-    OUTPUT_BYTES,
     PROVISIONAL,
     RETURNED,
     TOKEN,
     USED,
-    cut_mark,
     head_of,
 )
+from .output import OUTPUT_BYTES, cut_mark
+from .plan import FileEntry
 from .traffic import Block, Ended, Intake, pack_blocks, pack_files, pack_heard
 
 # A signal that comes just before a system call doesn't end it: Python answers it afterwards. So

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TypeAlias
 
 from dispy.node.conversation import Conversation
+from dispy.node.jobwire import OWN_AHEAD
 from dispy.node.launcher import (
     Event,
     FilePlaced,
@@ -27,7 +28,6 @@ from dispy.node.launcher import (
     TemplateReady,
     WorkerExited,
 )
-from dispy.node.runner import OWN_AHEAD
 from dispy.protocol.messages import (
     FINISHED,
     PROVISIONAL,
