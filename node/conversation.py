@@ -12,7 +12,7 @@ from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import FILE, OUTPUT, RECORD_BYTES, RECORDS_AHEAD, JobRecord, Large
 from dispy.protocol.payload import INLINE_BYTES, PATH_BYTES_MAX, pack_output
 
-from .runner import FILE_BYTES, OWN_AHEAD
+from .jobwire import FILE_BYTES, OWN_AHEAD
 
 OUTPUT_AHEAD = RECORDS_AHEAD - OWN_AHEAD
 PIECE_BYTES_MAX = FILE_BYTES + PATH_BYTES_MAX + 64  # of a file, with what is told of it

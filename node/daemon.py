@@ -26,7 +26,7 @@ from dispy.protocol.sockets import room_for_payloads
 from dispy.protocol.store import SpoiledBlob, Store, idle_bytes
 from dispy.protocol.transport import Bus
 
-from . import launcher as processes
+from . import processevents
 from .core import KEEP_S, Agent
 from .effects import (
     Acknowledge,
@@ -52,6 +52,7 @@ from .effects import (
     TellTime,
     Terminate,
 )
+from .launcher import Launcher
 from .service import Hours
 from .vitals import Gauge
 
@@ -90,9 +91,10 @@ def time_of_day() -> int:
 class NodeDaemon:
     """Runs an `Agent` on a `Bus` and a `Launcher` until `stop` is called."""
 
-    def __init__(self, settings: Settings, launcher: processes.Launcher, bus: Bus) -> None:
+    def __init__(self, settings: Settings, launcher: Launcher, bus: Bus) -> None:
         self.bus = bus
         self.launcher = launcher
+        self.workers = launcher.workers
         self.store = Store(settings.blobs)
         self.gauge = Gauge(settings.files)
         self.agent = Agent(
@@ -157,7 +159,7 @@ class NodeDaemon:
         self._handle(self.exchange.tick(now))
         if now >= self._next_look:
             self._next_look = now + PROCESS_TICK_S
-            self.launcher.tick()
+            self.workers.tick()
         self._report_processes(now)
         self.agent.tick(now)
         is_settled = False
@@ -279,30 +281,30 @@ class NodeDaemon:
         agent = self.agent
         events = self.launcher.take_events()
         for event in events:
-            if isinstance(event, processes.Outcomes):
+            if isinstance(event, processevents.Outcomes):
                 agent.outcomes(event.worker, event.results, now)
-            elif isinstance(event, processes.Recorded):
+            elif isinstance(event, processevents.Recorded):
                 agent.recorded(event.worker, event.records)
-            elif isinstance(event, processes.WorkerExited):
+            elif isinstance(event, processevents.WorkerExited):
                 output = (event.stdout, event.stderr)
                 agent.worker_exited(event.worker, event.started, event.reason, output, now)
             else:
                 self._report_template(event)
         return bool(events)
 
-    def _report_template(self, event: processes.Event) -> None:
+    def _report_template(self, event: processevents.Event) -> None:
         agent = self.agent
-        if isinstance(event, processes.TemplateReady):
+        if isinstance(event, processevents.TemplateReady):
             agent.template_ready(event.computation)
-        elif isinstance(event, processes.TemplateFailed):
+        elif isinstance(event, processevents.TemplateFailed):
             agent.template_failed(event.computation, event.reason)
-        elif isinstance(event, processes.TemplateGone):
+        elif isinstance(event, processevents.TemplateGone):
             agent.template_gone(event.computation)
-        elif isinstance(event, processes.FilePlaced):
+        elif isinstance(event, processevents.FilePlaced):
             agent.file_placed(event.computation, event.request, event.error)
-        elif isinstance(event, processes.LayerFailed):
+        elif isinstance(event, processevents.LayerFailed):
             log.error("definitions could not be loaded: %s", event.reason)
-        elif isinstance(event, processes.ShutdownAsked):
+        elif isinstance(event, processevents.ShutdownAsked):
             log.info("a computation asks the node to stop")
             agent.shutdown_asked()
         else:
@@ -314,7 +316,7 @@ class NodeDaemon:
         if isinstance(effect, Send):
             self.exchange.send(effect.peer, effect.message)
         elif isinstance(effect, Revoke):
-            self.agent.revoked(effect.worker, self.launcher.revoke(effect.worker), now)
+            self.agent.revoked(effect.worker, self.workers.revoke(effect.worker), now)
         elif isinstance(effect, KeepPiece):
             self._keep_piece(effect)
         elif isinstance(effect, DropBlob):
@@ -356,23 +358,23 @@ class NodeDaemon:
             self.agent.blob_failed(digest, reason)
 
     def _launch(self, effect: Effect) -> None:
-        launcher = self.launcher
+        workers = self.workers
         if isinstance(effect, Give):
-            launcher.give(effect.worker, effect.jobs)
+            workers.give(effect.worker, effect.jobs)
         elif isinstance(effect, Spawn):
-            launcher.spawn(effect.computation, effect.worker, effect.max_tasks)
+            workers.spawn(effect.computation, effect.worker, effect.max_tasks)
         elif isinstance(effect, Acknowledge):
-            launcher.acknowledge(*effect)
+            workers.acknowledge(*effect)
         elif isinstance(effect, FollowOutput):
-            launcher.follow(effect.worker, effect.seq, effect.attempt)
+            workers.follow(effect.worker, effect.seq, effect.attempt)
         elif isinstance(effect, Retire):
-            launcher.retire(effect.worker)
+            workers.retire(effect.worker)
         elif isinstance(effect, Interrupt):
-            launcher.interrupt(effect.worker)
+            workers.interrupt(effect.worker)
         elif isinstance(effect, Terminate):
-            launcher.terminate(effect.worker)
+            workers.terminate(effect.worker)
         elif isinstance(effect, Destroy):
-            launcher.kill(effect.worker)
+            workers.kill(effect.worker)
         else:
             self._set_up(effect)
 

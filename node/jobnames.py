@@ -21,7 +21,10 @@ from typing import Any
 from dispy.protocol.payload import pack_file_piece
 
 from . import runner
-from .runner import FILE, FILE_BYTES, OWN_AHEAD, PROVISIONAL, NodeGone, Runner
+from .jobwire import FILE, FILE_BYTES, OWN_AHEAD, PROVISIONAL
+from .mailboxes import NodeGone
+from .runner import Runner
+from .values import pack_value
 
 TIMEOUT_S = 10.0  # by default
 SLICE_S = 0.05  # in which interrupts, timeouts and what other threads have read are noticed
@@ -54,7 +57,7 @@ def dispy_provisional_result(
     be pickled. The reason is written to stderr. ``relay`` has no meaning any more.
     """
     try:
-        value, buffers, problem = runner.pack_value(result)
+        value, buffers, problem = pack_value(result)
         if problem:
             raise NotTold(problem)
         with Talking() as talk:

@@ -6,47 +6,42 @@ waits: what the process doesn't take yet is kept, and a token that isn't there i
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import signal
 import socket
-import sys
-import tempfile
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple, TypeAlias
 
-from dispy.protocol.blobs import file_name
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import (
     FINISHED,
     RECORD_BYTES,
     TERMINATED,
     Buffer,
-    FileSpec,
     JobRecord,
     JobResult,
     JobSpec,
 )
 
 from .conversation import Conversation
-from .plan import FileEntry
-from .runner import (
+from .jobwire import (
     EMPTIED,
     EXIT_UNREACHABLE,
     INTERRUPTED,
     OUTBOX_BYTES,
     OUTBOX_HEAD,
-    OUTPUT_BYTES,
     PROVISIONAL,
     RETURNED,
     TOKEN,
     USED,
-    cut_mark,
     head_of,
 )
+from .memoryfile import open_memory
+from .output import OUTPUT_BYTES, cut_mark
+from .planning import entry_of
 from .traffic import Block, Ended, Intake, pack_blocks, pack_files, pack_heard
 
 # A signal that comes just before a system call doesn't end it: Python answers it afterwards. So
@@ -435,11 +430,6 @@ class JobProcess:
         return text
 
 
-def entry_of(file: FileSpec) -> FileEntry:
-    """Return a file as those see it who place it."""
-    return FileEntry(file.path, file_name(file.digest), file.size, file.mode, file.mtime)
-
-
 def _first_of(block: Block) -> int:
     return block.first
 
@@ -452,30 +442,6 @@ def describe_signal(signum: int) -> str:
         return f"signal {signum}"
     meaning = signal.strsignal(signum) or ""
     return f"{name} ({meaning.lower()})"
-
-
-def open_memory(name: str, flags: int, size: int = 0) -> int:
-    """Open a file that is in memory, or at least nowhere to be found.
-
-    One that has a ``size`` keeps it where the system can see to that: who shares such memory
-    dies when another cuts it off.
-    """
-    if sys.platform == "linux":
-        fd = os.memfd_create(name, os.MFD_CLOEXEC | (os.MFD_ALLOW_SEALING if size else 0))
-    else:
-        fd, path = tempfile.mkstemp()
-        os.unlink(path)
-    try:
-        if flags:
-            fcntl.fcntl(fd, fcntl.F_SETFL, flags)
-        if size:
-            os.ftruncate(fd, size)
-        if size and sys.platform == "linux":
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
 
 
 def _read_output(fd: int) -> bytes:

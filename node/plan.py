@@ -1,4 +1,4 @@
-"""What a template is to make of itself, as the launcher writes it down and the template reads it.
+"""What a template is to make of itself, as `planning` writes it and the template reads it.
 
 Plain values only, since they travel as marshal through a file in memory: first the plan, then
 the pickled objects that it counts, each with its buffers, one after the other.

@@ -38,6 +38,7 @@ from .processes import (
     signal_all,
     signal_group,
 )
+from .values import failure
 
 LOADING, SERVING, CLEANING, ENDING = range(4)  # stages
 END_RETRY_S = 0.001
@@ -189,7 +190,7 @@ class Template:
             raise
         except BaseException as error:
             reason = f"the code of the computation could not be loaded{environment.hint()}"
-            raise LoadError(runner.failure(reason, error)[2]) from None
+            raise LoadError(failure(reason, error)[2]) from None
         return tuple(loaded)
 
     def _unpickle_layer(self, layer: LayerEntry) -> Any:
@@ -218,7 +219,7 @@ class Template:
             step = "setup failed"
             result = setup(*self._setup_args) if setup is not None else 0
         except BaseException as error:
-            raise LoadError(runner.failure(step, error)[2]) from None
+            raise LoadError(failure(step, error)[2]) from None
         if not isinstance(result, int) or result not in (0, 1, 2):
             raise LoadError(f"setup returned {_brief(result)}: it must return 0, 1 or 2")
 
@@ -263,7 +264,7 @@ class Template:
         try:
             self._cleanup(*_fitting(self._cleanup, self._setup_args))
         except BaseException as error:
-            print(runner.failure("cleanup failed", error)[2], file=sys.stderr)
+            print(failure("cleanup failed", error)[2], file=sys.stderr)
         for stream in (sys.stdout, sys.stderr):
             with suppress(AttributeError, OSError, ValueError):
                 stream.flush()

@@ -2,7 +2,7 @@
 
 Pure. What comes from a job process was written beside foreign code: it is read with `struct`
 only, memory is reserved for what has arrived and not for what is announced, and anything that
-isn't exactly the format described in `runner` raises `ProtocolError`.
+isn't exactly the format described in `jobwire` raises `ProtocolError`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dispy.protocol.payload import INLINE_BYTES, MAX_BUFFERS
 from dispy.protocol.wire import CHUNK_BYTES
 
 from . import channel
-from .runner import BLOCK, FILE, JOB, RESULT, SIZE, GivenFiles
+from .jobwire import BLOCK, FILE, JOB, RESULT, SIZE, GivenFiles
 
 BLOCK_BYTES = 1 << 18  # jobs are put together up to this size; a larger one goes alone
 RESULT_BYTES_MAX = 16 << 30  # of one result: a limit for nonsense, not for users

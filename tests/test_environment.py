@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from dispy.node.launcher import (
+from dispy.node.launcher import Launcher
+from dispy.node.processevents import (
     Event,
     FilePlaced,
-    Launcher,
     LayerFailed,
     Outcomes,
     Recorded,
@@ -104,7 +104,7 @@ class Node:
     def turn(self) -> None:
         select.select([self.launcher.fileno()], [], [], 0.05)
         self.launcher.receive()
-        self.launcher.tick()
+        self.launcher.workers.tick()
         for event in self.launcher.take_events():
             if isinstance(event, Recorded):
                 self._on_records(event)
@@ -115,7 +115,8 @@ class Node:
         for record in event.records if self.hears else ():
             refusal = self.refusal if record.kind == FILE else ""
             number = record.number
-            self.launcher.acknowledge(event.worker, record.seq, record.attempt, number, refusal)
+            attempt = record.seq, record.attempt
+            self.launcher.workers.acknowledge(event.worker, *attempt, number, refusal)
 
     def expect(self, kind: type[E], wanted: Callable[[E], bool] = lambda _: True) -> E:
         deadline = time.monotonic() + DEADLINE_S
@@ -152,13 +153,13 @@ class Node:
 
     def spawn(self, max_tasks: int = 1) -> int:
         self.workers += 1
-        self.launcher.spawn(1, self.workers, max_tasks)
+        self.launcher.workers.spawn(1, self.workers, max_tasks)
         return self.workers
 
     def give(self, worker: int, payload: bytes, **options: Any) -> None:
         self.jobs += 1
         chosen = JobOptions(**options) if options else None
-        self.launcher.give(worker, [JobSpec(self.jobs, 1, payload, [], chosen)])
+        self.launcher.workers.give(worker, [JobSpec(self.jobs, 1, payload, [], chosen)])
 
     def result(self, worker: int) -> JobResult:
         for event in self.events:
@@ -227,7 +228,7 @@ def test_later_layers(node: Node) -> None:
     old = node.spawn(0)
     node.launcher.define(1, [layer("class D:\n  y = 2", names="D")])
     assert node.value(b"c__main__\nD\n)\x81.") == 2
-    node.launcher.retire(old)
+    node.launcher.workers.retire(old)
     assert node.expect(WorkerExited, lambda event: event.worker == old).reason == ""
 
 
@@ -506,7 +507,7 @@ def test_program_that_is_cancelled(node: Node) -> None:
     worker = node.spawn()
     node.give(worker, arguments(), follow=True)
     node.until(lambda: bool(node.records))
-    node.launcher.interrupt(worker)
+    node.launcher.workers.interrupt(worker)
     result = node.result(worker)
     assert result.status == TERMINATED
     assert body_of(result).exception.startswith("the job was cancelled")
@@ -575,7 +576,7 @@ def f():
     worker = node.spawn()
     node.give(worker, arguments())
     node.until(lambda: len(node.records) == 6)
-    node.launcher.interrupt(worker)
+    node.launcher.workers.interrupt(worker)
     assert value_of(node.result(worker)) == "saved"
 
 
@@ -590,10 +591,10 @@ def test_jobs_with_parts_wait_before_an_acknowledgement(node: Node) -> None:
     views: list[Any] = []
     stream = pickle.dumps(((1, buffer), {}), 5, buffer_callback=views.append)
     job = JobSpec(50, 1, pack_object([True], stream), [chunked(views[0].raw())])
-    node.launcher.give(worker, [job])
+    node.launcher.workers.give(worker, [job])
     node.until(lambda: len(node.records) == 6)
     node.hears = True
-    node.launcher.acknowledge(worker, 1, 1, 6, "")
+    node.launcher.workers.acknowledge(worker, 1, 1, 6, "")
     assert value_of(node.result(worker)) == ([0] * 20, 0)
     assert value_of(node.result(worker)) == ([0], 3 << 20)
 
@@ -662,7 +663,7 @@ def test_output_is_followed_later(node: Node, tmp_path: Path) -> None:
     worker = node.spawn()
     node.give(worker, arguments(str(tmp_path / "fifo")))
     with (tmp_path / "fifo").open("w"):
-        node.launcher.follow(worker, 1, 1)
+        node.launcher.workers.follow(worker, 1, 1)
         node.until(lambda: bool(node.records))
     node.until(lambda: len(node.records) == 2)
     told = b"".join(unpack_output(record.payload).data for record in node.records)

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 from dispy.node.jobprocess import JobProcess
-from dispy.node.runner import OUTBOX_BYTES, RESULT, TOKEN, Inbox, Outbox
+from dispy.node.jobwire import OUTBOX_BYTES, RESULT, TOKEN
+from dispy.node.mailboxes import Inbox, Outbox
 from dispy.protocol.messages import JobSpec
 from dispy.protocol.wire import chunked
 

@@ -18,9 +18,9 @@ import cloudpickle
 import pytest
 
 from dispy.node.daemon import CLOSE_S
-from dispy.node.launcher import (
+from dispy.node.launcher import Launcher
+from dispy.node.processevents import (
     Event,
-    Launcher,
     Outcomes,
     TemplateFailed,
     TemplateGone,
@@ -77,7 +77,7 @@ class Node:
                     return event
             select.select([self.launcher.fileno()], [], [], 0.1)
             self.launcher.receive()
-            self.launcher.tick()
+            self.launcher.workers.tick()
             self._events += self.launcher.take_events()
         raise AssertionError(f"no {kind.__name__}; there is {self._events}")
 
@@ -92,11 +92,11 @@ class Node:
 
     def spawn(self, max_tasks: int = 1, computation: int = COMPUTATION) -> int:
         self.workers += 1
-        self.launcher.spawn(computation, self.workers, max_tasks)
+        self.launcher.workers.spawn(computation, self.workers, max_tasks)
         return self.workers
 
     def give(self, worker: int, *arguments: tuple[Any, ...]) -> None:
-        self.launcher.give(worker, [self.spec(*each) for each in arguments])
+        self.launcher.workers.give(worker, [self.spec(*each) for each in arguments])
 
     def spec(self, *args: Any) -> JobSpec:
         self.jobs += 1
@@ -131,11 +131,16 @@ class Node:
         assert exited.started == 1
         return exited
 
-    def pids_below(self) -> set[int]:
-        """All descendants of the zygote, and itself."""
+    @property
+    def zygote(self) -> subprocess.Popen[bytes]:
+        """The process at the top of all others."""
         zygote = self.launcher._zygote
         assert zygote is not None
-        return {zygote.pid} | descendants(zygote.pid)
+        return zygote.process
+
+    def pids_below(self) -> set[int]:
+        """All descendants of the zygote, and itself."""
+        return {self.zygote.pid} | descendants(self.zygote.pid)
 
 
 def job(seq: int, args: tuple[Any, ...]) -> JobSpec:
@@ -309,9 +314,9 @@ def test_argument_that_can_not_be_unpickled(node: Node) -> None:
     node.prepare(lambda argument: None)
     worker = node.spawn(0)
     stream = b"cno_such_module\nname\n."
-    node.launcher.give(worker, [JobSpec(1, 1, pack_object([], stream))])
-    node.launcher.give(worker, [JobSpec(2, 1, b"\x05")])
-    node.launcher.give(worker, [job(3, (1,))])
+    node.launcher.workers.give(worker, [JobSpec(1, 1, pack_object([], stream))])
+    node.launcher.workers.give(worker, [JobSpec(2, 1, b"\x05")])
+    node.launcher.workers.give(worker, [job(3, (1,))])
     results = node.results(worker, 2)
     assert "No module named 'no_such_module'" in body_of(results[0]).exception
     assert "could not be unpickled" in body_of(results[1]).exception
@@ -466,7 +471,7 @@ def test_large_payloads_of_revoked_jobs_are_skipped(node: Node, fifo: Path) -> N
     worker = node.spawn(0)
     node.give(worker, (fifo,), (bytes(1 << 20),), (bytes(3 << 20),))
     with fifo.open("w"):  # opens when the first job does
-        assert node.launcher.revoke(worker) == 2
+        assert node.launcher.workers.revoke(worker) == 2
     node.give(worker, (bytes(5 << 20),))
     assert [value_of(result) for result in node.results(worker, 2)] == ["", 5 << 20]
 
@@ -527,12 +532,12 @@ def test_revoke_and_give_again(node: Node, fifo: Path) -> None:
     for _ in range(5):
         node.give(worker, (fifo,), *[(number,) for number in range(20)])
         with fifo.open("w"):
-            assert node.launcher.revoke(worker) == 20
-            assert node.launcher.revoke(worker) == 0
+            assert node.launcher.workers.revoke(worker) == 20
+            assert node.launcher.workers.revoke(worker) == 0
             node.give(worker, *[(number,) for number in range(100, 110)])
         results = node.results(worker, 11)
         assert [value_of(result) for result in results] == ["", *range(100, 110)]
-    node.launcher.kill(worker)
+    node.launcher.workers.kill(worker)
     exited = node.exit(worker)
     assert exited.started == 55 and "sent by the node" in exited.reason
 
@@ -552,7 +557,7 @@ def test_interrupt(node: Node, fifo: Path, max_tasks: int) -> None:
     node.give(worker, ())
     with fifo.open("w") as file:
         file.write("x")
-    node.launcher.interrupt(worker)
+    node.launcher.workers.interrupt(worker)
     (result,) = node.results(worker, 1)
     assert result.status == TERMINATED
     assert body_of(result).exception.startswith("the job was cancelled")
@@ -563,7 +568,7 @@ def test_interrupt_before_the_job_begins(node: Node, max_tasks: int) -> None:
     node.prepare(lambda: time.sleep(1000))
     worker = node.spawn(max_tasks)
     node.give(worker, ())
-    node.launcher.interrupt(worker)  # the process is hardly forked
+    node.launcher.workers.interrupt(worker)  # the process is hardly forked
     (result,) = node.results(worker, 1)
     assert body_of(result).exception.startswith("the job was cancelled")
 
@@ -573,7 +578,7 @@ def test_interrupt_hits_no_later_job(node: Node) -> None:
     worker = node.spawn(0)
     for number in range(300):
         node.give(worker, (number,))
-        node.launcher.interrupt(worker)
+        node.launcher.workers.interrupt(worker)
         node.results(worker, 1)
         node.give(worker, (-number,))
         assert value_of(node.results(worker, 1)[0]) == -number
@@ -595,7 +600,7 @@ def test_cancelled_job_may_finish(node: Node, fifo: Path) -> None:
     node.give(worker, ())
     with fifo.open("w") as file:
         file.write("x")
-    node.launcher.interrupt(worker)
+    node.launcher.workers.interrupt(worker)
     (result,) = node.results(worker, 1)
     assert (result.status, value_of(result)) == (FINISHED, "saved")
 
@@ -605,8 +610,8 @@ def test_terminate_and_kill(node: Node) -> None:
     workers = node.spawn(), node.spawn()
     for worker in workers:
         node.give(worker, ())
-    node.launcher.terminate(workers[0])
-    node.launcher.kill(workers[1])
+    node.launcher.workers.terminate(workers[0])
+    node.launcher.workers.kill(workers[1])
     assert "SIGTERM (terminated), sent by the node" in node.exit(workers[0]).reason
     assert "SIGKILL (killed), sent by the node" in node.exit(workers[1]).reason
 
@@ -685,8 +690,7 @@ def test_killed_template(node: Node) -> None:
     worker = node.spawn()
     node.give(worker, ())
     wait_for_sleepers(node, 1)
-    zygote = node.launcher._zygote
-    assert zygote is not None
+    zygote = node.zygote
     pids = node.pids_below() - {zygote.pid}
     (template,) = [pid for pid in pids if parent_of(pid) == zygote.pid]
     os.kill(template, signal.SIGKILL)
@@ -703,8 +707,7 @@ def test_killed_zygote(node: Node) -> None:
     node.prepare(lambda: time.sleep(1000))
     worker = node.spawn()
     node.give(worker, ())
-    zygote = node.launcher._zygote
-    assert zygote is not None
+    zygote = node.zygote
     pids = node.pids_below()
     zygote.kill()
     node.expect(ZygoteLost)
@@ -718,8 +721,7 @@ def test_killed_zygote(node: Node) -> None:
 
 
 def test_zygote_that_is_ended_by_hand_leaves_the_node_its_folder(node: Node) -> None:
-    zygote = node.launcher._zygote
-    assert zygote is not None
+    zygote = node.zygote
     node.prepare(abs)
     blob = node.folder / "blob"
     blob.write_text("")
@@ -731,14 +733,13 @@ def test_zygote_that_is_ended_by_hand_leaves_the_node_its_folder(node: Node) -> 
 
 
 def test_spawn_that_is_not_possible(node: Node) -> None:
-    node.launcher.spawn(99, 1, 1)
+    node.launcher.workers.spawn(99, 1, 1)
     assert node.exit(1).started == 0
 
 
 def test_computation_that_can_not_be_started(node: Node) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    zygote = node.launcher._zygote
-    assert zygote is not None
+    zygote = node.zygote
     zygote.kill()
     node.expect(ZygoteLost)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
@@ -796,7 +797,8 @@ def test_nonsense_from_a_job_process(node: Node) -> None:
 DAEMON = """
 import os, select, sys, pathlib, cloudpickle
 sys.path.insert(0, sys.argv[2])
-from dispy.node.launcher import Launcher, TemplateReady
+from dispy.node.launcher import Launcher
+from dispy.node.processevents import TemplateReady
 from dispy.protocol.messages import Code, ComputationSpec, JobSpec, Prepare
 from dispy.protocol.payload import pack_object
 import pickle
@@ -818,9 +820,9 @@ while not any(isinstance(event, TemplateReady) for event in launcher.take_events
     launcher.receive()
 arguments = pack_object([], pickle.dumps(((), {})))
 for worker, max_tasks in ((1, 1), (2, 0), (3, 1)):
-    launcher.spawn(1, worker, max_tasks)
+    launcher.workers.spawn(1, worker, max_tasks)
     if worker < 3:
-        launcher.give(worker, [JobSpec(worker, 1, arguments)])
+        launcher.workers.give(worker, [JobSpec(worker, 1, arguments)])
 print("ready", flush=True)
 while True:
     select.select([launcher.fileno()], [], [])

@@ -100,7 +100,9 @@ PURE = [
     "node/guests.py",
     "node/handover.py",
     "node/invariants.py",
+    "node/jobwire.py",
     "node/plan.py",
+    "node/processevents.py",
     "node/reports.py",
     "node/service.py",
     "node/setups.py",
@@ -148,8 +150,10 @@ UNPICKLING_MODULES = {"cloudpickle", "dill", "marshal", "pickle", "shelve"}
 # The job process and what it is forked from run the user's code anyway; the zygote imports
 # cloudpickle for them, once. Processes of one node that run no user code exchange marshal.
 MAY_UNPICKLE = {
-    "node/runner.py": UNPICKLING_MODULES,
-    "node/template.py": UNPICKLING_MODULES,
+    "node/mailboxes.py": {"marshal"},
+    "node/runner.py": {"pickle"},
+    "node/template.py": {"pickle"},
+    "node/values.py": {"cloudpickle", "pickle"},
     "node/zygote.py": {"cloudpickle"},
     "node/channel.py": {"marshal"},
 }

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dispy.node.runner import OUTPUT_BYTES as NODE_OUTPUT_BYTES
-from dispy.node.runner import cut_mark
+from dispy.node.output import OUTPUT_BYTES as NODE_OUTPUT_BYTES
+from dispy.node.output import cut_mark
 from dispy.output import END_UNKNOWN, OUTPUT_BYTES, Feed, Output, whole
 from dispy.protocol.messages import OUTPUT, RECORDS_AHEAD, JobRecord, Large
 from dispy.protocol.payload import INLINE_BYTES, STDERR, STDOUT, pack_output

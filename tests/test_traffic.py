@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispy.node.runner import BLOCK, JOB, RESULT, SIZE
+from dispy.node.jobwire import BLOCK, JOB, RESULT, SIZE
 from dispy.node.traffic import Ended, Intake, pack_blocks
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import JobSpec

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dispy.node import launcher as processes
+from dispy.node import processevents
 from dispy.node.core import KEEP_S, Agent
 from dispy.node.daemon import NodeDaemon, Settings
 from dispy.protocol import messages as m
@@ -35,17 +35,18 @@ PATIENCE = 50  # rounds in which a job is done
 
 
 class Processes:
-    """In place of a launcher: knows what it was asked for, and makes up what comes of it."""
+    """In place of a launcher and its workers: makes up what comes of what it was asked for."""
 
     def __init__(self, chance: random.Random, babbler: Babbler) -> None:
         self.templates: dict[int, str] = {}
-        self.workers: dict[int, int] = {}  # of which computation
+        self.workers = self  # a launcher's are another object
+        self.living: dict[int, int] = {}  # worker to computation
         self.jobs: dict[int, deque[m.JobSpec]] = {}
         self.begun: dict[int, int] = {}
         self.breaks = 0.1  # how often something breaks down
         self._chance = chance
         self._babbler = babbler
-        self._events: list[processes.Event] = []
+        self._events: list[processevents.Event] = []
 
     def tick(self) -> None:
         """Something happens."""
@@ -53,22 +54,22 @@ class Processes:
         for number, stage in list(self.templates.items()):
             if chance.random() < 0.5:
                 self._advance(number, stage)
-        for worker in list(self.workers):
+        for worker in list(self.living):
             if chance.random() < 0.5:
                 self._work(worker)
 
     def _advance(self, number: int, stage: str) -> None:
         if stage == "stopping":
-            for worker in [each for each, of in self.workers.items() if of == number]:
+            for worker in [each for each, of in self.living.items() if of == number]:
                 self._forget(worker)
             del self.templates[number]
-            self._events.append(processes.TemplateGone(number))
+            self._events.append(processevents.TemplateGone(number))
         elif stage == "loading" and self._chance.random() < self.breaks:
             self.templates[number] = "failed"
-            self._events.append(processes.TemplateFailed(number, "no"))
+            self._events.append(processevents.TemplateFailed(number, "no"))
         elif stage == "loading":
             self.templates[number] = "ready"
-            self._events.append(processes.TemplateReady(number))
+            self._events.append(processevents.TemplateReady(number))
 
     def _work(self, worker: int) -> None:
         chance, jobs = self._chance, self.jobs[worker]
@@ -78,18 +79,18 @@ class Processes:
             job = jobs[0]
             record: m.JobRecord = self._babbler.message(m.JobRecord)
             record.seq, record.attempt = job.seq, job.attempt
-            self._events.append(processes.Recorded(worker, [record]))
+            self._events.append(processevents.Recorded(worker, [record]))
             if chance.random() < 0.7:
                 jobs.popleft()
                 self.begun[worker] += 1
                 result: m.JobResult = self._babbler.message(m.JobResult)
                 result.seq, result.attempt = job.seq, job.attempt
-                self._events.append(processes.Outcomes(worker, [result]))
+                self._events.append(processevents.Outcomes(worker, [result]))
 
     def _forget(self, worker: int) -> None:
-        del self.workers[worker], self.jobs[worker], self.begun[worker]
+        del self.living[worker], self.jobs[worker], self.begun[worker]
 
-    # -- what a launcher can do --------------------------------------------------------------
+    # -- what these can do -------------------------------------------------------------------
 
     def prepare(self, prepare: m.Prepare) -> None:
         """Begin to load a computation."""
@@ -102,7 +103,7 @@ class Processes:
 
     def spawn(self, computation: int, worker: int, max_tasks: int) -> None:
         """Fork a job process."""
-        self.workers[worker], self.jobs[worker], self.begun[worker] = computation, deque(), 0
+        self.living[worker], self.jobs[worker], self.begun[worker] = computation, deque(), 0
 
     def give(self, worker: int, jobs: Sequence[m.JobSpec]) -> None:
         """Hand jobs over."""
@@ -119,23 +120,23 @@ class Processes:
 
     def kill(self, worker: int) -> None:
         """End a job process."""
-        if worker in self.workers:
+        if worker in self.living:
             begun = self.begun[worker] + bool(self.jobs[worker])
             self._forget(worker)
-            self._events.append(processes.WorkerExited(worker, begun, "it died"))
+            self._events.append(processevents.WorkerExited(worker, begun, "it died"))
 
     retire = terminate = kill
 
     def put(self, computation: int, request: int, file: m.FileSpec) -> None:
         """Place a file."""
-        self._events.append(processes.FilePlaced(computation, request, ""))
+        self._events.append(processevents.FilePlaced(computation, request, ""))
 
     def ignore(self, *_: Any) -> None:
         """Nothing comes of it."""
 
     interrupt = define = clear = acknowledge = follow = close = ignore
 
-    def take_events(self) -> list[processes.Event]:
+    def take_events(self) -> list[processevents.Event]:
         """Return what has happened."""
         events, self._events = self._events, []
         return events

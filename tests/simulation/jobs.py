@@ -1,4 +1,4 @@
-"""Made-up job processes in place of `node.launcher`, with the same methods and events.
+"""Made-up job processes in place of `node.launcher` and its workers: same methods, same events.
 
 What a job does and how it ends is a `Course`, which the world draws from the seed. Begun and
 ended jobs are noted in a `Diary`, so that a test can say what really happened at the nodes.
@@ -17,7 +17,8 @@ from functools import partial
 from typing import TypeAlias
 
 from dispy.node.conversation import Conversation
-from dispy.node.launcher import (
+from dispy.node.jobwire import OWN_AHEAD
+from dispy.node.processevents import (
     Event,
     FilePlaced,
     Outcomes,
@@ -27,7 +28,6 @@ from dispy.node.launcher import (
     TemplateReady,
     WorkerExited,
 )
-from dispy.node.runner import OWN_AHEAD
 from dispy.protocol.messages import (
     FINISHED,
     PROVISIONAL,

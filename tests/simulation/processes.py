@@ -19,7 +19,7 @@ from dispy import effects as client_effects
 from dispy.job import DispyJob
 from dispy.line import priority_of
 from dispy.node import effects as node_effects
-from dispy.node import launcher
+from dispy.node import processevents
 from dispy.node.core import Agent
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.events import Away, Back, DialFailed, Event, Joined, Left, Received
@@ -227,22 +227,22 @@ class NodeProcess(Process):
         self.agent.check()
 
 
-def report(agent: Agent, event: launcher.Event, now: float) -> None:
+def report(agent: Agent, event: processevents.Event, now: float) -> None:
     """Tell an agent what has happened to processes, as the daemon does."""
-    if isinstance(event, launcher.Outcomes):
+    if isinstance(event, processevents.Outcomes):
         agent.outcomes(event.worker, event.results, now)
-    elif isinstance(event, launcher.Recorded):
+    elif isinstance(event, processevents.Recorded):
         agent.recorded(event.worker, event.records)
-    elif isinstance(event, launcher.WorkerExited):
+    elif isinstance(event, processevents.WorkerExited):
         output = (event.stdout, event.stderr)
         agent.worker_exited(event.worker, event.started, event.reason, output, now)
-    elif isinstance(event, launcher.TemplateReady):
+    elif isinstance(event, processevents.TemplateReady):
         agent.template_ready(event.computation)
-    elif isinstance(event, launcher.TemplateFailed):
+    elif isinstance(event, processevents.TemplateFailed):
         agent.template_failed(event.computation, event.reason)
-    elif isinstance(event, launcher.TemplateGone):
+    elif isinstance(event, processevents.TemplateGone):
         agent.template_gone(event.computation)
-    elif isinstance(event, launcher.FilePlaced):
+    elif isinstance(event, processevents.FilePlaced):
         agent.file_placed(event.computation, event.request, event.error)
 
 

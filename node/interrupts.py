@@ -1,0 +1,52 @@
+"""When SIGINT ends a job: in the one that it's meant for, and while that one's function runs."""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # in the place of `signal`: see `runner`
+
+from .jobwire import INTERRUPTED
+
+
+class Interrupts:
+    """Turns SIGINT into KeyboardInterrupt, in the job that it's meant for and nowhere else.
+
+    A process for many jobs is told the number of that job in the outbox. So an interrupt that
+    arrives before the job begins is not lost, and one that arrives after its end hits no other.
+    """
+
+    def __init__(self, words: memoryview | None) -> None:
+        self._words = words
+        self._arrived = False
+        self.number = 0  # of the present job
+        self.running = False  # its function runs
+        self.held = False  # it runs, but nothing may be raised just now
+
+    def install(self) -> None:
+        """Answer SIGINT from now on, and one that was held back."""
+        _signal.signal(_signal.SIGINT, self._on_signal)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGINT,))
+
+    @property
+    def meant(self) -> bool:
+        """Whether the present job is to be interrupted, or was."""
+        if self._words is None:
+            return self._arrived
+        return self._words[INTERRUPTED] == self.number
+
+    def hold(self) -> bool:
+        """Raise nothing until `let_go`; return whether something could have been raised."""
+        self.held, self.running = self.running, False
+        return self.held
+
+    def let_go(self) -> None:
+        """Undo `hold`. Raises KeyboardInterrupt when one has come meanwhile."""
+        self.held, self.running = False, True
+        if self.running and self.meant:
+            self.running = False
+            raise KeyboardInterrupt
+
+    def _on_signal(self, signum: int, frame: object) -> None:
+        self._arrived = True
+        if self.running and self.meant:
+            self.running = False  # once per job: nothing may be raised outside of it
+            raise KeyboardInterrupt
