@@ -169,6 +169,11 @@ def find_text() -> tuple[str, str]:
         return os.environ[TEXT_VARIABLE].strip(), TEXT_VARIABLE
     named = os.environ.get(FILE_VARIABLE)
     path = Path(named).expanduser() if named else default_file()
+    if named and not os.path.lexists(path):
+        raise SecretError(
+            f"{FILE_VARIABLE} names {path}: No such file. Copy the secret of your other machines "
+            f"there, make one with 'dispy secret new --file {path}', or unset {FILE_VARIABLE}"
+        )
     if named or (named is None and path.exists()):
         return _read_private(path).strip(), str(path)
     return "", ""

@@ -156,8 +156,10 @@ def test_a_named_file_must_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     with pytest.raises(SecretError, match="missing: No such file"):
         secret.find(file=missing)
     monkeypatch.setenv("DISPY_SECRET_FILE", missing)
-    with pytest.raises(SecretError, match="missing: No such file"):
+    with pytest.raises(SecretError, match="missing: No such file") as raised:
         secret.find()
+    assert f"dispy secret new --file {missing}" in str(raised.value)
+    assert str(raised.value).startswith("DISPY_SECRET_FILE names")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of files are other ones here")

@@ -66,7 +66,7 @@ from .sharedworlds import (
 from .world import World
 
 # They catch most, so they go first.
-GOOD = (4, 5, 9, 2, 3, 29, 39, 38, 42, 11, 22, 28, 19, 59, 0, 34, 43)
+GOOD = (4, 5, 9, 2, 3, 29, 39, 38, 42, 11, 22, 28, 19, 59, 0, 34, 43, 61, 104)
 SEEDS: Sequence[int] = (*GOOD, *range(200))
 FAULTS = 5
 SHARED_GOOD = (0, 17, 53, 62, 89, 71, 125)
@@ -207,7 +207,7 @@ SHARED_BUGS = [
     # Who has a cluster.
     Bug(attaching, "_on_attach", "tell_all(state, found)", "pass"),
     Bug(attaching, "_move", "state.keep(cluster)", "pass"),
-    Bug(attaching, "_move", "remember(state, cluster)", "pass"),
+    Bug(attaching, "_note_taken", "state.taken[loser] = cluster.id", "return"),
     Bug(attaching, "_say_attached", "list(ranges(sorted(unended(cluster))))", "[]"),
     Bug(exclusive, "leave", "_review(state)", "pass"),
     Bug(clients, "set_trouble", "state.uncredited[cluster] = None", "pass"),
@@ -248,6 +248,14 @@ def test_a_planted_bug_of_a_shared_broker_is_caught(bug: Bug) -> None:
 def test_without_a_bug_nothing_fails() -> None:
     assert catching_seed(play_plain, GOOD, DIRECTED) is None
     assert catching_seed(play_shared, SHARED_GOOD, SHARED_DIRECTED) is None
+
+
+@pytest.mark.parametrize(
+    "bug", [*BUGS, *SHARED_BUGS], ids=lambda bug: f"{bug.function}: {bug.line}"
+)
+def test_each_bug_can_be_planted(bug: Bug) -> None:
+    with planted(bug):
+        pass
 
 
 def test_there_are_enough_bugs() -> None:

@@ -70,5 +70,11 @@ def test_without_a_bug_nothing_fails() -> None:
     assert catching_seed(play, GOOD, DIRECTED) is None
 
 
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: f"{bug.function}: {bug.line}")
+def test_each_bug_can_be_planted(bug: Bug) -> None:
+    with planted(bug):
+        pass
+
+
 def test_there_are_enough_bugs() -> None:
     assert len(set(BUGS)) == len(BUGS) >= 12
