@@ -362,7 +362,7 @@ class NodeDaemon:
         if isinstance(effect, Give):
             workers.give(effect.worker, effect.jobs)
         elif isinstance(effect, Spawn):
-            workers.spawn(effect.computation, effect.worker, effect.max_tasks)
+            workers.spawn(*effect)
         elif isinstance(effect, Acknowledge):
             workers.acknowledge(*effect)
         elif isinstance(effect, FollowOutput):

@@ -78,11 +78,15 @@ class Put(NamedTuple):
 
 
 class Spawn(NamedTuple):
-    """Fork a job process; it takes ``max_tasks`` jobs (0: any number)."""
+    """Fork a job process; it takes ``max_tasks`` jobs (0: any number).
+
+    ``rehearses``: there is a CPU free for what makes its first job quicker.
+    """
 
     computation: int
     worker: int
     max_tasks: int
+    rehearses: bool = False
 
 
 class Give(NamedTuple):

@@ -286,5 +286,6 @@ def _spawn(node: Node, computation: Computation, now: float) -> bool:
     worker = Worker(node.last_worker, computation, computation.max_tasks)
     node.workers[worker.id] = computation.workers[worker.id] = worker
     computation.spares.append(worker)
-    node.effects.append(Spawn(computation.id, worker.id, worker.max_tasks))
+    rehearses = worker.max_tasks == 1 and node.busy < node.cpus
+    node.effects.append(Spawn(computation.id, worker.id, worker.max_tasks, rehearses))
     return True

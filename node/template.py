@@ -323,7 +323,8 @@ class Template:
             return
         (kind, worker, number), descriptors = received
         if kind == "spawn":
-            self._spawn(worker, number, descriptors)
+            max_tasks, rehearses = number
+            self._spawn(worker, max_tasks, rehearses, descriptors)
         elif kind == "define":
             self._define_more(worker, descriptors)
         elif kind == "put":
@@ -377,7 +378,7 @@ class Template:
                 if name.startswith(f"{worker}-"):
                     shutil.rmtree(os.path.join(self._plan.jobs, name), ignore_errors=True)
 
-    def _spawn(self, worker: int, max_tasks: int, descriptors: list[int]) -> None:
+    def _spawn(self, worker: int, max_tasks: int, rehearses: bool, descriptors: list[int]) -> None:
         """Fork a job process; its ends are passed as connection, output, error, [...]."""
         pid = -1
         reason = "too many open files"
@@ -388,7 +389,7 @@ class Template:
         except OSError as error:
             reason = error.strerror or str(error)
         if pid == 0:
-            self._be_worker(max_tasks, descriptors)
+            self._be_worker(max_tasks, rehearses, descriptors)
         if pid > 0:
             self._workers[worker] = pid
             self._pids[pid] = worker
@@ -398,7 +399,7 @@ class Template:
         if pid < 0:
             self._channel.send(("unborn", worker, reason))
 
-    def _be_worker(self, max_tasks: int, descriptors: list[int]) -> NoReturn:
+    def _be_worker(self, max_tasks: int, rehearses: bool, descriptors: list[int]) -> NoReturn:
         """Turn a forked copy of the template into a job process."""
         try:
             # A group for signals, no session: the scheduler would take each for a user of its
@@ -409,6 +410,8 @@ class Template:
             self._shed()
             register_deferred_hooks()
             gc.enable()
+            if rehearses:
+                runner.rehearse(1)
             runner.run(self._function, descriptors, max_tasks)
         except BaseException as problem:
             print(f"dispy: a job process could not start: {problem!r}", file=sys.stderr, flush=True)

@@ -47,10 +47,11 @@ class Workers:
 
     # -- what is asked of them -------------------------------------------------------------
 
-    def spawn(self, computation: int, worker: int, max_tasks: int) -> None:
+    def spawn(self, computation: int, worker: int, max_tasks: int, rehearses: bool = False) -> None:
         """Fork a job process for ``max_tasks`` jobs (0: any number).
 
-        It can be given jobs at once. When it can't be had, `WorkerExited` tells why.
+        It can be given jobs at once; if it ``rehearses``, it runs an empty one of its own before.
+        When it can't be had, `WorkerExited` tells why.
         """
         template = self._templates.get(computation)
         if template is None or template.closed:
@@ -66,7 +67,7 @@ class Workers:
         self._workers[worker] = template.workers[worker] = process
         self._selector.register(process.socket, READ, partial(self._on_worker, process))
         passed = process.take_passed()
-        send(self._selector, template.channel, ("spawn", worker, max_tasks), passed)
+        send(self._selector, template.channel, ("spawn", worker, (max_tasks, rehearses)), passed)
 
     def give(self, worker: int, jobs: Sequence[JobSpec]) -> None:
         """Hand jobs over, to be run one after the other, behind those given before.

@@ -249,6 +249,17 @@ def test_processes_are_forked_ahead_and_as_many_jobs_run_as_there_are_cpus() -> 
     assert list(stage.given().values()) == [[3]]
 
 
+def test_processes_rehearse_while_a_cpu_is_free_for_that() -> None:
+    stage = Stage()
+    assert [spawn.rehearses for spawn in stage.take(Spawn)] == [True, True]
+    stage.run(1)
+    stage.run(2, 3, 4)
+    stage.ended(1, 1)
+    assert {spawn.rehearses for spawn in stage.take(Spawn)} == {True, False}
+    stage = Stage(max_tasks=0)
+    assert [spawn.rehearses for spawn in stage.take(Spawn)] == [False, False]
+
+
 def test_short_jobs_go_in_batches_to_processes_that_are_reused() -> None:
     stage = Stage(max_tasks=0)
     given = stage.run(*range(1, 9))
