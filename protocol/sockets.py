@@ -158,9 +158,10 @@ class Sockets:
         ready = self.selector.select(0.0 if self._woken else max(0.0, timeout_s))
         self._sleeping = False
         self._woken = False
-        self.was_stirred = any(key.fd != self._bell.fileno() for key, _ in ready)
+        self.was_stirred = False
         for key, events in ready:
             on_read, on_write = key.data
+            self.was_stirred |= on_read != self._on_wake
             if events & selectors.EVENT_READ:
                 on_read()
             if events & selectors.EVENT_WRITE and on_write is not None:
