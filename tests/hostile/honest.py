@@ -6,11 +6,11 @@ import random
 
 from dispy.protocol import messages as m
 from dispy.protocol.arrivals import Arrived
+from dispy.protocol.link import BEAT_S
 
 from .babble import Babbler
 from .liars import Liar, Wire
 
-BEAT_S = 2.0
 SPEC = m.ComputationSpec("c", [m.Code("3.11", m.JobSpec(0, 0, b"f"))])
 
 

@@ -18,10 +18,11 @@ from dispy.broker.settings import POLICIES, Settings
 from dispy.protocol import blobs
 from dispy.protocol import messages as m
 from dispy.protocol.arrivals import Arrival, Down, HungUp, Up
+from dispy.protocol.link import BEAT_S
 from dispy.protocol.payload import pack_result
 
 from .babble import ACTIONS, KINDS, Babbler
-from .honest import BEAT_S, SPEC, Honest
+from .honest import SPEC, Honest
 from .liars import ASTRAY, Behind, Clock, Liar, Wire
 
 CONTENTS = [bytes([65 + index]) * (index * 70) for index in range(5)]
