@@ -34,7 +34,8 @@ from .state import PENDING, Allocation, Cluster, Node, Share, Stage, State
 
 LEASE_PULSES = 5  # a node that can't be reached for so many pulses is given up
 PULSE_S = 5.0
-PULSE_MAX_S = 1000.0
+# As clients check it; what others send mustn't have nodes given up at once, or never.
+PULSE_MIN_S, PULSE_MAX_S = 0.1, 1000.0
 PULSES_PER_S = 2000  # so many clients are told of a node's vitals in a second
 PULSES_BURST_S = 1.0  # ... on average over this time
 
@@ -122,7 +123,7 @@ def node_back(state: State, node: Node) -> None:
 def _lease_s(node: Node) -> float:
     pulses = [each.cluster.computation.pulse_interval for each in node.allocations.values()]
     pulse_s = min([each for each in pulses if each > 0], default=PULSE_S)
-    return LEASE_PULSES * min(pulse_s, PULSE_MAX_S)
+    return LEASE_PULSES * min(max(pulse_s, PULSE_MIN_S), PULSE_MAX_S)
 
 
 def lose_node(state: State, node: Node, reason: str) -> None:

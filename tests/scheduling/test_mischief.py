@@ -7,6 +7,7 @@ import time
 import pytest
 
 from dispy.broker.matching import addresses
+from dispy.broker.nodes import LEASE_PULSES, PULSE_MIN_S
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import (
     CloseCluster,
@@ -82,3 +83,19 @@ def test_no_pattern_takes_long(pattern: str) -> None:
     stage.tell("a" * 250, Holding([], []))
     assert time.monotonic() - began < PATIENCE_S
     assert not stage.scheduler.clusters[stage.number].allocations
+
+
+@pytest.mark.parametrize("pulse_s", [1e-300, 1e-9, 0.05])
+def test_no_cluster_has_a_node_given_up_at_the_first_silence(pulse_s: float) -> None:
+    """Programs can't ask for such pulses, but others who speak the protocol can."""
+    stage = Stage()
+    spec = ComputationSpec("d", [LAYER], pulse_interval=pulse_s)
+    stage.tell(CLIENT, OpenCluster(2, spec, [NodeSpec("*")]))
+    stage.node("n")
+    stage.scheduler.away("n", "silence", False, stage.now)
+    stage.now += LEASE_PULSES * PULSE_MIN_S - 0.01
+    stage.scheduler.tick(stage.now)
+    assert "n" in stage.scheduler.nodes
+    stage.now += 0.02
+    stage.scheduler.tick(stage.now)
+    assert "n" not in stage.scheduler.nodes
