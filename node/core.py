@@ -219,8 +219,14 @@ class Agent:
         if peer == self.broker:
             self._work_for_nobody()
 
+    def ahead(self) -> list[int]:
+        """Return the job processes that have more jobs than they run."""
+        return [worker.id for worker in self.workers.values() if len(worker.tasks) > 1]
+
     def stop(self) -> None:
         """Give back what has not begun, end the rest, say goodbye.
+
+        What job processes have ahead should have been taken back from them.
 
         All that may have begun is told, so that the broker knows: what it hasn't heard of has not
         even arrived here.

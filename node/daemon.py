@@ -139,6 +139,7 @@ class NodeDaemon:
             for arrival in self.bus.poll(self._deadline() - now):
                 self._handle(self.exchange.receive(arrival, time.monotonic()))
             self._round(time.monotonic())
+        self._take_back(time.monotonic())
         self.agent.stop()
         self._round(time.monotonic())
         self.launcher.close(CLOSE_S)
@@ -214,6 +215,13 @@ class NodeDaemon:
         self._was_free = is_free
         discovery.stance = Stance.OPEN if is_free else Stance.BUSY
         discovery.tick(now)
+
+    def _take_back(self, now: float) -> None:
+        """The node stops: what has not begun is to run elsewhere, what has ended counts."""
+        for worker in self.agent.ahead():
+            self.agent.revoked(worker, self.workers.revoke(worker), now)
+        self.launcher.receive()
+        self._report_processes(now)
 
     # -- what comes from peers ------------------------------------------------------------
 

@@ -50,10 +50,19 @@ def assign(node: Node, now: float) -> None:
                     break
             _top_up(node, node.turns[0], now)
         return
+    if node.charged_at is None:
+        _clear_the_way(node)
     _charge(node, now)
     _start_in_turn(node, now)
     for computation in _going_on(node):
         _top_up(node, computation, now)
+
+
+def _clear_the_way(node: Node) -> None:
+    """Others want the CPUs from now on: of longer jobs none is ahead of theirs."""
+    for worker in node.workers.values():
+        if len(worker.tasks) > 1 and _batch(worker.computation) == 1:
+            endings.revoke(node, worker)
 
 
 def _leave_out(node: Node) -> None:
@@ -160,7 +169,7 @@ def _uses_its_cpus(node: Node, computation: Computation) -> bool:
 def _top_up(node: Node, computation: Computation, now: float) -> None:
     """Short jobs are handed over in batches, so that no process waits for the next."""
     busy, cpus = 0, _cpus_for(node, computation)
-    batch = _with_one_ahead(computation, cpus)
+    batch = _batch(computation) if len(node.turns) > 1 else _with_one_ahead(computation, cpus)
     if batch == 1:
         return
     for worker in computation.workers.values():
@@ -185,7 +194,8 @@ def _batch(computation: Computation) -> int:
 def _with_one_ahead(computation: Computation, cpus: int) -> int:
     """How many jobs a process may have, counting the one that it is to begin next.
 
-    Of longer jobs the last ones stay in the queue, for whichever process is free first.
+    For one that is the only one with jobs. Of longer jobs, the last that are fewer than the CPUs
+    stay in the queue, for whichever process is free first.
     """
     batch = _batch(computation)
     is_short = 0 <= computation.run_s < AHEAD_S and computation.max_tasks != 1

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from .arrivals import Arrival, Arrived, Down, Route, Transport, Up, above
 from .connections import Connections
 from .dials import GREETING_S, REFUSED_PAUSE_S, Dial
+from .doubts import Doubts
 from .errors import Gap, ProtocolError
 from .events import Away, DialFailed, Event, Left, Received
 from .guard import OPEN, Guard
@@ -38,7 +39,6 @@ from .messages import (
 from .wire import FRAMES_MAX, INCOMPLETE_MAX_BYTES
 
 ROUND_S = 0.25  # how often all links are looked at
-DOUBTFUL_ROUNDS = 3  # in which all accepted connections are tried, after one was closed
 RELAYS_MAX = 8  # one behind the other
 
 
@@ -78,7 +78,7 @@ class Exchange:
         self.malformed = 0  # messages dropped because they could not be understood
         self.incomplete_max_bytes = INCOMPLETE_MAX_BYTES  # a shell knows how much memory there is
         self._unconfirmed: dict[Link, None] = {}
-        self._doubtful_rounds = 0
+        self._doubts = Doubts()
 
     @property
     def identity(self) -> Identity:
@@ -185,11 +185,13 @@ class Exchange:
 
     def deadline(self) -> float:
         """When `tick` next has something to do, in seconds of the same clock as ``now``."""
-        return self._connections.next_round
+        return min(self._connections.next_round, self._doubts.next_at)
 
     def tick(self, now: float) -> list[Event]:
         """Dial, beat, and notice who has been silent for too long."""
         connections = self._connections
+        if self._doubts.are_due(now):
+            connections.try_accepted(now)
         if now < connections.next_round:
             return connections.with_news([])
         connections.next_round = now + ROUND_S
@@ -204,9 +206,6 @@ class Exchange:
                 connections.broken(link, reason, False, now, events)
             elif link.needs_flush(now):
                 connections.unflushed[link] = None
-        if self._doubtful_rounds:
-            self._doubtful_rounds -= 1
-            connections.try_accepted(now)
         if connections.trunks:
             self._introductions.give_up(now)
         return connections.with_news(events)
@@ -219,9 +218,7 @@ class Exchange:
             return self._on_up(arrival, now)
         if isinstance(arrival, Down):
             return self._connections.with_news(self._on_down(arrival, now))
-        if not self._doubtful_rounds:  # else whoever comes and goes would have us beat each time
-            self._connections.next_round = now
-        self._doubtful_rounds = DOUBTFUL_ROUNDS
+        self._doubts.begin(now)
         return []
 
     def check(self) -> None:

@@ -169,14 +169,25 @@ def find_text() -> tuple[str, str]:
         return os.environ[TEXT_VARIABLE].strip(), TEXT_VARIABLE
     named = os.environ.get(FILE_VARIABLE)
     path = Path(named).expanduser() if named else default_file()
-    if named and not os.path.lexists(path):
-        raise SecretError(
-            f"{FILE_VARIABLE} names {path}: No such file. Copy the secret of your other machines "
-            f"there, make one with 'dispy secret new --file {path}', or unset {FILE_VARIABLE}"
-        )
-    if named or (named is None and path.exists()):
+    if named:
+        return _read_named(path).strip(), str(path)
+    if named is None and path.exists():
         return _read_private(path).strip(), str(path)
     return "", ""
+
+
+def _read_named(path: Path) -> str:
+    """Return the text of the file that the environment names."""
+    try:
+        return _read_private(path)
+    except SecretError as error:
+        if isinstance(error.__context__, FileNotFoundError):
+            raise SecretError(
+                f"{FILE_VARIABLE} names {path}: No such file. Copy the secret of your other "
+                f"machines there, make one with 'dispy secret new --file {path}', or unset "
+                f"{FILE_VARIABLE}"
+            ) from None
+        raise
 
 
 def _private_key(text: str, path: Path) -> bytes:

@@ -19,9 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dispy.protocol.arrivals import Arrival, Arrived, Down, HungUp, Route, Transport, Up
+from dispy.protocol.doubts import Doubts
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.events import Away, Back, DialFailed, Event, Joined, Left
-from dispy.protocol.exchange import DOUBTFUL_ROUNDS, ROUND_S, Exchange, unknown_time
+from dispy.protocol.exchange import ROUND_S, Exchange, unknown_time
 from dispy.protocol.framecache import Shelf
 from dispy.protocol.guard import NODES, OPEN, Guard
 from dispy.protocol.handshake import LINKS_MAX
@@ -72,7 +73,7 @@ class Relay:
         self._connections = Connections(transport, self._trunk, guard, codec)
         self._children = self._connections.children
         self._carrying = Carrying(self._trunk, self._connections)
-        self._doubtful_rounds = 0
+        self._doubts = Doubts()
         self._retry_at = float("inf")
         self._now = 0.0  # when something arrived last
 
@@ -158,16 +159,19 @@ class Relay:
         if isinstance(arrival, Down) and self._is_of_a_child(arrival, now):
             return
         if isinstance(arrival, HungUp):
-            self._doubt(now)
+            self._doubts.begin(now)
         self._handle(self.exchange.receive(arrival, now), now)
 
     def deadline(self) -> float:
         """When `tick` next has something to do, in seconds of the same clock as ``now``."""
-        return min(self._connections.next_round, self._retry_at, self.exchange.deadline())
+        dues = self._connections.next_round, self._retry_at, self._doubts.next_at
+        return min(*dues, self.exchange.deadline())
 
     def tick(self, now: float) -> None:
         """Dial, beat, and notice who has been silent or has waited for too long."""
         self._handle(self.exchange.tick(now), now)
+        if self._doubts.are_due(now):
+            self._try_accepted()
         if now < self._connections.next_round:
             return
         self._connections.next_round = now + ROUND_S
@@ -177,9 +181,6 @@ class Relay:
         for caller in self._callers.take_late(now):
             reason = f"relay {self.identity.name} has no broker at present"
             self._connections.say(caller.arrival.route, Refused(reason))
-        if self._doubtful_rounds:
-            self._doubtful_rounds -= 1
-            self._try_accepted()
 
     def flush(self, now: float) -> None:
         """Hand over what waits, as far as the transport takes it."""
@@ -342,12 +343,6 @@ class Relay:
     def _is_of_a_child(self, down: Down, now: float) -> bool:
         """Tell whether a connection that is gone was one of the other side, and see to that."""
         return self._connections.down(down, now) or self._callers.forget(down.route)
-
-    def _doubt(self, now: float) -> None:
-        """One of the accepted connections was closed: try all of them in the next rounds."""
-        if not self._doubtful_rounds:  # else whoever comes and goes has us beat each time
-            self._connections.next_round = now
-        self._doubtful_rounds = DOUBTFUL_ROUNDS
 
     def _try_accepted(self) -> None:
         """Say something to each peer that dialled in: the transport notices who is gone."""

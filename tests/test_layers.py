@@ -33,6 +33,7 @@ PURE = [
     "protocol/arrivals.py",
     "protocol/connections.py",
     "protocol/dials.py",
+    "protocol/doubts.py",
     "protocol/events.py",
     "protocol/handshake.py",
     "protocol/introductions.py",

@@ -282,6 +282,28 @@ def test_a_process_has_its_next_job_before_a_short_one_ends() -> None:
     assert stage.given() == {two: [7]}
 
 
+def test_a_newcomer_does_not_wait_for_jobs_that_were_handed_over_ahead() -> None:
+    stage = Stage(max_tasks=0)
+    one, two = stage.run(*range(1, 20))
+    stage.ended(one, 1, run_s=0.01)
+    assert {worker: len(stage.agent.workers[worker].tasks) for worker in (one, two)} == {
+        one: 2,
+        two: 2,
+    }
+    stage.take(Give)
+    stage.tell(Prepare(2, spec_of(0)))
+    stage.agent.template_ready(2)
+    stage.tell(Run(2, [JobSpec(1, 1, b"x")]))
+    assert {revoke.worker for revoke in stage.take(Revoke)} == {one, two}
+    for worker in (one, two):
+        stage.agent.revoked(worker, 1, stage.now)
+    stage.flush()
+    assert stage.take(Give) == []  # as long as another wants the CPUs
+    stage.ended(one, 3, run_s=0.01)
+    first, *_ = stage.take(Give)
+    assert stage.agent.workers[first.worker].computation.id == 2
+
+
 def test_what_waits_behind_a_long_job_is_given_to_others() -> None:
     stage = Stage(max_tasks=0, cpus=1)
     [(worker, _)] = stage.run(1, 2, 3, 4).items()

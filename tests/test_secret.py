@@ -160,6 +160,9 @@ def test_a_named_file_must_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         secret.find()
     assert f"dispy secret new --file {missing}" in str(raised.value)
     assert str(raised.value).startswith("DISPY_SECRET_FILE names")
+    monkeypatch.setenv("DISPY_SECRET_FILE", str(tmp_path))  # it is there, and no file
+    with pytest.raises(SecretError, match=r"can't read .*: Is a directory$"):
+        secret.find()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of files are other ones here")

@@ -350,11 +350,12 @@ def test_a_node_that_cannot_fork_says_so_and_goes_on_when_it_can_again(
 # -- the end, under load -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("max_tasks", [1, None])
 def test_a_node_stopped_under_load_loses_no_result_and_runs_nothing_twice(
-    start_node: StartNode, new_cluster: NewCluster, tmp_path: Path
+    start_node: StartNode, new_cluster: NewCluster, tmp_path: Path, max_tasks: int | None
 ) -> None:
     first, second = start_node(), start_node()
-    cluster = new_cluster(square, first, second)
+    cluster = new_cluster(square, first, second, max_tasks_per_child=max_tasks)
     record = tmp_path / "record"
     jobs = submit_all(cluster, record, int(400 * SCALE), lambda: 0.01)
     until(lambda: sum(job.finish.is_set() for job in jobs) > 20, "some results")
@@ -363,6 +364,7 @@ def test_a_node_stopped_under_load_loses_no_result_and_runs_nothing_twice(
     counts = statuses(jobs)
     lost = len(jobs) - counts[DispyJob.Finished]
     assert lost <= first.cpus  # what it was running
+    assert len(noted(record)) == len(jobs)  # so each of these had begun
     assert max(noted(record).values()) == 1
 
 

@@ -44,6 +44,7 @@ from .relayunderfire import CHILDREN, RelayUnderFire
 from .underfire import BrokerUnderFire
 
 COUNT = int(os.environ.get("DISPY_FUZZ", "1500"))
+pytestmark = pytest.mark.timeout(120 + COUNT / 100)
 FIRST_SEED = int(os.environ.get("DISPY_TEST_SEED", "0"))
 STEPS = 150  # of a storm
 STORMS_MIN = 4  # in the life of a core

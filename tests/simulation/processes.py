@@ -166,6 +166,8 @@ class NodeProcess(Process):
         if self.clock.now < self.paused_until:
             self.kill()
             return
+        for worker in self.agent.ahead():
+            self.agent.revoked(worker, self.jobs.revoke(worker), self.clock.now)
         self.agent.stop()
         self.round(self.clock.now)
         self.kill()
