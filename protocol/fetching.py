@@ -258,6 +258,8 @@ class Fetching:
     def _next_of(self, source: int, peer: Hashable) -> BlobRange:
         unasked = self._unasked[source]
         blob = next(iter(unasked.values()))
+        if blob.asked_of != peer:  # what another one was asked for may never come
+            blob.asked = blob.got
         wanted = BlobRange(blob.digest, blob.asked, min(PIECE_BYTES, blob.size - blob.asked))
         blob.asked += wanted.size
         blob.asked_of = peer

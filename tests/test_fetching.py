@@ -200,6 +200,29 @@ def test_sources_take_turns() -> None:
     assert [(number, len(ranges)) for number, ranges in bench.asks()] == [(1, 4), (2, 4)]
 
 
+def test_what_one_peer_was_asked_for_is_asked_of_the_one_that_comes_in_its_place() -> None:
+    peers = {1: "old", 2: "new"}
+    bench = Bench()
+    bench.fetching = Fetching(peer_of=peers.get)
+    bench.want(1, spec("a", 40 * PIECE_BYTES))
+    bench.want(2, spec("b", 40 * PIECE_BYTES))
+    asked = dict(bench.asks())
+    assert len(asked[1]) == len(asked[2]) == AHEAD
+    for wanted in asked[2][: AHEAD // 2]:
+        bench.answer(2, wanted)
+    peers[1] = "new"  # somebody else has taken the cluster over
+    again = dict(bench.asks())
+    assert [wanted.offset for wanted in again[1]] == [
+        PIECE_BYTES * number for number in range(len(again[1]))
+    ]
+    for computation, ranges in ((2, asked[2][AHEAD // 2 :]), *again.items()):
+        for wanted in ranges:
+            bench.answer(computation, wanted)
+    bench.fetch_all()
+    settled = {claim.computation: error for claim, error in bench.settled()}
+    assert settled == {1: "", 2: ""}
+
+
 def test_an_error_of_the_client_fails_what_waits_for_the_file_and_names_it() -> None:
     bench = Bench()
     claim = bench.want(1, spec("dir/x.txt"), spec("y"))
