@@ -154,13 +154,12 @@ class NodeProcess(Marked):
 
     def job_processes(self) -> list[psutil.Process]:
         """Return the processes below its zygote and templates."""
-        own = psutil.Process(self.pid)
-        return [
-            process
-            for zygote in own.children()
-            for template in zygote.children()
-            for process in template.children(recursive=True)
-        ]
+        found: list[psutil.Process] = []
+        for zygote in psutil.Process(self.pid).children():
+            for template in zygote.children():
+                with suppress(psutil.NoSuchProcess):  # it has ended just now, as its jobs
+                    found += template.children(recursive=True)
+        return found
 
 
 class BrokerProcess(Marked):

@@ -295,7 +295,7 @@ def test_this_machine_with_a_secret(start_node: StartNode, tmp_path: Path) -> No
     [problem], _ = here(environment=environment)
     assert "chmod 600" in problem
     [problem], _ = here(environment={"DISPY_SECRET_FILE": str(tmp_path / "none")})
-    assert "can't read" in problem
+    assert "DISPY_SECRET_FILE names" in problem
 
 
 def test_a_secret_on_the_command_line_is_warned_of(start_node: StartNode) -> None:
