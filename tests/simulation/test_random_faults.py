@@ -40,7 +40,7 @@ from .world import World
 
 ROOT = Path(__file__).parents[2]
 FIRST = int(os.environ.get("DISPY_SEED", "0"))
-COUNT = int(os.environ.get("DISPY_SEEDS", "320"))
+COUNT = int(os.environ.get("DISPY_SEEDS", "240"))
 SHARED = int(os.environ.get("DISPY_SHARED_SEEDS", COUNT // 8))  # of all runs
 SHARED_FAULTS = 5
 PARTS = 10
