@@ -1,8 +1,9 @@
 """Each message of a run without faults lost, doubled or overtaken by the next (scenario A5).
 
 Systematic instead of random: the run has every kind of message in it, and each of its
-messages has its turn (with DISPY_STRIDE=1; by default every third). Another test hands messages twice to the cores themselves, which must
-not mind, since it is their operations that are idempotent, not only the links between them.
+messages has its turn (with DISPY_STRIDE=1; by default every third). Another test hands
+messages twice to the cores themselves, which must not mind, since it is their operations that
+are idempotent, not only the links between them.
 """
 
 from __future__ import annotations
