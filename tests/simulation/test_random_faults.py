@@ -40,7 +40,7 @@ from .world import World
 
 ROOT = Path(__file__).parents[2]
 FIRST = int(os.environ.get("DISPY_SEED", "0"))
-COUNT = int(os.environ.get("DISPY_SEEDS", "240"))
+COUNT = int(os.environ.get("DISPY_SEEDS", "160"))
 SHARED = int(os.environ.get("DISPY_SHARED_SEEDS", COUNT // 8))  # of all runs
 SHARED_FAULTS = 5
 PARTS = 10
@@ -117,7 +117,7 @@ def test_jobs_that_come_while_the_disk_is_full_wait() -> None:
 
 
 def test_many_faults_at_once() -> None:
-    play_all(range(80), ["--faults", 12], 0, 1)
+    play_all(range(40), ["--faults", 12], 0, 1)
 
 
 @pytest.mark.parametrize("kind", [[], ["--durable"]])
