@@ -40,7 +40,7 @@ from .jobwire import (
     head_of,
 )
 from .memoryfile import open_memory
-from .output import OUTPUT_BYTES, cut_mark
+from .output import OUTPUT_BYTES, read_output
 from .planning import entry_of
 from .traffic import Block, Ended, Intake, pack_blocks, pack_files, pack_heard
 
@@ -402,7 +402,7 @@ class JobProcess:
 
     def output(self) -> tuple[bytes, bytes]:
         """Return what is in stdout and stderr: of a dead process, what its last job wrote."""
-        stdout, stderr = map(_read_output, self._outputs)
+        stdout, stderr = [read_output(fd, os.fstat(fd).st_size) for fd in self._outputs]
         return stdout, stderr
 
     def cut_output(self) -> None:
@@ -442,12 +442,6 @@ def describe_signal(signum: int) -> str:
         return f"signal {signum}"
     meaning = signal.strsignal(signum) or ""
     return f"{name} ({meaning.lower()})"
-
-
-def _read_output(fd: int) -> bytes:
-    size = os.fstat(fd).st_size
-    data = os.pread(fd, OUTPUT_BYTES, 0) if size else b""
-    return data if size <= OUTPUT_BYTES else data + cut_mark()
 
 
 def _without(buffers: list[Buffer], count: int) -> list[Buffer]:
