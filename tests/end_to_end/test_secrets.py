@@ -118,7 +118,7 @@ def test_jobs_files_and_results(
     )
     assert finished(asking.submit("question")).result == "what" * 50_000
     assert (tmp_path / "answer").read_text() == "WHAT" * 50_000
-    assert (DispyJob.ProvisionalResult, "half") in told
+    until(lambda: (DispyJob.ProvisionalResult, "half") in told, "the callback")
 
 
 def test_cancel_and_live_output(
