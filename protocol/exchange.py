@@ -206,7 +206,7 @@ class Exchange:
                 connections.broken(link, reason, False, now, events)
             elif link.needs_flush(now):
                 connections.unflushed[link] = None
-        if connections.trunks:
+        if connections.trunks.by_route:
             self._introductions.give_up(now)
         return connections.with_news(events)
 
@@ -275,7 +275,7 @@ class Exchange:
             if not 0 < len(frames) <= FRAMES_MAX:
                 raise ProtocolError("a message of no frames, or of very many")
             frame, larges = self._connections.codec.decode(frames[0])
-            if isinstance(frame, Envelope):
+            if type(frame) is Envelope:
                 return self._on_envelope(route, frame, larges, frames, now)
             if isinstance(frame, Hello):
                 return self._handshake.on_hello(arrived, frame, now)
@@ -304,7 +304,7 @@ class Exchange:
         messages = link.receive(envelope, larges, list(frames[1:]), now, len(frames[0]))
         if connections.acks_late:
             self._unconfirmed[link] = None
-        if link.needs_flush(now):
+        if link not in connections.unflushed and link.needs_flush(now):
             connections.unflushed[link] = None
         if envelope.more:
             return self._limit_incomplete()

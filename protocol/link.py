@@ -44,7 +44,7 @@ Stamp = tuple[int, int, int]  # epoch, seq, ack
 Fit = tuple[list[Body], list[Large], bytes]  # messages of one envelope, and its header
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Outgoing:
     """An envelope on its way: encoded when sent, since epoch and ack change."""
 
@@ -132,6 +132,7 @@ class Link:
     def flush(self, now: float, transmit: Transmit) -> None:
         """Hand over what is queued, as far as ``transmit`` and the window take it."""
         self.blocked = False
+        has_spoken = False
         while self.route is not None and self._unacked_bytes < self._window_bytes:
             if not self._waiting:
                 if not self._outbox:
@@ -142,7 +143,10 @@ class Link:
             out = self._waiting.popleft()
             self._unacked.append(out)
             self._unacked_bytes += out.size
-        if self.route is not None and (self._ack_is_due() or now >= self._sent_at + BEAT_S):
+            has_spoken = True
+        if has_spoken or self.route is None:
+            return
+        if self._ack_is_due() or now >= self._sent_at + BEAT_S:
             self.beat(now, transmit)
 
     def beat(self, now: float, transmit: Transmit) -> None:
@@ -199,28 +203,29 @@ class Link:
         messages, self._outbox = self._outbox, []
         stamp = self.epoch, self._seq + 1, self.confirmed
         for batch, larges, header in self._fitting(messages, stamp):
-            chunks = [chunk for large in larges for chunk in large.chunks]
-            pieces = _pieces(_cut(chunks, self._chunk_bytes), self._chunk_bytes)
-            for piece in pieces[:-1]:
-                self._make([], piece, more=True)
-            out = self._make(batch, pieces[-1] if pieces else [], more=False)
-            out.header, out.stamp = header, stamp
-            out.size += len(header)
+            last = self._make_pieces(larges) if larges else []
+            self._seq += 1
+            size = len(header) + sum(map(len, last))
+            self._waiting.append(Outgoing(self._seq, batch, last, False, size, header, stamp))
 
-    def _make(self, messages: list[Body], chunks: list[Buffer], more: bool) -> Outgoing:
-        self._seq += 1
-        size = sum(map(len, chunks))
-        out = Outgoing(self._seq, messages, chunks, more, size)
-        self._waiting.append(out)
-        return out
+    def _make_pieces(self, larges: list[Large]) -> list[Buffer]:
+        """Make envelopes of payloads; return the last piece, which goes with the header."""
+        chunks = [chunk for large in larges for chunk in large.chunks]
+        pieces = _pieces(_cut(chunks, self._chunk_bytes), self._chunk_bytes)
+        for piece in pieces[:-1]:
+            self._seq += 1
+            self._waiting.append(Outgoing(self._seq, [], piece, True, sum(map(len, piece))))
+        return pieces[-1] if pieces else []
 
     def _fitting(self, messages: list[Body], stamp: Stamp) -> list[Fit]:
         """Cut a batch until each header fits into a frame, and no message waits for many others."""
         header, larges = self._codec.encode(Envelope(*stamp, messages))
         fit = messages, larges, header
-        is_long = len(messages) > 1 and sum([large.size for large in larges]) > ENVELOPE_BYTES
-        if len(header) <= HEADER_BYTES and not is_long:
-            return [fit]
+        if len(header) <= HEADER_BYTES:
+            if not larges or len(messages) == 1:
+                return [fit]
+            if sum([large.size for large in larges]) <= ENVELOPE_BYTES:
+                return [fit]
         halves = _halves(messages)
         return [part for half in halves for part in self._fitting(half, stamp)] or [fit]
 
@@ -260,17 +265,23 @@ class Link:
             raise Gap(f"envelope {envelope.seq} came after {self.received}")
         self.received = envelope.seq
         if not self._acks_late:
-            self.confirm()
-        self._unreported_bytes += header_bytes + sum(map(len, chunks))
+            self.confirmed = self.received
+        self._unreported_bytes += header_bytes
+        if chunks or larges or self._chunks:
+            self._take_chunks(larges, chunks, envelope.more)
+        return envelope.messages if not envelope.more else []
+
+    def _take_chunks(self, larges: list[Large], chunks: list[Buffer], more: bool) -> None:
+        """Keep pieces of payloads until their header has come, which says whose they are."""
+        size = sum(map(len, chunks))
+        self._unreported_bytes += size
         self._chunks += chunks
-        if envelope.more:
-            self.incomplete_bytes += sum(map(len, chunks)) + CHUNK_COST_BYTES * len(chunks)
-            return []
+        if more:
+            self.incomplete_bytes += size + CHUNK_COST_BYTES * len(chunks)
+            return
         arrived, self._chunks = self._chunks, []
         self.incomplete_bytes = 0
-        if larges or arrived:
-            _distribute(larges, arrived)
-        return envelope.messages
+        _distribute(larges, arrived)
 
     def _acknowledged(self, seq: int) -> None:
         while self._unacked and self._unacked[0].seq <= seq:

@@ -105,10 +105,11 @@ class Sockets:
         self._bell, self._button = socket.socketpair()  # not a pipe: Windows can't wait for one
         for end in (self._bell, self._button):
             end.setblocking(False)
+        self._bell_fd = self._bell.fileno()
         self._woken = False
         self._sleeping = False
         self.was_stirred = False  # whether anything but `wake` has ended the last `wait` early
-        self.watch(self._bell.fileno(), self._on_wake)
+        self.watch(self._bell_fd, self._on_wake)
 
     @property
     def is_isolated(self) -> bool:
@@ -149,8 +150,10 @@ class Sockets:
         """Make `poll` return soon. The only method that other threads may call."""
         self._woken = True
         if self._sleeping:
-            with suppress(BlockingIOError, OSError):
+            try:  # noqa: SIM105 - `suppress` would cost more than all the rest
                 self._button.send(b"w")
+            except OSError:  # it is rung already, or the bus is closed
+                pass
 
     def wait(self, timeout_s: float) -> None:
         """Wait until there is something to do, and call those who watch for it."""
@@ -161,7 +164,7 @@ class Sockets:
         self.was_stirred = False
         for key, events in ready:
             on_read, on_write = key.data
-            self.was_stirred |= on_read != self._on_wake
+            self.was_stirred |= key.fd != self._bell_fd
             if events & selectors.EVENT_READ:
                 on_read()
             if events & selectors.EVENT_WRITE and on_write is not None:

@@ -22,7 +22,7 @@ from .sockets import HIGH_WATER, TRY_S, Sockets
 from .wire import FRAMES_MAX
 
 DRAIN_MAX = 200  # messages taken from one socket before the core gets its turn
-ROUTE_BYTES = 5  # as ZeroMQ makes them; others are chosen by peers, which ours never do
+ROUTE_BYTES = 5  # as ZeroMQ makes them, with a zero first; peers may choose others, ours don't
 # Plain numbers: operators of the flags themselves are slow.
 READABLE = int(zmq.POLLIN)
 NO_WAIT = int(zmq.NOBLOCK)
@@ -153,9 +153,10 @@ class Bus:
 
         Returns earlier after `wake` and after any watched descriptor's callback.
         """
-        assert self._owner in (None, threading.get_ident()), "a socket belongs to one thread"
-        self._owner = threading.get_ident()
-        if self._arrivals or self._has_undrained():
+        thread = threading.get_ident()
+        assert self._owner in (None, thread), "a socket belongs to one thread"
+        self._owner = thread
+        if self._arrivals or (self._undrained and self._has_undrained()):
             timeout_s = 0.0
         if self._dialler.is_trying or self._listeners.are_closed:
             timeout_s = min(timeout_s, TRY_S)
@@ -197,52 +198,45 @@ class Bus:
             if not int(source.getsockopt(zmq.EVENTS)) & READABLE:  # cheaper than to be told `Again`
                 self._undrained.pop(source, None)
                 return
-            first = source.recv(NO_WAIT)
+            frame = source.recv(NO_WAIT, copy=False)
             if listener is None:
-                self._arrivals.append(Arrived(route, self._rest(source, [first])))
-            elif listener.keys is None:
-                arrived = Arrived(first + listener.suffix, self._rest(source, []))
-                if not _is_chosen(first):
-                    self._arrivals.append(arrived)
-            else:
-                self._secured(listener, first)
+                self._arrivals.append(Arrived(route, _message(source, frame)))
+            elif frame.more:
+                self._take(listener, frame.bytes)
 
-    def _secured(self, listener: Listener, route: bytes) -> None:
-        """Take a message of a peer whose key is known, or gets known by it."""
+    def _take(self, listener: Listener, route: bytes) -> None:
+        """Take a message of a peer that dialled in; with keys it has one, by which it's known."""
         source, known = listener.router, listener.keys_of
-        if route not in known:
-            header = source.recv(NO_WAIT, copy=False)
+        header = source.recv(NO_WAIT, copy=False)
+        if listener.keys is not None and route not in known:
             if len(known) >= ACCEPTED_MAX:
                 del known[next(iter(known))]
             known[route] = str(header.get("User-Id")).encode()
-            frames: list[Buffer] = [header.bytes]
+        key = known.get(route, b"")
+        frames = _message(source, header)
+        if len(route) != ROUTE_BYTES or route[0] != 0:
+            return  # the peer has chosen it
+        route += listener.suffix
+        if listener.keys is None:
+            self._arrivals.append(Arrived(route, frames))
         else:
-            frames = []
-        frames = self._rest(source, frames)
-        if not _is_chosen(route):
-            self._arrivals.append(
-                Arrived(route + listener.suffix, frames, known[route], listener.door)
-            )
-
-    def _rest(self, source: zmq.Socket[bytes], frames: list[Buffer]) -> list[Buffer]:
-        """Receive the further frames: the header as bytes, payloads without a copy.
-
-        Of a message with too many all that is returned is one more than may be.
-        """
-        while source.getsockopt(zmq.RCVMORE):
-            if len(frames) > FRAMES_MAX:
-                _skip(source)
-                break
-            if frames:
-                frames.append(source.recv(NO_WAIT, copy=False).buffer)
-            else:
-                frames.append(source.recv(NO_WAIT))
-        return frames
+            self._arrivals.append(Arrived(route, frames, key, listener.door))
 
 
-def _is_chosen(route: bytes) -> bool:
-    """Whether a peer has chosen its routing id itself; those of ZeroMQ begin with a zero."""
-    return len(route) != ROUTE_BYTES or route[0] != 0
+def _message(source: zmq.Socket[bytes], header: zmq.Frame) -> list[Buffer]:
+    """Receive the further frames of a message: payloads without a copy, the header as bytes.
+
+    Of a message with too many all that is returned is one more than may be.
+    """
+    frames: list[Buffer] = [header.bytes]
+    frame = header
+    while frame.more:
+        if len(frames) > FRAMES_MAX:
+            _skip(source)
+            break
+        frame = source.recv(NO_WAIT, copy=False)
+        frames.append(frame.buffer)
+    return frames
 
 
 def _skip(source: zmq.Socket[bytes]) -> None:

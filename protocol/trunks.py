@@ -77,24 +77,16 @@ class Trunks:
     def __init__(self, codec: Codec, send: SendFrames) -> None:
         self._codec = codec
         self._send = send
-        self._trunks: dict[Route, Trunk] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._trunks)
-
-    @property
-    def routes(self) -> set[Route]:
-        """Where relays are connected."""
-        return set(self._trunks)
+        self.by_route: dict[Route, Trunk] = {}  # where relays are connected
 
     def open(self, route: Route) -> None:
         """A relay is at the other end of this route."""
         if not isinstance(route, tuple):  # else its messages are those of a peer behind a relay
-            self._trunks[route] = Trunk(route, self._codec, self._send)
+            self.by_route[route] = Trunk(route, self._codec, self._send)
 
     def close(self, route: Route) -> None:
         """It is gone, with all that waited."""
-        self._trunks.pop(route, None)
+        self.by_route.pop(route, None)
 
     def enter(self, route: tuple[Route, int]) -> None:
         """A peer is there behind a relay."""
@@ -105,13 +97,13 @@ class Trunks:
     @property
     def are_stuck(self) -> bool:
         """Whether the transport took no more of some trunk."""
-        return any(trunk.is_stuck for trunk in self._trunks.values())
+        return any(trunk.is_stuck for trunk in self.by_route.values())
 
     def of(self, route: Route) -> Trunk | None:
         """Return the trunk over which this route goes."""
         while isinstance(route, tuple):
             route = route[0]
-        return self._trunks.get(route)
+        return self.by_route.get(route)
 
     def send(self, route: tuple[Route, int], frames: list[Buffer]) -> bool:
         """Have a message wait for its turn; False when too much waits already."""
@@ -140,13 +132,13 @@ class Trunks:
 
     def marked(self, route: Route, number: int, now: float) -> None:
         """A relay says that a mark has arrived there."""
-        trunk = self._trunks.get(route)
+        trunk = self.by_route.get(route)
         if trunk is not None:
             trunk.pacing.marked(number, now)
 
     def flush(self, now: float) -> bool:
         """Send what may go; return whether anything has gone."""
-        return any([trunk.flush(now) for trunk in self._trunks.values()])
+        return any([trunk.flush(now) for trunk in self.by_route.values()])
 
     def _headers(self, route: Route) -> list[Buffer]:
         headers: list[Buffer] = []
@@ -157,6 +149,6 @@ class Trunks:
 
     def check(self) -> None:
         """Assert what must hold between any two calls."""
-        for trunk in self._trunks.values():
+        for trunk in self.by_route.values():
             trunk.pacing.check()
             trunk.cache.check()
