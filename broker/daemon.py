@@ -138,11 +138,14 @@ class BrokerDaemon:
         """
         if self._reads:
             timeout_s = min(timeout_s, READ_S)
+        deadline = None
         if timeout_s > 0:  # else when something is due makes no difference
-            timeout_s = min(timeout_s, self._deadline() - time.monotonic())
+            deadline = self._deadline()
+            timeout_s = min(timeout_s, deadline - time.monotonic())
         arrivals = self.bus.poll(timeout_s)
         now = time.monotonic()
-        if arrivals or self._reads or self.bus.was_stirred or now >= self._deadline():
+        has_news = arrivals or self._reads or self.bus.was_stirred
+        if has_news or now >= (self._deadline() if deadline is None else deadline):
             self.turn(arrivals, now)
 
     def _deadline(self) -> float:
@@ -202,7 +205,7 @@ class BrokerDaemon:
                 self._keep(self.journal, kept)  # type: ignore[arg-type]
         for effect in effects:
             self._carry_out(effect)
-        return any(type(effect) is Load for effect in effects)
+        return self.journal is not None and any([type(effect) is Load for effect in effects])
 
     def _keep(self, journal: Journal, effects: list[JournalEffect]) -> None:
         from .journalerrors import JournalFull

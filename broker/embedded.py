@@ -172,11 +172,15 @@ class Broker:
 
         What it said last time has been dealt with by now, and is in the recover file.
         """
-        if self._daemon.exchange.is_sent(INSIDE):
-            self._daemon.exchange.confirm(time.monotonic())
-        self._daemon.step(0.0 if self._bus.to_client or self._bus.to_broker else timeout_s)
-        arrivals = list(self._bus.to_client)
-        self._bus.to_client.clear()
+        bus, daemon = self._bus, self._daemon
+        if daemon.exchange.is_sent(INSIDE):
+            daemon.exchange.confirm(time.monotonic())
+        if bus.to_broker:
+            daemon.step(0.0)
+        if not bus.to_client:
+            daemon.step(timeout_s)
+        arrivals = list(bus.to_client)
+        bus.to_client.clear()
         while self._searches:
             self._daemon.seek(*self._searches.popleft())
         if self._waiting:

@@ -90,6 +90,7 @@ class Ledger:
     ) -> None:
         self.lock = Lock()  # guards what follows
         self.change = Condition(self.lock)  # tells when no job is pending, and when it's closed
+        self._waiting = 0  # threads, for that
         self.pending = 0  # jobs submitted and not ended
         self.last_seq = 0
         self.accepting = True  # jobs may be submitted
@@ -161,6 +162,7 @@ class Ledger:
         """In a forked child: whatever was going on goes on in the parent."""
         self.lock = Lock()
         self.change = Condition(self.lock)
+        self._waiting = 0
         self.accepting = False
         self.closed = True
         self._filling = Lock()
@@ -234,9 +236,9 @@ class Ledger:
         for job, result in jobs:
             count += job.status < DispyJob.Cancelled  # an abandoned one was counted before
             self._end(job, node, result)
-        with self.change:
+        with self.lock:
             self.pending -= count
-            if not self.pending:
+            if self._waiting and not self.pending:
                 self.change.notify_all()
 
     def node_up(self, info: NodeInfo, cpus: int = 0, named: str = "") -> None:
@@ -294,7 +296,11 @@ class Ledger:
         if callbacks.is_here():
             return callbacks.serve_until(done, timeout)
         with self.change:
-            return self.change.wait_for(done, timeout)
+            self._waiting += 1
+            try:
+                return self.change.wait_for(done, timeout)
+            finally:
+                self._waiting -= 1
 
     def _meet(self, node_id: int, job: DispyJob, record: JobRecord) -> DispyNode | None:
         """Note that a job has said something, so that it is running."""
@@ -408,8 +414,7 @@ def fill(job: DispyJob, result: JobResult, binary: bool = False, filling: Lock =
         job._spec = None
         # Only now, and then the event: whoever waits for it, or makes it later, sees all of it.
         job.status = left.status
-    if job._finish is not None:
-        job._finish.set()
+    job._say_ended()
 
 
 def _unpack(result: JobResult, binary: bool) -> Left:

@@ -106,7 +106,7 @@ class Recordings:
         self._files: dict[Path | None, RecoverFile] = {}  # by what users call them
         self._refused: set[Path | None] = set()
         self._folder = Path()  # of files that nobody has named
-        self._has_more = False  # jobs to record
+        self._growing: dict[int, None] = {}  # clusters that may have jobs to record
         self._next_look = float("inf")
 
     def open(
@@ -153,8 +153,13 @@ class Recordings:
         """Write down what there is of a cluster, and from now on what happens to it."""
         cluster.file = self._file(cluster.path)
         if cluster.file is not None:
+            self._growing[cluster.number] = None
             for record in _records(cluster):
                 cluster.file.append(record)
+
+    def grown(self, numbers: Iterable[int]) -> None:
+        """These clusters may have new jobs."""
+        self._growing.update(dict.fromkeys(numbers))
 
     def sent(self, number: int, seqs: Sequence[int]) -> None:
         """These jobs go to the broker now."""
@@ -194,22 +199,31 @@ class Recordings:
 
     def flush(self, now: float) -> None:
         """Write what has happened since the last time."""
-        self._has_more = False
-        for cluster in self._clusters.values():
-            if cluster.file is not None and cluster.last() > cluster.kept:
-                cluster.file.append(_next_jobs(cluster, cluster.new_jobs(), cluster.last()))
-                self._has_more |= cluster.last() > cluster.kept
-                self._next_look = min(self._next_look, now + FIRST_LOOK_S)
+        for number in list(self._growing):
+            self._record_jobs(number, now)
         if now >= self._next_look:
             self._look_at_ids(now)
         for file in self._files.values():
-            file.write()
-            if file.is_long and self._is_mostly_old(file):
-                file.rewrite(self._all_records(file))
+            if file.has_news:
+                file.write()
+                if file.is_long and self._is_mostly_old(file):
+                    file.rewrite(self._all_records(file))
+
+    def _record_jobs(self, number: int, now: float) -> None:
+        """Record some of the jobs that a cluster has got; without a file, not so far."""
+        cluster = self._clusters.get(number)
+        if cluster is not None and cluster.file is not None:
+            last = cluster.last()
+            if last > cluster.kept:
+                cluster.file.append(_next_jobs(cluster, cluster.new_jobs(), last))
+                self._next_look = min(self._next_look, now + FIRST_LOOK_S)
+                if last > cluster.kept:
+                    return
+        del self._growing[number]
 
     def deadline(self) -> float:
         """When `flush` next has something to do by itself, in seconds of its clock."""
-        return float("-inf") if self._has_more else self._next_look
+        return float("-inf") if self._growing else self._next_look
 
     def forget(self) -> None:
         """In a forked child: the files are the parent's."""

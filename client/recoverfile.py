@@ -44,6 +44,11 @@ class RecoverFile:
         self._buffered: list[bytes] = [] if size else [MAGIC]
 
     @property
+    def has_news(self) -> bool:
+        """Whether there is something to be written."""
+        return bool(self._buffered)
+
+    @property
     def is_long(self) -> bool:
         """Whether it has grown so much that it should be rewritten."""
         return self.size >= self._rewrite_at and not self.failed

@@ -228,6 +228,7 @@ class Session:
     def _step(self) -> None:
         """Do all that is to be done now, then wait for more."""
         self._take_orders()
+        self._recordings.grown(self._core.state.sendable)
         self._effects += self._core.take()
         self._carry_out()
         now = time.monotonic()

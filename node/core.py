@@ -59,7 +59,7 @@ from .effects import (
 )
 from .guests import Guests
 from .service import Hours
-from .state import NEVER, Computation, Duty, Node, Special, Stage, Task, Worker
+from .state import NEVER, Computation, Duty, Node, Special, Stage, Task
 from .telling import send, send_due_results, send_results
 
 LEASE_S = 25.0  # a broker that is away for longer may be replaced by another
@@ -90,6 +90,8 @@ class Agent:
     ) -> None:
         fetching = Fetching(store_bytes, max_file_bytes)
         self.node = Node(cpus, wall_offset_s, fetching, duty=Duty(hours, serves))
+        self.computations = self.node.computations  # all that are here, by the broker's number
+        self.workers = self.node.workers  # all job processes
         if hours is not None:
             self.node.wake_at(0.0)
         self.broker_name = ""
@@ -103,16 +105,6 @@ class Agent:
     def broker(self) -> str:
         """The peer that is served; empty: none."""
         return self.node.broker
-
-    @property
-    def computations(self) -> dict[int, Computation]:
-        """All that are here, by the broker's number."""
-        return self.node.computations
-
-    @property
-    def workers(self) -> dict[int, Worker]:
-        """All job processes."""
-        return self.node.workers
 
     # -- the broker ----------------------------------------------------------------------
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dispy.protocol import listening
 from dispy.protocol.discovery import BROKER_PORT, Discovery
@@ -121,6 +123,23 @@ class NodeDaemon:
         self.exchange = Exchange(identity, bus, random_name, self._admit, guard, time.time)
         self.exchange.incomplete_max_bytes = room_for_payloads()
         self._discovery = self._begin_discovery()
+        # What to do about an effect, whose fields are the arguments.
+        self._actions: dict[type[Any], Callable[..., None]] = {
+            Give: launcher.workers.give,
+            Spawn: launcher.workers.spawn,
+            Acknowledge: launcher.workers.acknowledge,
+            FollowOutput: launcher.workers.follow,
+            Retire: launcher.workers.retire,
+            Interrupt: launcher.workers.interrupt,
+            Terminate: launcher.workers.terminate,
+            Destroy: launcher.workers.kill,
+            StartTemplate: launcher.prepare,
+            DefineLayers: launcher.define,
+            Put: launcher.put,
+            ClearFiles: launcher.clear,
+            StopTemplate: launcher.release,
+            DropBlob: self.store.drop,
+        }
         self._was_free = False
         self._stopping = False
         self._next_look = 0.0
@@ -321,14 +340,14 @@ class NodeDaemon:
     # -- what the agent wants -------------------------------------------------------------
 
     def _carry_out(self, effect: Effect, now: float) -> None:
-        if isinstance(effect, Send):
+        if type(effect) is Send:
             self.exchange.send(effect.peer, effect.message)
+        elif type(effect) in self._actions:
+            self._actions[type(effect)](*effect)
         elif isinstance(effect, Revoke):
             self.agent.revoked(effect.worker, self.workers.revoke(effect.worker), now)
         elif isinstance(effect, KeepPiece):
             self._keep_piece(effect)
-        elif isinstance(effect, DropBlob):
-            self.store.drop(effect.digest)
         elif isinstance(effect, Goodbye):
             self._say_goodbye(effect, now)
         elif isinstance(effect, Measure):
@@ -339,8 +358,6 @@ class NodeDaemon:
             self.agent.time_told(time_of_day(), now)
         elif isinstance(effect, Leave):
             self._stopping = True
-        else:
-            self._launch(effect)
 
     def _say_goodbye(self, effect: Goodbye, now: float) -> None:
         link = self.exchange.links.get(effect.peer)
@@ -364,37 +381,3 @@ class NodeDaemon:
             reason = f"it can't be written at the node: {error.strerror or error}"
             log.warning("blob %s: %s", digest.hex()[:12], reason)
             self.agent.blob_failed(digest, reason)
-
-    def _launch(self, effect: Effect) -> None:
-        workers = self.workers
-        if isinstance(effect, Give):
-            workers.give(effect.worker, effect.jobs)
-        elif isinstance(effect, Spawn):
-            workers.spawn(*effect)
-        elif isinstance(effect, Acknowledge):
-            workers.acknowledge(*effect)
-        elif isinstance(effect, FollowOutput):
-            workers.follow(effect.worker, effect.seq, effect.attempt)
-        elif isinstance(effect, Retire):
-            workers.retire(effect.worker)
-        elif isinstance(effect, Interrupt):
-            workers.interrupt(effect.worker)
-        elif isinstance(effect, Terminate):
-            workers.terminate(effect.worker)
-        elif isinstance(effect, Destroy):
-            workers.kill(effect.worker)
-        else:
-            self._set_up(effect)
-
-    def _set_up(self, effect: Effect) -> None:
-        launcher = self.launcher
-        if isinstance(effect, StartTemplate):
-            launcher.prepare(effect.prepare)
-        elif isinstance(effect, DefineLayers):
-            launcher.define(effect.computation, effect.layers)
-        elif isinstance(effect, Put):
-            launcher.put(effect.computation, effect.request, effect.file)
-        elif isinstance(effect, ClearFiles):
-            launcher.clear(effect.computation)
-        elif isinstance(effect, StopTemplate):
-            launcher.release(effect.computation, effect.keep)

@@ -42,7 +42,6 @@ class Measure(NamedTuple):
 class StartTemplate(NamedTuple):
     """Fork a process that loads the computation and then forks its job processes."""
 
-    computation: int
     prepare: Prepare
 
 

@@ -83,6 +83,7 @@ class JobProcess:
         self.fault = ""  # why we gave it up
         self.silent = False  # it has closed its end
         self.retired = False  # ended by us, since it is out of date
+        self.asks_for_room = False  # for what is unsent
         self._places = places
         self._conversation: Conversation | None = None  # of the first job without a result
         self._own_records = 0  # that it has sent, ever
@@ -165,8 +166,10 @@ class JobProcess:
         self.flush()  # first the jobs, then the tokens: whoever has a token finds its job
         if self._outbox is not None:
             tokens = [TOKEN.pack(number) for number in range(first, self._given + 1)]
-            with suppress(OSError):  # it has died
+            try:  # noqa: SIM105 - `suppress` costs more than what it is for
                 os.write(self._tokens[1], b"".join(tokens))
+            except OSError:  # it has died
+                pass
 
     def _give_special(self, number: int, job: JobSpec, blocks: list[Block]) -> None:
         """See to what a job asks for; its block is among these."""

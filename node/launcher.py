@@ -217,6 +217,8 @@ class Launcher:
 
     def take_events(self) -> list[Event]:
         """Return what has happened since the last call, in order."""
+        if not self._events:
+            return []
         events = self._events.copy()
         self._events.clear()
         return events

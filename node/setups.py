@@ -46,7 +46,7 @@ def _start(node: Node, computation: Computation, now: float) -> None:
     """All files are here: load the computation."""
     computation.stage = Stage.PREPARING
     node.kept.discard(computation.id)
-    node.effects.append(StartTemplate(computation.id, computation.prepare))
+    node.effects.append(StartTemplate(computation.prepare))
     timeout = computation.prepare.spec.setup_timeout
     if timeout > 0:
         computation.setup_until = now + timeout

@@ -38,7 +38,7 @@ def _hold_until(node: Node, now: float) -> float:
     """Results of short jobs wait a moment for others, unless CPUs could run out of work."""
     if node.held_since is None:
         node.held_since = now
-    if any(len(computation.queue) < node.cpus for computation in node.results):
+    if any([len(computation.queue) < node.cpus for computation in node.results]):
         return now
     until = node.held_since + HOLD_S
     node.wake_at(until if node.broker else NEVER)

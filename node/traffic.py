@@ -44,6 +44,10 @@ def pack_blocks(first: int, jobs: Sequence[JobSpec]) -> list[Block]:
 def _pack(first: int, jobs: Sequence[JobSpec]) -> list[Buffer]:
     """Pack jobs of which only the last has parts."""
     last = jobs[-1]
+    if not last.parts and len(last.payload) < INLINE_BYTES:
+        packed = [JOB.pack(len(job.payload), 0) for job in jobs]
+        packed += [job.payload for job in jobs]
+        return [BLOCK.pack(sum(map(len, packed)), first, len(jobs)) + b"".join(packed)]
     parts = last.parts if last.payload else last.parts[1:]
     body = [last.payload] if last.payload or not last.parts else last.parts[0].chunks
     heads = [JOB.pack(len(job.payload), 0) for job in jobs[:-1]]
@@ -164,9 +168,11 @@ class Intake:
             raise ProtocolError("a job process sent something that is no result")
         if len(data) < body:
             return 0
-        sizes = [size for (size,) in SIZE.iter_unpack(data[start + RESULT.size : body])]
-        if any(size < INLINE_BYTES for size in sizes) or sum(sizes) > RESULT_BYTES_MAX:
-            raise ProtocolError("a job process sent a result with parts of impossible sizes")
+        sizes: list[int] = []
+        if parts:
+            sizes = [size for (size,) in SIZE.iter_unpack(data[start + RESULT.size : body])]
+            if min(sizes) < INLINE_BYTES or sum(sizes) > RESULT_BYTES_MAX:
+                raise ProtocolError("a job process sent a result with parts of impossible sizes")
         payload = b""
         end: int = body
         if length < INLINE_BYTES:
@@ -176,14 +182,12 @@ class Intake:
             payload = bytes(data[body:end])
         else:
             sizes.insert(0, length)
-        larges = [Large(size, []) for size in sizes]
-        self._complete(Ended(number, kind, began, ended, payload, larges))
+        larges = [Large(size, []) for size in sizes] if sizes else []
+        said = Ended(number, kind, began, ended, payload, larges)
+        if sizes:
+            self._large = said
+            self._part = self._filled = 0
+            self._begin_part()
+        else:
+            self._ended.append(said)
         return end - start
-
-    def _complete(self, ended: Ended) -> None:
-        if not ended.parts:
-            self._ended.append(ended)
-            return
-        self._large = ended
-        self._part = self._filled = 0
-        self._begin_part()

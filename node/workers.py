@@ -77,7 +77,7 @@ class Workers:
         """
         process = self._workers.get(worker)
         if process is not None:
-            if any(job.options is not None and job.options.files for job in jobs):
+            if any([job.options is not None and job.options.files for job in jobs]):
                 template = self._templates[process.computation]
                 send(self._selector, template.channel, ("folders", worker, 0))
             process.give(jobs)
@@ -214,7 +214,9 @@ class Workers:
             self._watch(process)
 
     def _ask_for_room(self, process: JobProcess) -> None:
-        if not process.silent:
+        """Be told when the process takes more, while something waits."""
+        if process.unsent != process.asks_for_room and not process.silent:
+            process.asks_for_room = process.unsent
             watch_write(self._selector, process.socket, process.unsent)
 
     def _give_up(self, process: JobProcess) -> None:

@@ -117,10 +117,10 @@ class Storm:
         elif isinstance(effect, DropBlob):
             self.held.pop(effect.digest, None)
         elif isinstance(effect, StartTemplate):
-            assert effect.computation not in self.templates
+            assert effect.prepare.computation not in self.templates
             for file in effect.prepare.spec.files:
                 assert len(self.held[file.digest]) == file.size
-            self.templates[effect.computation] = "loading"
+            self.templates[effect.prepare.computation] = "loading"
         elif isinstance(effect, StopTemplate):
             self.templates[effect.computation] = "stopping"
         elif isinstance(effect, Put):

@@ -472,9 +472,9 @@ def test_two_computations_fetch_a_file_once_and_one_survives_the_other() -> None
     assert stage.said(Released) == [Released(1)] and stage.take(StopTemplate) == []
     assert stage.asked() == [(2, file_of("a").digest)]
     stage.bring("a", 2)
-    assert [start.computation for start in stage.take(StartTemplate)] == [2]
+    assert [start.prepare.computation for start in stage.take(StartTemplate)] == [2]
     stage.tell(Prepare(3, spec))
-    assert [start.computation for start in stage.take(StartTemplate)] == [3]
+    assert [start.prepare.computation for start in stage.take(StartTemplate)] == [3]
     assert stage.asked() == []
 
 

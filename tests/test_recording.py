@@ -75,6 +75,7 @@ class Play(Recordings):
 
     def submit(self, number: int, *jobs: DispyJob) -> None:
         self.jobs[number] |= {job._seq: job for job in jobs}
+        self.grown([number])
 
     def send(self, number: int, *seqs: int) -> None:
         self.away[number].update(seqs)

@@ -162,7 +162,7 @@ class Machine:
         if isinstance(effect, effects.Send):
             world.at(world.now + LATENCY_S, partial(world.tell, self.name, effect.message))
         elif isinstance(effect, effects.StartTemplate):
-            number = effect.computation
+            number = effect.prepare.computation
             client = world.scheduler.clusters[number].client
             self.tenant[number] = world.tenants[client.peer]
             world.at(world.now, partial(self.act, lambda agent: agent.template_ready(number)))
