@@ -48,7 +48,7 @@ from dispy.protocol.messages import (
 
 from . import duty, endings, files, handover, invariants, reports, setups, watching
 from .effects import (
-    FINAL,
+    ANSWERED,
     Acknowledge,
     Effect,
     FollowOutput,
@@ -558,10 +558,8 @@ class Agent:
         return effects
 
     def is_settled(self, effects: Sequence[Effect]) -> bool:
-        """Whether nothing follows from these, so that `flush` needn't be called once more."""
-        if any([computation.queue for computation in self.node.turns]):
-            return not effects
-        return FINAL.issuperset(map(type, effects))
+        """Whether nothing that must be done now follows from these, without an event."""
+        return ANSWERED.isdisjoint(map(type, effects))
 
     # -- invariants -----------------------------------------------------------------------
 

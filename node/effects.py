@@ -167,5 +167,5 @@ Effect: TypeAlias = (
     | FollowOutput
 )
 
-# Nothing follows from these by itself, unless jobs wait.
-FINAL = frozenset({Send, Give})
+# The agent is told at once what has come of these; of the others by an event, or not at all.
+ANSWERED = frozenset({Revoke, KeepPiece, Goodbye, Measure, TellTime})

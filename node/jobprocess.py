@@ -81,7 +81,7 @@ class JobProcess:
         self._interrupted = 0  # the number of the job that is to be interrupted
         self._repeats = 0  # of the interrupt, still to come
         self.fault = ""  # why we gave it up
-        self.silent = False  # it has closed its end
+        self.silent = False  # nothing more is read from it: it has closed its end, or said all
         self.retired = False  # ended by us, since it is out of date
         self.asks_for_room = False  # for what is unsent
         self._places = places
@@ -89,6 +89,7 @@ class JobProcess:
         self._own_records = 0  # that it has sent, ever
         self._followed: set[tuple[int, int]] = set()  # attempts whose output is to be told
         self._nudged = 0  # the number of the job that was told so
+        self._max_tasks = max_tasks
         self._given = 0  # jobs, and the number of the last one
         self._revoked = 0  # of these
         self._jobs: deque[tuple[int, int, int]] = deque()  # number, seq, attempt; no result yet
@@ -259,6 +260,8 @@ class JobProcess:
         said, fit = self._accept(self._intake.take())
         if not fit:
             self.fault = self.fault or STRANGE
+        if self._max_tasks == self._given == 1 and not self._jobs:
+            self.silent = True  # it has told the result of its only job
         return said
 
     def _receive_once(self) -> int:

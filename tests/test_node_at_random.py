@@ -92,6 +92,7 @@ class Storm:
         self.wanted: list[tuple[int, BlobRange]] = []
         self.ends: dict[tuple[int, int], int] = {}  # seq, attempt: how often it ended
         self.ran: set[tuple[int, int]] = set()
+        self.has_news = False  # of processes, since effects are being carried out
         self.join(BROKERS[0])
 
     # -- the agent's side ------------------------------------------------------------------
@@ -100,12 +101,25 @@ class Storm:
         self.agent.check()
         while effects := self.agent.flush(self.now):
             self.agent.check()
+            self.has_news = False
             for effect in effects:
                 self.carry_out(effect)
                 self.agent.check()
-            if self.agent.is_settled(effects):  # then the shell doesn't ask again
-                assert self.agent.flush(self.now) == []
+            if not self.has_news and self.agent.is_settled(effects):  # then nobody asks again
+                self.top_up(self.agent.flush(self.now))
                 return
+
+    def top_up(self, effects: list[Effect]) -> None:
+        """What one more flush finds to do isn't urgent.
+
+        More for processes that are at work, and results that may wait while jobs do.
+        """
+        for effect in effects:
+            if isinstance(effect, Give):
+                assert self.jobs[effect.worker]
+            else:
+                assert isinstance(effect, Send) and isinstance(effect.message, Done)
+            self.carry_out(effect)
 
     def carry_out(self, effect: Effect) -> None:
         if isinstance(effect, Send):
@@ -197,6 +211,7 @@ class Storm:
             return
         job = self.jobs[worker].popleft()
         self.counts[worker] += 1
+        self.has_news = True
         self.agent.recorded(worker, [JobRecord(job.seq, job.attempt, 1, OUTPUT, b"")])
         self.agent.outcomes(worker, [self.result(job, status)], self.now)
         if self.counts[worker] == self.workers[worker][1]:
@@ -205,6 +220,7 @@ class Storm:
     def exit(self, worker: int) -> None:
         begun = self.counts[worker] + bool(self.jobs[worker]) * self.chance.choice([0, 1, 1])
         self.forget(worker)
+        self.has_news = True
         self.agent.worker_exited(worker, begun, "it died", (b"", b""), self.now)
 
     def forget(self, worker: int) -> None:
