@@ -1,7 +1,9 @@
 """Runs all measurements, one after the other, and prints the table.
 
-A measurement that fails is shown as failed, and the others go on. Missed targets are shown,
-and are no error: figures of a busy machine would make it a game of chance.
+What is compared is measured in turns, three times, and the median counts: a machine that others
+use as well may be half as fast a minute later. A measurement that fails is shown as failed, and
+the others go on. Missed targets are shown, and are no error: figures of a busy machine would make
+it a game of chance.
 """
 
 from __future__ import annotations
@@ -14,14 +16,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 
 from . import table
 from .measure import MEASUREMENTS, Figures
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 120.0  # of one measurement; most take 5 s or less
+ROUNDS = 3  # of measurements that are compared with each other
+COMPARED = (("fork", "rate"), ("zmq", "payload"), ("turns",), ("efficiency",), ("cpu",))  # kinds
 ROWS_OF = {
     "zmq": ("zmq.turns", "1MiB.zmq", "32MiB.zmq"),
     "fork": ("fork.rate", "fork.served"),
@@ -125,21 +131,34 @@ def chosen(only: list[str] | None) -> list[str]:
     return [name for name in MEASUREMENTS if not only or name.startswith(tuple(only))]
 
 
+def in_turns(names: list[str], rounds: int) -> Iterator[str]:
+    """Yield the measurements in the order in which they are to be made."""
+    left = dict.fromkeys(names)
+    for kinds in COMPARED:
+        group = [name for name in names if name.partition("-")[0] in kinds]
+        yield from group * rounds
+        for name in group:
+            del left[name]
+    yield from left
+
+
 def main() -> None:
     options = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    figures: Figures = {}
+    values: dict[str, list[float]] = {}
     missing: dict[str, str] = {}
     began = time.perf_counter()
-    for name in chosen(options.only):
+    for name in in_turns(chosen(options.only), 1 if options.quick else ROUNDS):
         print(f"\r\033[K{name} ...", end="", file=sys.stderr, flush=True)
         try:
             made = run(name, options.quick)
         except RuntimeError as error:
             missing |= dict.fromkeys(keys_of(name), str(error))
         else:
-            figures |= made
+            for key, value in made.items():
+                values.setdefault(key, []).append(value)
             missing |= dict.fromkeys(set(keys_of(name)) - made.keys(), "not installed")
+    figures = {key: median(each) for key, each in values.items() if key not in missing}
     print("\r\033[K", end="", file=sys.stderr, flush=True)
     minutes = (time.perf_counter() - began) / 60
     print(f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs,")
