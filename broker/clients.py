@@ -117,8 +117,6 @@ def returning(state: State, meta: ClusterMeta, now: float) -> Client:
 
 def look_after(state: State, now: float) -> None:
     """End sessions, leases and retentions of clients that are away."""
-    if now < state.clients_due:
-        return
     for client in [each for each in state.clients.values() if each.away_since is not None]:
         if now >= client.lost_at:
             _give_up(state, client)

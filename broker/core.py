@@ -200,12 +200,13 @@ class Scheduler:
         """Give up nodes and clients whose lease has ended. What else is due, `flush` does."""
         state = self.state
         state.now = now
-        for node in [node for node in state.away if now >= node.lost_at]:
+        for node in [node for node in state.away if now >= node.lost_at] if state.away else ():
             if node not in state.away:
                 continue  # let go with the one before, as the last of a cluster
             nodes.lose_node(state, node, "it could not be reached for the time of its lease")
             state.effects.append(Forget(node.peer))
-        clients.look_after(state, now)
+        if now >= state.clients_due:
+            clients.look_after(state, now)
         if state.aside:
             drain.bring_back(state, now)
 
@@ -276,7 +277,8 @@ class Scheduler:
         for cluster, seqs in state.requeued.items():
             state.tell(cluster, JobsRequeued(cluster.number, seqs))
         state.requeued = {}
-        unheard.say_results(state)
+        if state.results:
+            unheard.say_results(state)
         for cluster in state.uncredited if not state.trouble else ():
             turns.grant(state, cluster)
         state.uncredited = {}

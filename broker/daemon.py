@@ -188,7 +188,8 @@ class BrokerDaemon:
             self._look_at = now + LOOK_S
             self._look(now)
         self.scheduler.tick(now)
-        self._read_results()
+        if self._reads:
+            self._read_results()
         loading = True
         while loading:
             loading = self._flush(now)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+import msgspec
+
 from dispy.protocol.fetching import DropBlob as DropBlob
 from dispy.protocol.fetching import KeepPiece as KeepPiece
 from dispy.protocol.messages import BlobRange, Body, OpenCluster, Results, Submit
@@ -14,7 +16,7 @@ from dispy.protocol.messages import BlobRange, Body, OpenCluster, Results, Submi
 from .durable import ClusterMeta, NodeMeta, Progress
 
 
-class Send(NamedTuple):
+class Send(msgspec.Struct, frozen=True):
     """Send a message to a registered peer."""
 
     peer: str

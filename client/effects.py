@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+import msgspec
+
 from dispy.protocol.messages import BlobRange, Body, JobRecord, JobResult, NodeInfo, Vitals
 
 from .job import DispyJob
 
 
-class Send(NamedTuple):
+class Send(msgspec.Struct, frozen=True):
     """Effect: send a message to the broker."""
 
     message: Body

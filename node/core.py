@@ -58,7 +58,7 @@ from .effects import (
     Send,
 )
 from .guests import Guests
-from .service import Hours
+from .service import Hours, Phase
 from .state import NEVER, Computation, Duty, Node, Special, Stage, Task
 from .telling import send, send_due_results, send_results
 
@@ -543,9 +543,11 @@ class Agent:
             again, self.node.again = self.node.again, []
             for message in again:
                 self._on_prepare(message, now)
-        duty.settle(self.node, now)
-        files.settle(self.node, now)
-        files.fetch(self.node, now)
+        if self.node.duty.phase is not Phase.OPEN:
+            duty.settle(self.node, now)
+        if self.node.fetching.has_news:
+            files.settle(self.node, now)
+            files.fetch(self.node, now)
         handover.assign(self.node, now)
         for computation in self.computations.values():
             handover.keep_spares(self.node, computation, now)

@@ -174,8 +174,10 @@ class NodeDaemon:
         return min(deadline, self._next_look) if self.agent.is_busy else deadline
 
     def _round(self, now: float) -> None:
-        self._dial(now)
-        self._seek(now)
+        if self.settings.broker:
+            self._dial(now)
+        if self._discovery is not None:
+            self._seek(self._discovery, now)
         self._handle(self.exchange.tick(now))
         if now >= self._next_look:
             self._next_look = now + PROCESS_TICK_S
@@ -192,11 +194,10 @@ class NodeDaemon:
         self.exchange.flush(now)
 
     def _dial(self, now: float) -> None:
-        if self.settings.broker:
-            if self.agent.seeks_home(now):
-                self.exchange.dial(self.settings.broker)
-            else:
-                self.exchange.undial(self.settings.broker)
+        if self.agent.seeks_home(now):
+            self.exchange.dial(self.settings.broker)
+        else:
+            self.exchange.undial(self.settings.broker)
 
     # -- finding brokers -------------------------------------------------------------------
 
@@ -220,10 +221,9 @@ class NodeDaemon:
             multicast=self.settings.multicast,
         )
 
-    def _seek(self, now: float) -> None:
+    def _seek(self, discovery: Discovery, now: float) -> None:
         """Look for a broker when the node has got nothing to do; let it be seen."""
-        discovery = self._discovery
-        if discovery is None or self._stopping:
+        if self._stopping:
             return
         is_free = self.agent.is_free(now)
         if is_free and not self._was_free:
@@ -342,8 +342,9 @@ class NodeDaemon:
     def _carry_out(self, effect: Effect, now: float) -> None:
         if type(effect) is Send:
             self.exchange.send(effect.peer, effect.message)
-        elif type(effect) in self._actions:
-            self._actions[type(effect)](*effect)
+        elif action := self._actions.get(type(effect)):
+            fields: Any = effect
+            action(*fields)
         elif isinstance(effect, Revoke):
             self.agent.revoked(effect.worker, self.workers.revoke(effect.worker), now)
         elif isinstance(effect, KeepPiece):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+import msgspec
+
 from dispy.protocol.fetching import DropBlob as DropBlob
 from dispy.protocol.fetching import KeepPiece as KeepPiece
 from dispy.protocol.messages import Body, Code, FileSpec, JobSpec, Prepare
 
 
-class Send(NamedTuple):
+class Send(msgspec.Struct, frozen=True):
     """Send a message to a broker."""
 
     peer: str

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
+import msgspec
+
 from .messages import Buffer
 
 # How to reach a peer: what was dialled, who dialled, or a relay and its number for the peer.
@@ -40,7 +42,7 @@ class HungUp(NamedTuple):
     """One of the accepted connections was closed; a ROUTER can't tell which."""
 
 
-class Arrived(NamedTuple):
+class Arrived(msgspec.Struct, frozen=True):
     """The frames of one message.
 
     ``key``: the peer's public key, unless the connection isn't encrypted or was dialled.

@@ -128,7 +128,8 @@ class Dialler:
         """Go on with names that were looked up; give up what takes too long."""
         if self._choices:
             self._take_lookups()
-        self._give_up_probes()
+        if self._probing or self._greeting:
+            self._give_up_probes()
 
     def close(self) -> None:
         """Drop every connection."""
@@ -297,8 +298,6 @@ class Dialler:
             connection.probe = None
 
     def _give_up_probes(self) -> None:
-        if not self._probing and not self._greeting:
-            return
         now = time.monotonic()
         for route in list(self._probing):
             connection = self.connections[route]

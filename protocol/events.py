@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+import msgspec
+
 from .messages import Body, Identity
 
 
@@ -51,7 +53,7 @@ class Left(NamedTuple):
     offended: bool = False
 
 
-class Received(NamedTuple):
+class Received(msgspec.Struct, frozen=True):
     """A message of a registered peer."""
 
     peer: str

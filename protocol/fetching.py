@@ -127,6 +127,11 @@ class Fetching:
         self._patience_s = PATIENCE_S
         self._told = 0  # pieces that the broker knows to have arrived
 
+    @property
+    def has_news(self) -> bool:
+        """Whether anything of this has happened that somebody has to see to."""
+        return bool(self.stirred or self.effects or self.settled)
+
     def limit(self, store_bytes: int) -> None:
         """Change the bound of what is kept."""
         self._store_bytes = store_bytes

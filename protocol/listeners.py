@@ -67,17 +67,12 @@ class Listeners:
         self.have_hung_up = False  # some of those who came, since this was last set
         self._sockets = sockets
         self._zap: zmq.Socket[bytes] | None = None
-        # Doors that are closed for a while, since accepting fails.
-        self._closed: list[tuple[Listener, str]] = []
+        # Doors that are closed for a while, since accepting fails; to be opened again.
+        self.closed: list[tuple[Listener, str]] = []
         self._closed_until = 0.0
         self._strangers = Seldom()
         self._is_overlooking = False
         self._process = os.getpid()
-
-    @property
-    def are_closed(self) -> bool:
-        """Whether some wait to be opened again."""
-        return bool(self._closed)
 
     def close(self) -> None:
         """Close every door."""
@@ -203,29 +198,29 @@ class Listeners:
 
     def _close_doors(self) -> None:
         """Let nobody in for a while: ZeroMQ would try without a pause, at the cost of a core."""
-        if not self._closed:
+        if not self.closed:
             log.warning(
                 "no more connections can be accepted; limit of open files: %s", limit_of_files()
             )
         for listener in self.all:
             for endpoint in listener.endpoints:
-                if (listener, endpoint) not in self._closed:
+                if (listener, endpoint) not in self.closed:
                     listener.router.unbind(endpoint)
-                    self._closed.append((listener, endpoint))
+                    self.closed.append((listener, endpoint))
         self._closed_until = time.monotonic() + ACCEPT_PAUSE_S
 
     def reopen(self) -> None:
         """Let peers in again, if it is time."""
-        if not self._closed or time.monotonic() < self._closed_until:
+        if time.monotonic() < self._closed_until:
             return
-        for closed in list(self._closed):
+        for closed in list(self.closed):
             try:
                 self._bind(*closed)
             except OSError as error:  # the old one isn't gone so far, or no descriptor free
                 log.debug("not again so far: %s", error)
                 self._closed_until = time.monotonic() + ACCEPT_PAUSE_S
             else:
-                self._closed.remove(closed)
+                self.closed.remove(closed)
 
 
 def _peer_of(fd: int) -> str:

@@ -158,14 +158,15 @@ class Bus:
         self._owner = thread
         if self._arrivals or (self._undrained and self._has_undrained()):
             timeout_s = 0.0
-        if self._dialler.is_trying or self._listeners.are_closed:
+        if self._dialler.is_trying or self._listeners.closed:
             timeout_s = min(timeout_s, TRY_S)
         self._sockets.wait(timeout_s)
         for undrained, route in list(self._undrained.items()):
             if undrained in self._undrained and self._is_heard(undrained):  # else closed, or later
                 self._drain(undrained, route)
         self._dialler.tick()
-        self._listeners.reopen()
+        if self._listeners.closed:
+            self._listeners.reopen()
         if self._listeners.have_hung_up:
             self._listeners.have_hung_up = False
             self._arrivals.append(HungUp())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -71,7 +71,8 @@ class KeptStore:
         for effect in effects:
             keep = KEEPING.get(type(effect))
             if keep is not None:
-                keep(self, *effect)
+                fields: Any = effect
+                keep(self, *fields)
 
     def _keep_cluster(self, number: int, meta: ClusterMeta, opened: OpenCluster | None) -> None:
         packed = self.clusters[number][1] if opened is None else self._pack(opened)
