@@ -161,7 +161,8 @@ class BrokerDaemon:
         self._turned_at = now
         if self._discovery is not None:
             self._discovery.tick(now)
-        self._handle(self.exchange.tick(now), now)  # it beats: not to acknowledge what isn't kept
+        if events := self.exchange.tick(now):  # it beats: not to acknowledge what isn't kept
+            self._handle(events, now)
         for arrival in arrivals:
             self._handle(self.exchange.receive(arrival, now), now)
         self._round(now)

@@ -204,7 +204,7 @@ class Recordings:
         if now >= self._next_look:
             self._look_at_ids(now)
         for file in self._files.values():
-            if file.has_news:
+            if file.buffered:
                 file.write()
                 if file.is_long and self._is_mostly_old(file):
                     file.rewrite(self._all_records(file))

@@ -41,12 +41,7 @@ class RecoverFile:
         self.outdated = 0  # jobs of which it says what isn't true any more
         self._rewrite_at = size + REWRITE_BYTES
         self._descriptor = descriptor
-        self._buffered: list[bytes] = [] if size else [MAGIC]
-
-    @property
-    def has_news(self) -> bool:
-        """Whether there is something to be written."""
-        return bool(self._buffered)
+        self.buffered: list[bytes] = [] if size else [MAGIC]  # to be written
 
     @property
     def is_long(self) -> bool:
@@ -56,14 +51,14 @@ class RecoverFile:
     def append(self, record: Record) -> None:
         """Add a record; `write` writes it."""
         if not self.failed:
-            self._buffered += framed(record)
+            self.buffered += framed(record)
 
     def write(self) -> None:
         """Write what has been added since the last time."""
-        if not self._buffered:
+        if not self.buffered:
             return
-        data = b"".join(self._buffered)
-        self._buffered = []
+        data = b"".join(self.buffered)
+        self.buffered = []
         try:
             _write_all(self._descriptor, data)
             self.size += len(data)
@@ -98,7 +93,7 @@ class RecoverFile:
                 self._draft.unlink()
             return
         os.close(self._descriptor)
-        self._descriptor, self._buffered, self.outdated = descriptor, [], 0
+        self._descriptor, self.buffered, self.outdated = descriptor, [], 0
         self._rewrite_at = self.size + REWRITE_BYTES
 
     def remove(self) -> None:

@@ -33,7 +33,7 @@ class Connections:
         self.next_round = 0.0  # when there is something to do next
         self._transport = transport
         self._is_relay = role == "relay"
-        self._news: list[Event] = []  # of peers behind a relay, which come before its own
+        self.news: list[Event] = []  # of peers behind a relay, which come before its own
         # Greetings say what has arrived, so they wait for `flush` as all other acknowledgements.
         self._greetings: list[tuple[Route, Hello | Welcome]] = []
 
@@ -247,17 +247,17 @@ class Connections:
                 continue
             link, dial = self.routes.get(child), self.dials.by_route.get(child)
             if link is not None:
-                self.broken(link, reason, False, relay.heard, self._news)
+                self.broken(link, reason, False, relay.heard, self.news)
             elif dial is not None:
                 self.hang_up(dial)
-        if self._news:
+        if self.news:
             self.next_round = 0.0
 
     def with_news(self, events: list[Event]) -> list[Event]:
         """Put what has happened to peers behind relays first."""
-        if not self._news:
+        if not self.news:
             return events
-        news, self._news = self._news, []
+        news, self.news = self.news, []
         return news + events
 
     def check(self) -> None:

@@ -193,7 +193,7 @@ class Exchange:
         if self._doubts.are_due(now):
             connections.try_accepted(now)
         if now < connections.next_round:
-            return connections.with_news([])
+            return connections.with_news([]) if connections.news else []
         connections.next_round = now + ROUND_S
         events: list[Event] = []
         for dial in connections.dials.all():
@@ -212,8 +212,9 @@ class Exchange:
 
     def receive(self, arrival: Arrival, now: float) -> list[Event]:
         """Handle what the transport has delivered."""
-        if isinstance(arrival, Arrived):
-            return self._connections.with_news(self._on_frames(arrival, now))
+        if type(arrival) is Arrived:
+            events = self._on_frames(arrival, now)
+            return self._connections.with_news(events) if self._connections.news else events
         if isinstance(arrival, Up):
             return self._on_up(arrival, now)
         if isinstance(arrival, Down):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -44,8 +43,7 @@ Stamp = tuple[int, int, int]  # epoch, seq, ack
 Fit = tuple[list[Body], list[Large], bytes]  # messages of one envelope, and its header
 
 
-@dataclass(eq=False, slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, eq=False):
     """An envelope on its way: encoded when sent, since epoch and ack change."""
 
     seq: int
@@ -146,7 +144,7 @@ class Link:
             has_spoken = True
         if has_spoken or self.route is None:
             return
-        if self._ack_is_due() or now >= self._sent_at + BEAT_S:
+        if self._owes_a_sign(now):
             self.beat(now, transmit)
 
     def beat(self, now: float, transmit: Transmit) -> None:
@@ -176,10 +174,15 @@ class Link:
     def needs_flush(self, now: float) -> bool:
         """Whether `flush` would have something to do; cheap, for the periodic round."""
         return self.route is not None and (
-            bool(self._outbox or self._waiting)
-            or self._ack_is_due()
-            or now >= self._sent_at + BEAT_S
+            bool(self._outbox or self._waiting) or self._owes_a_sign(now)
         )
+
+    def _owes_a_sign(self, now: float) -> bool:
+        """Whether an acknowledgement is due, or a sign of life."""
+        news = self.confirmed - self._acked
+        if news >= ACK_ENVELOPES or (news > 0 and self._unreported_bytes >= ACK_BYTES):
+            return True
+        return now >= self._sent_at + BEAT_S
 
     def _transmit(self, out: Outgoing, now: float, transmit: Transmit) -> bool:
         if out.stamp == (self.epoch, out.seq, self.confirmed):
@@ -228,10 +231,6 @@ class Link:
                 return [fit]
         halves = _halves(messages)
         return [part for half in halves for part in self._fitting(half, stamp)] or [fit]
-
-    def _ack_is_due(self) -> bool:
-        news = self.confirmed - self._acked
-        return news >= ACK_ENVELOPES or (news > 0 and self._unreported_bytes >= ACK_BYTES)
 
     def confirm(self) -> None:
         """All that has arrived may be acknowledged: what came of it survives this process."""
