@@ -2,10 +2,10 @@
 
 It does no I/O and reads no clock. Events come in through the public methods, `flush` hands
 work to the job processes and returns all effects since the last call. A node serves one broker
-at a time. The life of a computation is in `setups`, who gets which job in `handover`, what comes
-of it in `reports`, how jobs are ended in `endings`, what waits for files in `files`, what is
-looked at as time passes in `watching`, when it takes no jobs in `duty`, and what becomes of
-other brokers in `guests`.
+at a time. The life of a computation is in `setups`, what the broker wants done with its jobs in
+`assignments`, who gets which job in `handover`, what comes of it in `reports`, how jobs are ended
+in `endings`, what waits for files in `files`, what is looked at as time passes in `watching`, when
+it takes no jobs in `duty`, and what becomes of other brokers in `guests`.
 """
 
 from __future__ import annotations
@@ -22,36 +22,26 @@ from dispy.protocol.messages import (
     Define,
     Done,
     FilePut,
-    Follow,
     Holding,
     Identity,
-    Inventory,
-    JobOptions,
     JobRecord,
     JobResult,
-    Kill,
     Prepare,
     Prepared,
     Pulse,
-    PutFile,
     Records,
-    RecordsHeard,
     Release,
     Released,
     Returned,
-    Run,
     SetCpus,
     Started,
     Vitals,
-    Withdraw,
 )
 
-from . import duty, endings, files, handover, invariants, reports, setups, watching
+from . import assignments, duty, files, handover, invariants, reports, setups, watching
 from .effects import (
     ANSWERED,
-    Acknowledge,
     Effect,
-    FollowOutput,
     Goodbye,
     Leave,
     Measure,
@@ -59,13 +49,12 @@ from .effects import (
 )
 from .guests import Guests
 from .service import Hours, Phase
-from .state import NEVER, Computation, Duty, Node, Special, Stage, Task
+from .state import NEVER, Duty, Node, Stage
 from .telling import send, send_due_results, send_results
 
 LEASE_S = 25.0  # a broker that is away for longer may be replaced by another
 KEEP_S = 3600.0  # ... and is given up after so long; its results are kept as long again
 PULSE_MIN_S = 0.1
-GONE = "the computation is not at this node (any more)"
 
 
 class Agent:
@@ -240,11 +229,15 @@ class Agent:
 
     def receive(self, peer: str, message: Body, now: float) -> None:
         """Handle a message of the broker; `ProtocolError` if it makes no sense."""
+        of_jobs = assignments.HANDLERS.get(type(message))
         handler = self.HANDLERS.get(type(message))
-        if handler is None:
+        if of_jobs is None and handler is None:
             raise ProtocolError(f"a node takes no {type(message).__name__}")
         if peer == self.broker:
-            handler(self, message, now)
+            if of_jobs is not None:
+                of_jobs(self.node, message, now)
+            elif handler is not None:
+                handler(self, message, now)
         elif peer in self.guests and isinstance(message, Release):
             self.node.effects.append(Send(peer, Released(message.computation)))
 
@@ -305,116 +298,9 @@ class Agent:
             computation.again = None
             setups.release(self.node, computation, message.keep)
 
-    def _known(self, number: int) -> Computation | None:
-        computation = self.computations.get(number)
-        if computation is None or computation.stage is Stage.RELEASING:
-            return None
-        return computation
-
-    # -- messages: jobs ------------------------------------------------------------------------
-
-    def _on_run(self, message: Run, now: float) -> None:
-        computation = self._known(message.computation)
-        if computation is None:
-            return  # released meanwhile; the broker has ended its jobs
-        tasks, queue = computation.tasks, computation.queue
-        for spec in message.jobs:
-            known = tasks.get(spec.seq)
-            if known is not None:
-                if known.spec.attempt >= spec.attempt:
-                    continue
-                endings.give_up(self.node, known, now)  # a later attempt: nobody waits for it
-            tasks[spec.seq] = task = Task(spec, computation)
-            if spec.options is None or self._take_options(task, spec.options):
-                queue.append(task)
-        handover.take_turns(self.node, computation)
-
-    def _take_options(self, task: Task, options: JobOptions) -> bool:
-        """Look at what a job asks for; return whether it can be given to a process now."""
-        if not (options.timeout > 0 or options.follow or options.files):
-            return True
-        computation = task.computation
-        computation.has_special = True
-        task.special = Special(max(0.0, options.timeout))
-        if not options.files:
-            return True
-        return files.claim_for_job(self.node, task, task.special, options.files)
-
-    def _on_withdraw(self, message: Withdraw, now: float) -> None:
-        computation = self._known(message.computation)
-        back: list[Task] = []
-        if computation is not None:
-            while computation.queue and len(back) < message.count:
-                back.append(computation.queue.pop())
-            while computation.waiting and len(back) < message.count:
-                back.append(computation.waiting.popitem()[0])
-        for task in back:
-            endings.forget(self.node, task)
-        returned = [(task.spec.seq, task.spec.attempt) for task in reversed(back)]
-        send(self.node, Returned(message.computation, returned))
-
-    def _on_kill(self, message: Kill, now: float) -> None:
-        computation = self._known(message.computation)
-        if computation is None:
-            return
-        for seq, attempt in message.jobs:
-            task = computation.tasks.get(seq)
-            if task is not None and task.spec.attempt == attempt and not task.cancelled:
-                task.cancelled = True
-                endings.cancel(self.node, task, now)
-
-    def _on_inventory(self, message: Inventory, now: float) -> None:
-        wanted = set(message.jobs)
-        for computation in self.computations.values():
-            for task in list(computation.tasks.values()):
-                if (computation.id, task.spec.seq, task.spec.attempt) not in wanted:
-                    endings.give_up(self.node, task, now)
-
-    def _on_follow(self, message: Follow, now: float) -> None:
-        computation = self._known(message.computation)
-        if computation is None:
-            return
-        for seq, attempt in message.jobs:
-            task = computation.tasks.get(seq)
-            if task is not None and task.spec.attempt == attempt:
-                self._follow(task)
-
-    def _follow(self, task: Task) -> None:
-        options = task.spec.options
-        task.spec.options = options = JobOptions() if options is None else options
-        options.follow = True  # for the process that gets it, or gets it after a revocation
-        task.special = task.special or Special()
-        task.computation.has_special = True
-        worker = task.worker
-        if worker is None:
-            return
-        if len(worker.tasks) == 1:
-            self.node.effects.append(FollowOutput(worker.id, task.spec.seq, task.spec.attempt))
-        else:
-            task.special.follow = True
-            endings.revoke(self.node, worker)  # then we know whether it runs
-
-    # -- messages: files and records -------------------------------------------------------------
-
     def _on_blob_pieces(self, message: BlobPieces, now: float) -> None:
         for piece in message.pieces:
             self.node.fetching.receive(message.cluster, piece, now)
-
-    def _on_put_file(self, message: PutFile, now: float) -> None:
-        computation = self._known(message.computation)
-        if computation is None:
-            send(self.node, FilePut(message.computation, message.request, GONE))
-        else:
-            files.claim_for_put(self.node, computation, message)
-
-    def _on_records_heard(self, message: RecordsHeard, now: float) -> None:
-        computation = self._known(message.cluster)
-        for heard in message.jobs if computation is not None else ():
-            task = computation.tasks.get(heard.seq) if computation is not None else None
-            if task is None or task.worker is None or task.spec.attempt != heard.attempt:
-                continue
-            where = (task.worker.id, heard.seq, heard.attempt)
-            self.node.effects.append(Acknowledge(*where, heard.number, heard.error))
 
     # -- files: what the shell reports -------------------------------------------------------------
 
@@ -575,13 +461,6 @@ class Agent:
         Prepare: _on_prepare,
         Define: _on_define,
         SetCpus: _on_set_cpus,
-        Run: _on_run,
-        Withdraw: _on_withdraw,
-        Kill: _on_kill,
-        Follow: _on_follow,
         Release: _on_release,
-        Inventory: _on_inventory,
         BlobPieces: _on_blob_pieces,
-        PutFile: _on_put_file,
-        RecordsHeard: _on_records_heard,
     }
