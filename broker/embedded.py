@@ -1,7 +1,7 @@
 """A broker in the client's own process, so that a single client needs no daemon.
 
 One for each process, shared by all its clusters. It has no thread of its own: the client's
-session waits on it, and each wait is a step of the broker. The two speak the protocol all the
+session waits on it, and the broker works meanwhile. The two speak the protocol all the
 same, frames and all, over a connection in memory; that saves two changes of thread per job.
 """
 
@@ -72,7 +72,7 @@ class BusWithInside(Bus):
         super().__init__(keys)
         self.to_broker: deque[Arrival] = deque()
         self.to_client: deque[Arrival] = deque()
-        self._has_looked = True  # at the sockets, the last time
+        self.has_looked = True  # at the sockets, the last time
 
     def send(self, route: Route, frames: list[Buffer]) -> bool:
         """Send to a socket or to the client; the latter always has room."""
@@ -90,9 +90,9 @@ class BusWithInside(Bus):
 
     def poll(self, timeout_s: float) -> list[Arrival]:
         """Wait for sockets, unless the client has said something: then look at them in turns."""
-        self._has_looked = not (self.to_broker and self._has_looked)
+        self.has_looked = not (self.to_broker and self.has_looked)
         arrivals: list[Arrival] = []
-        if self._has_looked:
+        if self.has_looked:
             arrivals = super().poll(0.0 if self.to_broker else timeout_s)
         arrivals += self.to_broker
         self.to_broker.clear()
@@ -175,9 +175,11 @@ class Broker:
         bus, daemon = self._bus, self._daemon
         if daemon.exchange.is_sent(INSIDE):
             daemon.exchange.confirm(time.monotonic())
+        is_over = False
         if bus.to_broker:
             daemon.step(0.0)
-        if not bus.to_client:
+            is_over = bus.has_looked  # and so may have been told to `wake`
+        if not is_over and not bus.to_client:
             daemon.step(timeout_s)
         arrivals = list(bus.to_client)
         bus.to_client.clear()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from dispy.protocol.messages import JobRecord, JobResult, JobSpec
@@ -200,8 +201,11 @@ class DispyJob(OldJobNames):
                 self._gate = gate
         # As with the event: the end sets the status first, then it looks for the gate.
         if self.status < DispyJob.Cancelled:
-            gate.acquire()
-            gate.release()
+            try:
+                gate.acquire()
+            finally:  # a signal may end the waiting just when it's our turn to pass the gate on
+                if self.status >= DispyJob.Cancelled:
+                    _open(gate)
 
     def _say_ended(self) -> None:
         """The status says that the job has ended: whoever waits for it may go on."""
@@ -209,7 +213,7 @@ class DispyJob(OldJobNames):
             self._finish.set()
         gate, self._gate = self._gate, None
         if gate is not None:
-            gate.release()
+            _open(gate)
 
     def __lt__(self, other: DispyJob) -> bool:
         return self._seq < other._seq
@@ -224,6 +228,12 @@ class DispyJob(OldJobNames):
 
     def __repr__(self) -> str:
         return f"<DispyJob {self.id!r}: {STATUS_NAMES.get(self.status, self.status)}>"
+
+
+def _open(gate: threading.Lock) -> None:
+    """Let the next one through, if the gate isn't open by now."""
+    with suppress(RuntimeError):
+        gate.release()
 
 
 def forget() -> None:

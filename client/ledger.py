@@ -398,7 +398,7 @@ def avail_info(vitals: Vitals | None) -> DispyNodeAvailInfo | None:
 
 
 def fill(job: DispyJob, result: JobResult, binary: bool = False, filling: Lock = _ALONE) -> None:
-    """Put into a job how it ended, and set its event.
+    """Put into a job how it ended, and let those go on who wait for it.
 
     ``binary``: its output stays bytes. ``filling`` is held while the job is being changed.
     """
@@ -412,7 +412,7 @@ def fill(job: DispyJob, result: JobResult, binary: bool = False, filling: Lock =
         if left.stdout is not None:
             job.stdout, job.stderr = left.stdout, left.stderr
         job._spec = None
-        # Only now, and then the event: whoever waits for it, or makes it later, sees all of it.
+        # Only now, and then tell those who wait: they, and whoever comes later, see all of it.
         job.status = left.status
     job._say_ended()
 

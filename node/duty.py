@@ -65,7 +65,7 @@ def introduce(node: Node) -> None:
 def settle(node: Node, now: float) -> None:
     """Give back what has not begun; when the service has ended, end what has."""
     duty = node.duty
-    if duty.hours is None:
+    if duty.hours is None or duty.phase is Phase.OPEN:
         return
     for computation in node.computations.values():
         back = endings.take_out(computation)

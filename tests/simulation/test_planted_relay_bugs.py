@@ -36,7 +36,7 @@ DIRECTED: dict[int, Callable[[], World]] = {
 X, Y = connections.Connections, introductions.Introductions
 R, P, T, L = relay_connections.Connections, pacing.Pacing, trunks.Trunk, link.Link
 BUGS = [
-    Bug(X, "_orphan", "self.broken(link, reason, False, relay.heard, self._news)", "pass"),
+    Bug(X, "_orphan", "self.broken(link, reason, False, relay.heard, self.news)", "pass"),
     Bug(X, "_orphan", "self.trunks.close(route)", "pass"),
     Bug(Y, "_on_lost", "connections.broken(link, lost.text, lost.refused, now, events)", "pass"),
     Bug(Y, "_on_introduced", "self._handshake.say_hello(dial, route, now)", "pass"),
