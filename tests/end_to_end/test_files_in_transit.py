@@ -16,8 +16,8 @@ import pytest
 
 import dispy
 from dispy import DispyJob
+from dispy.protocol.link import WINDOW_BYTES
 
-from . import behind_relays
 from .changes import ready
 from .conftest import NewCluster, StartNode
 from .fault_proxy import FaultProxy
@@ -31,7 +31,8 @@ LARGE_BYTES = int(20 * MIB * SCALE) + 12_345
 PATIENCE_S = 60 * max(1.0, SCALE)
 RESET_S = 0.05
 SOON_S = 5.0
-LONGEST_S = 2.0 if behind_relays.COUNT else 1.0  # of a job while a file is on its way
+SLOW_BYTES_PER_S = 12e6  # so that a file takes seconds
+LONGEST_S = 0.6 + WINDOW_BYTES / SLOW_BYTES_PER_S  # of a job behind what was sent of the file
 
 
 def digest_of(path: str) -> tuple[int, str]:
@@ -230,7 +231,7 @@ def test_jobs_of_another_cluster_go_on_while_a_file_is_on_its_way(
     make(tmp_path / "large")
     other = proxied(double)
     finished(other.submit(0))
-    proxy.bytes_per_s = 12e6  # so the file takes seconds
+    proxy.bytes_per_s = SLOW_BYTES_PER_S
     job = proxied(digest_of, depends=["large"]).submit("large")
     waits = []
     while not job.finish.is_set():
@@ -248,7 +249,7 @@ def test_jobs_of_the_same_cluster_go_on_while_the_file_of_one_is_on_its_way(
     expected = make(tmp_path / "large")
     cluster = proxied(digest_of)
     known = finished(cluster.submit(__file__)).result
-    proxy.bytes_per_s = 12e6
+    proxy.bytes_per_s = SLOW_BYTES_PER_S
     job = cluster.submit("large", dispy_job_depends=["large"])
     while not job.finish.is_set():
         begin = time.monotonic()
