@@ -27,7 +27,14 @@ from .measure import MEASUREMENTS, Figures
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 120.0  # of one measurement; most take 5 s or less
 ROUNDS = 3  # of measurements that are compared with each other
-COMPARED = (("fork", "rate"), ("zmq", "payload"), ("turns",), ("efficiency",), ("cpu",))  # kinds
+COMPARED = (  # kinds
+    ("fork", "rate"),
+    ("zmq", "payload"),
+    ("turns",),
+    ("efficiency",),
+    ("cpu",),
+    ("scheduler",),
+)
 ROWS_OF = {
     "zmq": ("zmq.turns", "1MiB.zmq", "32MiB.zmq"),
     "fork": ("fork.rate", "fork.served"),
