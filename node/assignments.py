@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dispy.protocol.messages import (
@@ -31,6 +31,14 @@ def _known(node: Node, number: int) -> Computation | None:
     if computation is None or computation.stage is Stage.RELEASING:
         return None
     return computation
+
+
+def _tasks(node: Node, number: int, attempts: Sequence[tuple[int, int]]) -> list[Task]:
+    """Return the tasks of a computation that are here as these attempts (seq, attempt)."""
+    computation = _known(node, number)
+    tasks = {} if computation is None else computation.tasks
+    found = [(tasks.get(seq), attempt) for seq, attempt in attempts]
+    return [task for task, attempt in found if task is not None and task.spec.attempt == attempt]
 
 
 def _on_run(node: Node, message: Run, now: float) -> None:
@@ -77,12 +85,8 @@ def _on_withdraw(node: Node, message: Withdraw, now: float) -> None:
 
 
 def _on_kill(node: Node, message: Kill, now: float) -> None:
-    computation = _known(node, message.computation)
-    if computation is None:
-        return
-    for seq, attempt in message.jobs:
-        task = computation.tasks.get(seq)
-        if task is not None and task.spec.attempt == attempt and not task.cancelled:
+    for task in _tasks(node, message.computation, message.jobs):
+        if not task.cancelled:
             task.cancelled = True
             endings.cancel(node, task, now)
 
@@ -96,13 +100,8 @@ def _on_inventory(node: Node, message: Inventory, now: float) -> None:
 
 
 def _on_follow(node: Node, message: Follow, now: float) -> None:
-    computation = _known(node, message.computation)
-    if computation is None:
-        return
-    for seq, attempt in message.jobs:
-        task = computation.tasks.get(seq)
-        if task is not None and task.spec.attempt == attempt:
-            _follow(node, task)
+    for task in _tasks(node, message.computation, message.jobs):
+        _follow(node, task)
 
 
 def _follow(node: Node, task: Task) -> None:
