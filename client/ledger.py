@@ -92,6 +92,7 @@ class Ledger:
         self.change = Condition(self.lock)  # tells when no job is pending, and when it's closed
         self._waiting = 0  # threads, for that
         self.pending = 0  # jobs submitted and not ended
+        self._telling = False  # jobs end just now, and not all of them have been told of
         self.last_seq = 0
         self.accepting = True  # jobs may be submitted
         self.closed = False  # nothing more will happen
@@ -115,18 +116,23 @@ class Ledger:
 
     # -- for the user's threads ----------------------------------------------------------
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether all jobs have ended and callbacks have been posted for all of them."""
+        return not self.pending and not self._telling  # in this order: see `end`
+
     def wait_idle(self, timeout: float | None) -> bool:
-        """Wait until no job is pending; False if that took too long."""
-        return self._wait(lambda: not self.pending or self.closed, timeout)
+        """Wait until the ledger is idle; False if that took too long."""
+        return self._wait(lambda: self.is_idle or self.closed, timeout)
 
     def wait_closed(self, timeout: float | None) -> bool:
         """Wait until the broker has closed the cluster; False if that took too long."""
         return self._wait(lambda: self.closed, timeout)
 
     def stop_accepting(self, even_if_pending: bool) -> bool:
-        """Take no more jobs from now on; False, and nothing changes, while jobs are pending."""
+        """Take no more jobs from now on; False, and nothing changes, unless the ledger is idle."""
         with self.change:
-            if self.pending and not even_if_pending:
+            if not even_if_pending and not self.is_idle:
                 return False
             self.accepting = False
             return True
@@ -163,6 +169,7 @@ class Ledger:
         self.lock = Lock()
         self.change = Condition(self.lock)
         self._waiting = 0
+        self._telling = False
         self.accepting = False
         self.closed = True
         self._filling = Lock()
@@ -230,14 +237,17 @@ class Ledger:
             self._sent_ahead[node_id] = self._sent_ahead.get(node_id, 0) + count
 
     def end(self, node_id: int, jobs: list[tuple[DispyJob, JobResult]]) -> None:
-        """These jobs have ended."""
+        """These jobs have ended.
+
+        Each is counted before it is told of, so that who is told sees it counted; and who waits
+        for all of them goes on when the last has been told of.
+        """
         node = self._nodes.get(node_id)
-        count = 0
+        self._telling = True
         for job, result in jobs:
-            count += job.status < DispyJob.Cancelled  # an abandoned one was counted before
             self._end(job, node, result)
         with self.lock:
-            self.pending -= count
+            self._telling = False
             if self._waiting and not self.pending:
                 self.change.notify_all()
 
@@ -377,7 +387,12 @@ class Ledger:
             self._leave(job)
         if node is not None:
             _count(job, node, result)
+        counted = job.status >= DispyJob.Cancelled  # it was abandoned
         fill(job, result, self._binary, self._filling)
+        if not counted:
+            with self.lock:
+                self.pending -= 1
+        job._say_ended()
         if self._feeds or self._job_output is not None:
             self._end_output(job, result)
         if self._job_status is not None:
@@ -398,7 +413,7 @@ def avail_info(vitals: Vitals | None) -> DispyNodeAvailInfo | None:
 
 
 def fill(job: DispyJob, result: JobResult, binary: bool = False, filling: Lock = _ALONE) -> None:
-    """Put into a job how it ended, and let those go on who wait for it.
+    """Put into a job how it ended; whoever waits for it is still to be told.
 
     ``binary``: its output stays bytes. ``filling`` is held while the job is being changed.
     """
@@ -412,9 +427,7 @@ def fill(job: DispyJob, result: JobResult, binary: bool = False, filling: Lock =
         if left.stdout is not None:
             job.stdout, job.stderr = left.stdout, left.stderr
         job._spec = None
-        # Only now, and then tell those who wait: they, and whoever comes later, see all of it.
-        job.status = left.status
-    job._say_ended()
+        job.status = left.status  # last: whoever sees that it has ended sees all of it
 
 
 def _unpack(result: JobResult, binary: bool) -> Left:

@@ -138,9 +138,9 @@ class Session:
         return not all(ledger.closed for ledger in list(self._ledgers.values()))
 
     def unfinished(self) -> list[Ledger]:
-        """Return the clusters that have jobs left."""
+        """Return the clusters that have jobs left, or ends to tell of."""
         ledgers = list(self._ledgers.values())
-        return [ledger for ledger in ledgers if ledger.pending and not ledger.closed]
+        return [ledger for ledger in ledgers if not (ledger.is_idle or ledger.closed)]
 
     def stop(self, timeout_s: float) -> None:
         """Cancel what is left, close all clusters if that takes no longer, end the thread."""

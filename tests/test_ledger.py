@@ -6,9 +6,11 @@ import os
 import pickle
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 
+from dispy.callbacks import Listener
 from dispy.job import DispyJob
 from dispy.ledger import Ledger, fill
 from dispy.nodes import DispyNode, DispyNodeAvailInfo, find
@@ -378,6 +380,28 @@ def test_a_job_can_be_filled_in_without_a_ledger() -> None:
     fill(one, returned(1, 4))
     assert one() == 4 and one.explain() == "job 1 is Finished"
     assert list(one.follow()) == [("stdout", "out"), ("stderr", "err")]
+
+
+class Told(Listener):
+    """Notes, whenever something is posted, how the ledger is then."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self.ledger = ledger
+        self.seen: list[tuple[int, bool]] = []
+
+    def post(self, function: Callable[..., object], *args: object) -> None:
+        self.seen.append((self.ledger.pending, self.ledger.wait_idle(0)))
+
+
+def test_who_is_told_of_an_end_sees_it_counted_and_the_last_one_is_waited_for() -> None:
+    jobs = [job(seq) for seq in (1, 2, 3)]
+    ledger = Ledger(lambda job: None, None)
+    ledger.pending = len(jobs)
+    ledger.listener = told = Told(ledger)
+    ledger.end(0, [(one, returned(one._seq)) for one in jobs])
+    assert told.seen == [(2, False), (1, False), (0, False)]
+    assert ledger.pending == 0 and ledger.wait_idle(0)
 
 
 def test_a_callback_that_waits_lets_others_be_called() -> None:
