@@ -10,7 +10,7 @@ from dispy.protocol.messages import Body, Done
 from .effects import Send
 from .state import NEVER, Node
 
-HOLD_S = 0.003  # how long a result may wait for others while there is more to do
+HOLD_S = 0.010  # how long a result may wait for others while there is more to do
 
 
 def send(node: Node, message: Body) -> None:
