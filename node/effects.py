@@ -81,13 +81,12 @@ class Put(NamedTuple):
 class Spawn(NamedTuple):
     """Fork a job process; it takes ``max_tasks`` jobs (0: any number).
 
-    ``rehearses``: there is a CPU free for what makes its first job quicker.
+    1: any number too, but it runs each in a fresh process of its own.
     """
 
     computation: int
     worker: int
     max_tasks: int
-    rehearses: bool = False
 
 
 class Give(NamedTuple):

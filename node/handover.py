@@ -20,9 +20,9 @@ from .state import Computation, Node, Stage, Task, Worker
 
 HAND_OVER_S = 0.004  # a job process is given so many seconds of work at once
 HAND_OVER_MAX = 256  # ... and so many jobs
+FRESH_S, REUSED_S = 0.001, 1e-6  # what a process takes for a job beside the job itself
 AHEAD_S = 0.015  # a process that runs shorter jobs has its next one already
 BLOCKED_S = 0.03  # a job that runs so long loses what was handed over behind it
-SPARES_PER_CPU = 3  # fresh processes ahead of need while many jobs wait
 SPAWN_PAUSE_S = 0.1  # after a job process could not be started; doubles
 SPAWN_PAUSE_MAX_S = 2.0
 SLICE_S = 0.02  # a process that is reused stays at work for so long while others wait
@@ -186,9 +186,10 @@ def _top_up(node: Node, computation: Computation, now: float) -> None:
 
 def _batch(computation: Computation) -> int:
     """How many jobs make up a hand-over."""
-    if computation.max_tasks == 1 or computation.run_s < 0:
+    if computation.run_s < 0:
         return 1
-    return 1 + min(int(HAND_OVER_S / (computation.run_s + 1e-6)), HAND_OVER_MAX - 1)
+    own_s = FRESH_S if computation.is_fresh else REUSED_S
+    return 1 + min(int(HAND_OVER_S / (computation.run_s + own_s)), HAND_OVER_MAX - 1)
 
 
 def _with_one_ahead(computation: Computation, cpus: int) -> int:
@@ -198,7 +199,7 @@ def _with_one_ahead(computation: Computation, cpus: int) -> int:
     stay in the queue, for whichever process is free first.
     """
     batch = _batch(computation)
-    is_short = 0 <= computation.run_s < AHEAD_S and computation.max_tasks != 1
+    is_short = 0 <= computation.run_s < AHEAD_S
     return 2 if batch == 1 and is_short and len(computation.queue) >= cpus else batch
 
 
@@ -233,16 +234,8 @@ def _next_tasks(computation: Computation, count: int) -> list[Task]:
 
 
 def keep_spares(node: Node, computation: Computation, now: float) -> None:
-    """Fork ahead of need, so that no job waits for a fork; several at once under load."""
-    if computation.max_tasks == 1:
-        wanted = _cpus_for(node, computation)
-        if len(computation.queue) > SPARES_PER_CPU * wanted:
-            wanted *= SPARES_PER_CPU
-        missing = wanted - len(computation.spares)
-        if missing < wanted // 2:
-            return
-    else:
-        missing = _cpus_for(node, computation) - len(computation.workers)
+    """Fork ahead of need, so that no job waits for a fork."""
+    missing = _cpus_for(node, computation) - len(computation.workers)
     while missing > 0 and _spawn(node, computation, now):
         missing -= 1
 
@@ -296,6 +289,6 @@ def _spawn(node: Node, computation: Computation, now: float) -> bool:
     worker = Worker(node.last_worker, computation, computation.max_tasks)
     node.workers[worker.id] = computation.workers[worker.id] = worker
     computation.spares.append(worker)
-    rehearses = worker.max_tasks == 1 and node.busy < node.cpus
-    node.effects.append(Spawn(computation.id, worker.id, worker.max_tasks, rehearses))
+    max_tasks = 1 if computation.is_fresh else computation.max_tasks
+    node.effects.append(Spawn(computation.id, worker.id, max_tasks))
     return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # in the place of `signal`: see `runner`
 
-from .jobwire import INTERRUPTED
+from .jobwire import INTERRUPTED, RUNNING
 
 
 class Interrupts:
@@ -25,6 +25,12 @@ class Interrupts:
         """Answer SIGINT from now on, and one that was held back."""
         _signal.signal(_signal.SIGINT, self._on_signal)
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGINT,))
+
+    def begin(self, number: int) -> None:
+        """The job of this number is the present one; 0: none is."""
+        self.number = number or self.number
+        if self._words is not None:
+            self._words[RUNNING] = number
 
     @property
     def meant(self) -> bool:

@@ -143,8 +143,13 @@ class Talk:
         self._interrupts = process.interrupts
         self._sending = allocate_lock()
         self._reading = allocate_lock()
-        self._sent = 0  # records, ever
+        self._sent = process.inbox.heard  # records, ever, those of processes before included
         self.open = True  # a job runs
+
+    @property
+    def sent(self) -> int:
+        """How many records were sent, ever."""
+        return self._sent
 
     def begin(self) -> None:
         """A job begins: what was told by earlier ones isn't waited for."""

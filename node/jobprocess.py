@@ -76,6 +76,7 @@ class JobProcess:
     ) -> None:
         """Open everything that the process needs. Raises `OSError`, with nothing left open."""
         self.worker = worker
+        self._is_lane = max_tasks == 1  # its jobs come to processes of their own, one by one
         self.computation = computation
         self.signals: set[int] = set()  # sent by us
         self._interrupted = 0  # the number of the job that is to be interrupted
@@ -89,7 +90,6 @@ class JobProcess:
         self._own_records = 0  # that it has sent, ever
         self._followed: set[tuple[int, int]] = set()  # attempts whose output is to be told
         self._nudged = 0  # the number of the job that was told so
-        self._max_tasks = max_tasks
         self._given = 0  # jobs, and the number of the last one
         self._revoked = 0  # of these
         self._jobs: deque[tuple[int, int, int]] = deque()  # number, seq, attempt; no result yet
@@ -100,18 +100,17 @@ class JobProcess:
         self._outputs: list[int] = []
         self._passed: list[int] = []
         try:
-            self._open(max_tasks)
+            self._open()
         except OSError:
             self.close()
             raise
 
-    def _open(self, max_tasks: int) -> None:
+    def _open(self) -> None:
         for name in ("stdout", "stderr"):
             self._outputs.append(open_memory(name, os.O_APPEND))
         for fd in self._outputs:  # one by one: `close` must know all that is open
             self._passed.append(os.dup(fd))
-        if max_tasks != 1:
-            self._open_for_many()
+        self._open_for_many()
         self.socket, child = socket.socketpair()
         for end in (self.socket, child):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
@@ -159,7 +158,7 @@ class JobProcess:
         self._given += len(jobs)
         numbered_jobs = list(enumerate(jobs, first))
         self._jobs.extend([(number, job.seq, job.attempt) for number, job in numbered_jobs])
-        blocks = pack_blocks(first, jobs)
+        blocks = pack_blocks(first, jobs, alone=self._is_lane)
         self._unsent.extend(blocks)
         for number, job in numbered_jobs:
             if job.options is not None:
@@ -260,8 +259,6 @@ class JobProcess:
         said, fit = self._accept(self._intake.take())
         if not fit:
             self.fault = self.fault or STRANGE
-        if self._max_tasks == self._given == 1 and not self._jobs:
-            self.silent = True  # it has told the result of its only job
         return said
 
     def _receive_once(self) -> int:

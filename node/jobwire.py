@@ -27,6 +27,11 @@ emptied. Bytes are written before they are counted, and never change until it is
 node takes what it finds there when the process has died (or has been quiet for a while), and
 drops by number what it has already. The third word of the head is the node's: the number of
 the job that the next SIGINT is meant for.
+
+A *lane* (`lane`) is for the node a process for many jobs, but each of its blocks holds one job,
+for a process that reads no more than its own. Results are sent at once. Further words of the head
+are the lane's own business: the job that runs, how many processes are done, how many records
+they have sent, and how many bytes they have left that belong to later jobs.
 """
 
 from __future__ import annotations
@@ -42,8 +47,8 @@ SIZE = struct.Struct("<Q")
 TOKEN = struct.Struct("<Q")
 
 OUTBOX_BYTES = 1 << 17
-OUTBOX_HEAD = 24  # bytes: three words, written whole, so that nobody ever sees half of one
-USED, EMPTIED, INTERRUPTED = range(3)  # the words
+OUTBOX_HEAD = 56  # bytes: seven words, written whole, so that nobody ever sees half of one
+USED, EMPTIED, INTERRUPTED, RUNNING, DONE, RECORDS, LEFT = range(7)  # the words
 FILE_BYTES = 1 << 18  # of a file that a job sends, in one record
 OWN_AHEAD = 6  # records that the client has not dealt with; the node adds two of output
 
@@ -55,5 +60,5 @@ GivenFiles: TypeAlias = "tuple[str, str, str, list[tuple[str, str, int, int, flo
 
 
 def head_of(memory: memoryview) -> memoryview:
-    """Return the three words at the beginning of an outbox."""
+    """Return the words at the beginning of an outbox."""
     return memory[:OUTBOX_HEAD].cast("Q")

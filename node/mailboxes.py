@@ -9,7 +9,10 @@ import _socket  # in the place of `socket`: see `runner`
 import select
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import TypeAlias
+
+from dispy.protocol.payload import INLINE_BYTES
 
 from .jobwire import (
     BLOCK,
@@ -70,6 +73,25 @@ class Inbox:
             self._read(size) if constant else self._read_writable(size)
             for constant, size in zip(readonly, sizes, strict=True)
         ]
+
+    def leave(self) -> bytes:
+        """Return what was read for later jobs: their process takes it over."""
+        import marshal
+
+        if not (self._jobs or self._early or self.given):
+            return b""
+        jobs = [(number, bytes(body), sizes) for number, body, sizes in self._jobs]
+        return marshal.dumps((jobs, self._early, self.given))
+
+    def take_over(self, left: bytes) -> None:
+        """Begin with what the process before has left."""
+        import marshal
+
+        jobs, early, self.given = marshal.loads(left)
+        self._jobs.extend([(number, memoryview(body), sizes) for number, body, sizes in jobs])
+        self._early = {
+            number: [bytearray(part) for part in parts] for number, parts in early.items()
+        }
 
     def hear(self, seconds: float) -> None:
         """Wait so long for another block, and read it, while a job runs."""
@@ -160,7 +182,10 @@ class Outbox:
     def put_at_once(self, head: bytes, body: bytes, buffers: list[memoryview]) -> None:
         """Send something behind all that is there."""
         self.flush()
-        self._send([memoryview(head), memoryview(body), *buffers])
+        if len(body) < INLINE_BYTES:
+            self._send([head + body, *buffers])
+        else:
+            self._send([head, body, *buffers])
 
     def flush_if_due(self) -> None:
         """Send what is there when the last sending was a while ago."""
@@ -181,7 +206,7 @@ class Outbox:
         self._words[USED] = 0
         self._words[EMPTIED] += 1
 
-    def _send(self, buffers: list[memoryview]) -> None:
+    def _send(self, buffers: Sequence[bytes | memoryview]) -> None:
         try:
             for buffer in buffers:
                 self._socket.sendall(buffer)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
-import tempfile
 
 
 def open_memory(name: str, flags: int, size: int = 0) -> int:
@@ -17,9 +15,13 @@ def open_memory(name: str, flags: int, size: int = 0) -> int:
     if sys.platform == "linux":
         fd = os.memfd_create(name, os.MFD_CLOEXEC | (os.MFD_ALLOW_SEALING if size else 0))
     else:
+        import tempfile  # only here: a fork pays for all that is loaded
+
         fd, path = tempfile.mkstemp()
         os.unlink(path)
     try:
+        if flags or size:
+            import fcntl
         if flags:
             fcntl.fcntl(fd, fcntl.F_SETFL, flags)
         if size:

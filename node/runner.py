@@ -45,11 +45,13 @@ class Runner:
         tokens: int,
         memory: memoryview | None,
         outputs: tuple[int, int],
+        is_fresh: bool = False,
     ) -> None:
         self._function = function
-        self._tokens = tokens  # the pipe to take them from; -1: the process is for one job
+        self._tokens = tokens  # the pipe to take them from; -1: in a rehearsal
+        self._is_fresh = is_fresh  # the process is for one job
         self.inbox = Inbox(sock)
-        self._outbox = Outbox(sock, memory)
+        self._outbox = Outbox(sock, None if is_fresh else memory)
         self.interrupts = Interrupts(head_of(memory) if memory else None)
         self.talk: Any = None  # a `jobnames.Talk`, once a job has told something
         self._borrowed: list[Any] = []  # what only the present job has, to be undone
@@ -57,21 +59,22 @@ class Runner:
         self._outputs = outputs  # the files behind 1 and 2, which a job may close or redirect
         self.pid = os.getpid()
 
-    def serve(self, max_tasks: int) -> None:
-        """Run so many jobs (0: no limit); returns early when the node is gone.
+    def serve(self, max_tasks: int) -> bool:
+        """Run so many jobs (0: no limit); return early, and False, when the node is gone.
 
-        Also returns when the parts of a job could not be read: jobs that have not begun are
-        given to another process.
+        The same when the parts of a job could not be read: jobs that have not begun are given
+        to another process.
         """
         self.interrupts.install()
         done = 0
         while self._in_step and (not max_tasks or done < max_tasks):
             number = self._take_token()
             if number is None:
-                return
+                return False
             self._run(*self.inbox.take(number))
             done += 1
         self._outbox.flush()
+        return self._in_step
 
     def _take_token(self) -> int | None:
         """Wait until a job may begin; return its number, 0 for "the next", None at the end."""
@@ -101,7 +104,7 @@ class Runner:
 
     def _run(self, number: int, body: memoryview, sizes: list[int]) -> None:
         start = time.time()
-        self.interrupts.number = number
+        self.interrupts.begin(number)
         value, buffers, text = self._perform(number, body, sizes)
         if os.getpid() != self.pid:
             _leave_copy()
@@ -117,6 +120,7 @@ class Runner:
         head = RESULT.pack(number, not text, start, end, len(content), len(buffers))
         if buffers:
             head += b"".join([SIZE.pack(len(buffer)) for buffer in buffers])
+        self.interrupts.begin(0)
         if self.talk is None:
             self._outbox.put(head, content, buffers)
         else:
@@ -125,7 +129,8 @@ class Runner:
         for fd, size in zip(self._outputs, written, strict=True):
             if size:
                 os.ftruncate(fd, 0)
-        if self._tokens >= 0:  # the next job prints where it should, whatever this one did
+        if self._tokens >= 0 and not self._is_fresh:
+            # The next job prints where it should, whatever this one did.
             os.dup2(self._outputs[0], 1)
             os.dup2(self._outputs[1], 2)
 
@@ -260,21 +265,38 @@ def present() -> Runner | None:
 
 
 def run(function: Callable[..., Any], descriptors: list[int], max_tasks: int) -> NoReturn:
-    """Be a job process, over a connection, stdout, stderr and, to be reused, tokens and outbox."""
-    connection, output, error, *shared = descriptors
-    tokens, outbox = shared or (-1, -1)
+    """Be a job process, over a connection, stdout, stderr, tokens and outbox."""
+    connection, output, error, tokens, outbox = descriptors
+    memory = memoryview(mmap.mmap(outbox, OUTBOX_BYTES))
+    be(Runner(function, connect(connection), tokens, memory, print_to(output, error)), max_tasks)
+    leave()
+
+
+def connect(descriptor: int) -> _socket.socket:
+    """Return the socket that is the connection to the node."""
+    return _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, descriptor)
+
+
+def print_to(output: int, error: int) -> tuple[int, int]:
+    """Have all output go to these files; return them."""
     os.dup2(output, 1)
     os.dup2(error, 2)
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, connection)
-    memory = memoryview(mmap.mmap(outbox, OUTBOX_BYTES)) if outbox >= 0 else None
-    code = 0
+    return output, error
+
+
+def be(process: Runner, max_tasks: int) -> bool:
+    """Run so many jobs; return whether the next process may go on. Ends when it can't."""
     global _present
+    _present = process
     try:
-        _present = Runner(function, sock, tokens, memory, (output, error))
-        _present.serve(max_tasks)
+        return process.serve(max_tasks)
     except (NodeGone, OSError):
         with suppress(OSError):  # the job has closed it, too
             os.write(2, b"dispy: the connection to the node is closed\n")
-        code = EXIT_UNREACHABLE
+        leave(EXIT_UNREACHABLE)
+
+
+def leave(code: int = 0) -> NoReturn:
+    """End the process, which makes way for others: what is left is for the kernel to do."""
     os.nice(19)
     os._exit(code)

@@ -19,8 +19,13 @@ def begin(node: Node, message: Prepare, now: float) -> None:
         send(node, Prepared(message.computation, reason, declined=True))
         return
     spec = message.spec
+    max_tasks = max(0, spec.max_tasks_per_child)
     computation = Computation(
-        message.computation, message, max(0, message.cpus), max(0, spec.max_tasks_per_child)
+        message.computation,
+        message,
+        max(0, message.cpus),
+        max_tasks if max_tasks > 1 else 0,
+        is_fresh=max_tasks == 1,
     )
     node.computations[computation.id] = computation
     claim = Claim(computation.id, computation, [*spec.files, *message.files])

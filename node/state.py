@@ -107,6 +107,7 @@ class Computation:
     prepare: Prepare
     cpus: int  # so many jobs at a time; 0: as many as the node has CPUs
     max_tasks: int  # of a job process; 0: no limit
+    is_fresh: bool = False  # each job has a process of its own, which the job process forks
     stage: Stage = Stage.FETCHING
     tasks: dict[int, Task] = field(default_factory=dict)  # all that have no result, by seq
     waiting: dict[Task, None] = field(default_factory=dict)  # their files are on the way

@@ -20,8 +20,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, BinaryIO, NoReturn
 
 from dispy.protocol.payload import unpack_object
@@ -29,6 +29,8 @@ from dispy.protocol.payload import unpack_object
 from . import channel, environment, jobnames, runner
 from .channel import TEXT_CHARS, Channel, ChannelClosed
 from .environment import LoadError
+from .forkhooks import deferred_hooks, register_deferred_hooks
+from .lane import Lane
 from .plan import FileEntry, LayerEntry, Plan
 from .processes import (
     Children,
@@ -64,39 +66,6 @@ def drain(wakeup: int) -> None:
 
 def _ignore(signum: int, frame: object) -> None:
     """Let a signal do nothing but wake the loop."""
-
-
-_register_at_fork = os.register_at_fork
-_deferred: list[dict[str, Any]] = []
-
-
-@contextmanager
-def deferred_hooks() -> Iterator[None]:
-    """Import modules without making each fork dearer than it must be."""
-    os.register_at_fork = _defer_hooks
-    try:
-        yield
-    finally:
-        os.register_at_fork = _register_at_fork
-
-
-def _defer_hooks(**hooks: Any) -> None:
-    """Stand in for `os.register_at_fork`.
-
-    The hooks of `threading` and `logging` replace locks that another thread may have held. A
-    process with one thread has no such locks, and the hooks would double the price of a fork
-    by the pages that they touch. So they wait for `register_deferred_hooks`.
-    """
-    if getattr(hooks.get("after_in_child"), "__module__", "") in ("threading", "logging"):
-        _deferred.append(hooks)
-    else:
-        _register_at_fork(**hooks)
-
-
-def register_deferred_hooks() -> None:
-    """Have the hooks run from now on: threads may start, or have been started."""
-    while _deferred:
-        _register_at_fork(**_deferred.pop(0))
 
 
 class Template:
@@ -323,8 +292,7 @@ class Template:
             return
         (kind, worker, number), descriptors = received
         if kind == "spawn":
-            max_tasks, rehearses = number
-            self._spawn(worker, max_tasks, rehearses, descriptors)
+            self._spawn(worker, number, descriptors)
         elif kind == "define":
             self._define_more(worker, descriptors)
         elif kind == "put":
@@ -378,7 +346,7 @@ class Template:
                 if name.startswith(f"{worker}-"):
                     shutil.rmtree(os.path.join(self._plan.jobs, name), ignore_errors=True)
 
-    def _spawn(self, worker: int, max_tasks: int, rehearses: bool, descriptors: list[int]) -> None:
+    def _spawn(self, worker: int, max_tasks: int, descriptors: list[int]) -> None:
         """Fork a job process; its ends are passed as connection, output, error, [...]."""
         pid = -1
         reason = "too many open files"
@@ -389,7 +357,7 @@ class Template:
         except OSError as error:
             reason = error.strerror or str(error)
         if pid == 0:
-            self._be_worker(max_tasks, rehearses, descriptors)
+            self._be_worker(max_tasks, descriptors)
         if pid > 0:
             self._workers[worker] = pid
             self._pids[pid] = worker
@@ -399,7 +367,7 @@ class Template:
         if pid < 0:
             self._channel.send(("unborn", worker, reason))
 
-    def _be_worker(self, max_tasks: int, rehearses: bool, descriptors: list[int]) -> NoReturn:
+    def _be_worker(self, max_tasks: int, descriptors: list[int]) -> NoReturn:
         """Turn a forked copy of the template into a job process."""
         try:
             # A group for signals, no session: the scheduler would take each for a user of its
@@ -408,10 +376,10 @@ class Template:
             die_with_parent(self._pid, _signal.SIGKILL)
             adopt_orphans()
             self._shed()
+            if max_tasks == 1:
+                Lane(self._function, descriptors).run()
             register_deferred_hooks()
             gc.enable()
-            if rehearses:
-                runner.rehearse(1)
             runner.run(self._function, descriptors, max_tasks)
         except BaseException as problem:
             print(f"dispy: a job process could not start: {problem!r}", file=sys.stderr, flush=True)

@@ -29,13 +29,16 @@ class Block(NamedTuple):
     buffers: list[Buffer]
 
 
-def pack_blocks(first: int, jobs: Sequence[JobSpec]) -> list[Block]:
-    """Prepare jobs for the way to a job process; the first of them gets the number ``first``."""
+def pack_blocks(first: int, jobs: Sequence[JobSpec], alone: bool = False) -> list[Block]:
+    """Prepare jobs for the way to a job process; the first of them gets the number ``first``.
+
+    ``alone``: each has a block of its own.
+    """
     blocks = []
     start = size = 0
     for position, job in enumerate(jobs):
         size += len(job.payload)
-        if job.parts or size >= BLOCK_BYTES or position == len(jobs) - 1:
+        if alone or job.parts or size >= BLOCK_BYTES or position == len(jobs) - 1:
             blocks.append(Block(first + start, _pack(first + start, jobs[start : position + 1])))
             start, size = position + 1, 0
     return blocks

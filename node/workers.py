@@ -47,11 +47,10 @@ class Workers:
 
     # -- what is asked of them -------------------------------------------------------------
 
-    def spawn(self, computation: int, worker: int, max_tasks: int, rehearses: bool = False) -> None:
-        """Fork a job process for ``max_tasks`` jobs (0: any number).
+    def spawn(self, computation: int, worker: int, max_tasks: int) -> None:
+        """Fork a job process for ``max_tasks`` jobs (0: any number; 1: a lane, for any number).
 
-        It can be given jobs at once; if it ``rehearses``, it runs an empty one of its own before.
-        When it can't be had, `WorkerExited` tells why.
+        It can be given jobs at once. When it can't be had, `WorkerExited` tells why.
         """
         template = self._templates.get(computation)
         if template is None or template.closed:
@@ -67,13 +66,12 @@ class Workers:
         self._workers[worker] = template.workers[worker] = process
         self._selector.register(process.socket, READ, partial(self._on_worker, process))
         passed = process.take_passed()
-        send(self._selector, template.channel, ("spawn", worker, (max_tasks, rehearses)), passed)
+        send(self._selector, template.channel, ("spawn", worker, max_tasks), passed)
 
     def give(self, worker: int, jobs: Sequence[JobSpec]) -> None:
         """Hand jobs over, to be run one after the other, behind those given before.
 
-        A worker for one job gets no second one. Jobs for a worker that is dead vanish: its
-        `WorkerExited` doesn't count them.
+        Jobs for a worker that is dead vanish: its `WorkerExited` doesn't count them.
         """
         process = self._workers.get(worker)
         if process is not None:
@@ -107,10 +105,7 @@ class Workers:
             self._signal(process, signal.SIGKILL)
 
     def revoke(self, worker: int) -> int:
-        """Take back the jobs that have not begun; return how many, the last ones given.
-
-        What a worker for one job has been given is never taken back.
-        """
+        """Take back the jobs that have not begun; return how many, the last ones given."""
         process = self._workers.get(worker)
         if process is None:
             return 0

@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from . import runner, template
 from .channel import TEXT_CHARS, Channel, ChannelClosed
+from .forkhooks import deferred_hooks
 from .processes import Children, adopt_orphans, die_with_parent, end_descendants, signal_all
 
 CLEANUP_S = 60.0  # how long a cleanup function may run
@@ -29,7 +30,7 @@ END_S = 1.5  # ... when all ends; twice that is less than the node waits before 
 
 def import_for_jobs() -> None:
     """Import what every job process needs, without making each fork dearer than it must be."""
-    with template.deferred_hooks():
+    with deferred_hooks():
         import traceback  # noqa: F401
 
         import dispy.protocol.functions  # noqa: F401

@@ -452,9 +452,8 @@ def test_files_of_a_job(node: Node, max_tasks: int) -> None:
     node.give(worker, arguments("a.txt", "d/b.txt", "d/c.txt"), files=own)
     assert value_of(node.result(worker)) == (True, ["own", "below", "beside"])
     assert not list(node.own.glob("computation-1-jobs/*"))
-    if not max_tasks:
-        node.give(worker, arguments("a.txt"))
-        assert value_of(node.result(worker)) == (True, ["common"])
+    node.give(worker, arguments("a.txt"))
+    assert value_of(node.result(worker)) == (True, ["common"])
 
 
 def test_folder_of_a_job_that_was_killed(node: Node) -> None:
@@ -529,15 +528,15 @@ def test_provisional_results(node: Node, max_tasks: int) -> None:
     assert {(record.kind, record.seq) for record in node.records} == {(PROVISIONAL, 1)}
     values = [pickle.loads(unpack_object(record.payload)[1]) for record in node.records]
     assert values == list(range(100))
-    if not max_tasks:
-        node.give(worker, arguments(20))
-        assert value_of(node.result(worker)) == [0] * 20
-        assert [record.number for record in node.records[100:]] == list(range(1, 21))
+    node.give(worker, arguments(20))
+    assert value_of(node.result(worker)) == [0] * 20
+    assert [record.number for record in node.records[100:]] == list(range(1, 21))
 
 
-def test_records_come_before_the_result(node: Node) -> None:
+@pytest.mark.parametrize("max_tasks", [0, 1])
+def test_records_come_before_the_result(node: Node, max_tasks: int) -> None:
     node.prepare(layer(TELL, "f"))
-    worker = node.spawn(0)
+    worker = node.spawn(max_tasks)
     node.give(worker, arguments(3))
     node.result(worker)
     assert len(node.records) == 3

@@ -118,6 +118,7 @@ class Node:
         worker = self.spawn()
         self.give(worker, args)
         (result,) = self.results(worker, 1)
+        self.launcher.workers.retire(worker)
         exited = self.exit(worker)
         assert (exited.started, exited.reason) == (1, "")
         return result, body_of(result)
@@ -393,7 +394,8 @@ def test_surroundings(node: Node) -> None:
     assert not {name for name in found["main"] if not name.startswith("__")}
     log = os.readlink("/proc/self/fd/2").partition(":")[0]
     # Its outputs are there twice: a job may close or redirect those that it writes to.
-    expected = ["/dev/null", *["/memfd"] * 4, "socket", log]
+    # What it takes over from the process before, and leaves to the next, are memory and pipes.
+    expected = ["/dev/null", *["/memfd"] * 6, *["pipe"] * 5, "socket", log]
     assert sorted(filter(None, found["open"])) == sorted(expected)
 
 

@@ -249,15 +249,19 @@ def test_processes_are_forked_ahead_and_as_many_jobs_run_as_there_are_cpus() -> 
     assert list(stage.given().values()) == [[3]]
 
 
-def test_processes_rehearse_while_a_cpu_is_free_for_that() -> None:
-    stage = Stage()
-    assert [spawn.rehearses for spawn in stage.take(Spawn)] == [True, True]
-    stage.run(1)
-    stage.run(2, 3, 4)
-    stage.ended(1, 1)
-    assert {spawn.rehearses for spawn in stage.take(Spawn)} == {True, False}
-    stage = Stage(max_tasks=0)
-    assert [spawn.rehearses for spawn in stage.take(Spawn)] == [False, False]
+@pytest.mark.parametrize(("max_tasks", "told"), [(0, 0), (1, 1), (3, 3)])
+def test_launcher_is_told_how_many_jobs_a_process_runs(max_tasks: int, told: int) -> None:
+    assert [spawn.max_tasks for spawn in Stage(max_tasks=max_tasks).take(Spawn)] == [told, told]
+
+
+def test_short_jobs_go_ahead_to_lanes_too_but_count_the_fork() -> None:
+    stage = Stage(max_tasks=1)
+    given = stage.run(*range(1, 9))
+    for worker, seqs in given.items():
+        stage.ended(worker, *seqs, run_s=0.0)
+    assert sum(map(len, stage.given().values())) == 6
+    batches = stage.run(*range(9, 1000)).values()
+    assert sum(map(len, batches)) + 6 == 2 * 5  # so many forks, at 1 ms each, take 4 ms
 
 
 def test_short_jobs_go_in_batches_to_processes_that_are_reused() -> None:

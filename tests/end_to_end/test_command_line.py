@@ -131,7 +131,7 @@ def test_a_node_can_dial_a_broker(start_program: RunProgram) -> None:
     # A private node does so; what it is told on its command line is in the list of processes.
     program = start_program(DIALLED)
     assert program.wait(30) == 0, program.log()
-    assert "--broker" in program.output()
+    assert "--broker" in program.output(), program.output()
 
 
 DIALLED = """
@@ -139,8 +139,7 @@ import dispy
 
 def command_line():
     import psutil
-    node = psutil.Process().parent().parent().parent()
-    return node.cmdline()
+    return [above.cmdline() for above in psutil.Process().parents()]
 
 if __name__ == "__main__":
     with dispy.JobCluster(command_line, nodes=[dispy.LocalNode()]) as cluster:

@@ -101,7 +101,7 @@ class Processes:
         """End all of a computation."""
         self.templates[computation] = "stopping"
 
-    def spawn(self, computation: int, worker: int, max_tasks: int, rehearses: bool = False) -> None:
+    def spawn(self, computation: int, worker: int, max_tasks: int) -> None:
         """Fork a job process."""
         self.living[worker], self.jobs[worker], self.begun[worker] = computation, deque(), 0
 

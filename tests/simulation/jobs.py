@@ -229,6 +229,7 @@ class Jobs:
             self._tell(WorkerExited(number, 0, "its computation is not running"))
             return
         layers = frozenset(self._layers[computation])
+        max_tasks = max_tasks if max_tasks > 1 else 0  # fresh processes are the lane's affair
         self.workers[number] = worker = Worker(number, computation, max_tasks, layers)
         born = self._fail if self._chance.random() < self.fork_fails else self._ready
         self._clock.after(self._chance.uniform(0.0005, 0.005), partial(born, worker))
@@ -264,9 +265,9 @@ class Jobs:
             self._tell(WorkerExited(worker.number, worker.begun, ""))
 
     def revoke(self, number: int) -> int:
-        """Take back what has not begun; from a process for one job nothing."""
+        """Take back what has not begun."""
         worker = self.workers.get(number)
-        if worker is None or worker.max_tasks == 1:
+        if worker is None:
             return 0
         count = len(worker.waiting)
         worker.waiting.clear()
@@ -297,9 +298,7 @@ class Jobs:
         """The process dies, with whatever it is doing."""
         if worker.is_alive:
             self._bury(worker)
-            # Nobody can say of a process for one job whether it had begun it.
-            started = worker.given if worker.max_tasks == 1 else worker.begun
-            self._tell(WorkerExited(worker.number, started, f"killed by {reason}"))
+            self._tell(WorkerExited(worker.number, worker.begun, f"killed by {reason}"))
 
     # -- jobs ------------------------------------------------------------------------------
 

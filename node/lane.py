@@ -1,0 +1,228 @@
+"""A lane: the parent of fresh processes, each of which runs one job, one after the other.
+
+For the node it is a job process like one for many jobs: jobs and tokens come in the same way, and
+what ends it tells what has ended its job. But it runs none itself. It forks a process for each,
+one ahead of need, and all of them share its connection. Whose turn it is says a pipe: a process
+whose result is sent writes the number of the next one into it, so that nobody has to wake between
+two jobs but the two of them. A process that ends before its job does takes the lane with it: the
+lane kills the next one, and ends in the same way.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # in the place of `signal`: see `runner`
+import gc
+import mmap
+import os
+import select
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from . import runner
+from .forkhooks import register_deferred_hooks
+from .jobwire import (
+    DONE,
+    INTERRUPTED,
+    LEFT,
+    OUTBOX_BYTES,
+    RECORDS,
+    RUNNING,
+    TOKEN,
+    head_of,
+)
+from .memoryfile import open_memory
+from .processes import LINUX, Children, adopt_orphans, die_with_parent, signal_all, signal_group
+from .runner import Runner
+
+YOUNG_MS = 4  # jobs that are as short follow each other too fast for rehearsals
+_FORWARDED = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGURG)
+
+
+class Lane:
+    """Forks the processes of a lane. They are numbered from 1."""
+
+    def __init__(self, function: Callable[..., Any], descriptors: list[int]) -> None:
+        """Take over a connection to the node, stdout, stderr, tokens and outbox."""
+        connection, output, error, self._tokens, outbox = descriptors
+        memory = memoryview(mmap.mmap(outbox, OUTBOX_BYTES))
+        os.close(outbox)
+        self._words = head_of(memory)
+        self._runner = Runner(
+            function,
+            runner.connect(connection),
+            self._tokens,
+            memory,
+            runner.print_to(output, error),
+            is_fresh=True,
+        )
+        self._pid = os.getpid()
+        self._turns = (os.pipe(), os.pipe())  # for odd and even numbers: who is next takes no other
+        self._left = open_memory("left", 0)
+        self._children = Children()
+        self._line: dict[int, int] = {}  # process id to number
+        self._failed = 0  # the number of a process that died while it waited for its turn
+        self._interrupted = 0  # the number of the last job that was
+
+    def run(self) -> NoReturn:
+        """Fork, and bury, until something ends a process before its job does."""
+        for signum, forward in zip(
+            _FORWARDED, (self._interrupt, self._terminate, self._follow), strict=True
+        ):
+            _signal.signal(signum, forward)
+        self._give_turn(1)
+        while True:
+            self._fill()
+            self._bury_next()
+
+    # -- the line --------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Have a process that runs a job or waits for one, and the next one."""
+        present = self._words[DONE] + 1
+        for number in (present, present + 1):
+            if number in self._line.values() or (number == self._failed and number > present):
+                continue
+            try:
+                self._fork(number)
+            except OSError:
+                if number == present:
+                    raise
+
+    def _fork(self, number: int) -> None:
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, _FORWARDED)
+        pid = os.fork()
+        if pid == 0:
+            self._be_runner(number)
+        self._line[pid] = number
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _FORWARDED)
+
+    def _bury_next(self) -> None:
+        """Wait until a process has ended, and leave nothing of it."""
+        pid = 0
+        if sys.platform != "darwin":  # while it is unburied its group is nobody else's
+            pid = _pid_of(os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT))
+        if pid in self._line:
+            signal_group(pid, _signal.SIGKILL)
+        pid, status = os.waitpid(pid or -1, 0)
+        number, done = self._line.pop(pid, 0), self._words[DONE]
+        if number == done + 1:
+            self._end_like(status)
+        if number > done:
+            self._failed = number  # it is tried again when its turn has come
+        elif number and status:  # killed, maybe before it could say so
+            self._give_turn(number + 1)
+        # What jobs have left: the others keep theirs for as long as they live.
+        signal_all(self._children.pids() - self._line.keys(), _signal.SIGKILL)
+
+    def _end_like(self, status: int) -> NoReturn:
+        """End as a process has ended that was to run the present job."""
+        for pid in self._line:
+            signal_group(pid, _signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(status)
+        if code < 0:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # there is one, of the process
+            with suppress(OSError, ValueError):
+                _signal.signal(-code, _signal.SIG_DFL)
+            _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (-code,))
+            os.kill(self._pid, -code)
+        os._exit(max(code, 1) if code else 0)
+
+    def _give_turn(self, number: int) -> None:
+        """Say whose turn it is; doing so twice does no harm."""
+        os.write(self._turns[number % 2][1], TOKEN.pack(number))
+
+    # -- signals ---------------------------------------------------------------------------
+
+    def _present(self) -> int:
+        """Return the process id of the one whose turn it is; 0: there is none now."""
+        number = self._words[DONE] + 1
+        return next((pid for pid, each in self._line.items() if each == number), 0)
+
+    def _interrupt(self, signum: int, frame: object) -> None:
+        """Pass SIGINT on to the job that it is meant for: the first time to its children, too."""
+        pid, number = self._present(), self._words[INTERRUPTED]
+        if not pid or self._words[RUNNING] != number:
+            return  # it has ended, or will see it when it begins
+        if number != self._interrupted:
+            self._interrupted = number
+            signal_group(pid, signum)
+        else:
+            signal_all([pid], signum)
+
+    def _terminate(self, signum: int, frame: object) -> None:
+        if pid := self._present():
+            signal_group(pid, signum)
+
+    def _follow(self, signum: int, frame: object) -> None:
+        if pid := self._present():
+            signal_all([pid], signum)
+
+    # -- processes for one job -------------------------------------------------------------
+
+    def _be_runner(self, number: int) -> NoReturn:
+        """Turn a forked copy of the lane into the process of one job."""
+        try:
+            if LINUX:  # elsewhere it wouldn't die with the lane, but it does with its group
+                os.setpgid(0, 0)
+            die_with_parent(self._pid, _signal.SIGKILL)
+            adopt_orphans()
+            self._children.close()
+            _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
+            _signal.signal(_signal.SIGURG, runner.follow)
+            # SIGINT stays blocked until the runner has its own handler.
+            _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGTERM, _signal.SIGURG))
+            register_deferred_hooks()
+            gc.enable()
+            self._wait_for_turn(number)
+            self._runner.pid = os.getpid()
+            self._take_over()
+            if runner.be(self._runner, 1):
+                self._hand_over(number)
+        except BaseException as problem:
+            print(f"dispy: a job process could not start: {problem!r}", file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+
+    def _wait_for_turn(self, number: int) -> None:
+        """Wait for the end of the job before; use the time, unless CPUs are scarce."""
+        turns = self._turns[number % 2][0]
+        poll = select.poll()
+        poll.register(turns, select.POLLIN)
+        poll.register(self._tokens, 0)  # its end: the node has given the lane up
+        if self._is_idle() or not poll.poll(YOUNG_MS):
+            runner.rehearse(1)
+        while True:
+            if any([fd == self._tokens for fd, _ in poll.poll()]):
+                os._exit(0)
+            if int.from_bytes(os.read(turns, TOKEN.size), "little") == number:
+                return  # else it was the turn of one that has ended
+
+    def _is_idle(self) -> bool:
+        """Whether no job runs or waits."""
+        return not self._words[RUNNING] and not select.select([self._tokens], [], [], 0)[0]
+
+    def _take_over(self) -> None:
+        inbox = self._runner.inbox
+        inbox.heard = self._words[RECORDS]
+        if size := self._words[LEFT]:
+            inbox.take_over(os.pread(self._left, size, 0))
+            self._words[LEFT] = 0
+
+    def _hand_over(self, number: int) -> None:
+        process = self._runner
+        if process.talk is not None:  # only then it has read more than its job
+            self._words[RECORDS] = process.talk.sent
+            left = process.inbox.leave()
+            os.pwrite(self._left, left, 0)
+            self._words[LEFT] = len(left)
+        self._words[DONE] = number
+        os.nice(19)  # what is left to do may wait
+        self._give_turn(number + 1)
+
+
+def _pid_of(found: os.waitid_result | None) -> int:
+    return found.si_pid if found else 0
