@@ -177,29 +177,34 @@ class Lane:
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGTERM, _signal.SIGURG))
             register_deferred_hooks()
             gc.enable()
+            self._warm_up(number)
+            runner.prepare(self._runner)
             self._wait_for_turn(number)
-            self._runner.pid = os.getpid()
             self._take_over()
-            if runner.be(self._runner, 1):
+            if runner.serve(self._runner, 1):
                 self._hand_over(number)
         except BaseException as problem:
             print(f"dispy: a job process could not start: {problem!r}", file=sys.stderr, flush=True)
             os._exit(1)
         os._exit(0)
 
-    def _wait_for_turn(self, number: int) -> None:
-        """Wait for the end of the job before; use the time, unless CPUs are scarce."""
-        turns = self._turns[number % 2][0]
+    def _warm_up(self, number: int) -> None:
+        """Use the time in which the job before runs, unless CPUs are scarce."""
         poll = select.poll()
-        poll.register(turns, select.POLLIN)
-        poll.register(self._tokens, 0)  # its end: the node has given the lane up
+        poll.register(self._turns[number % 2][0], select.POLLIN)
         if self._is_idle() or not poll.poll(YOUNG_MS):
             runner.rehearse(1)
-        while True:
-            if any([fd == self._tokens for fd, _ in poll.poll()]):
+
+    def _wait_for_turn(self, number: int) -> None:
+        turns = self._turns[number % 2][0]
+        if not LINUX:  # where it outlives a lane that is killed
+            poll = select.poll()
+            poll.register(turns, select.POLLIN)
+            poll.register(self._tokens, 0)  # whose end says that the node has given the lane up
+            if self._tokens in [fd for fd, _ in poll.poll()]:
                 os._exit(0)
-            if int.from_bytes(os.read(turns, TOKEN.size), "little") == number:
-                return  # else it was the turn of one that has ended
+        while int.from_bytes(os.read(turns, TOKEN.size), "little") != number:
+            pass  # it was the turn of one that has ended
 
     def _is_idle(self) -> bool:
         """Whether no job runs or waits."""

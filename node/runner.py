@@ -65,7 +65,6 @@ class Runner:
         The same when the parts of a job could not be read: jobs that have not begun are given
         to another process.
         """
-        self.interrupts.install()
         done = 0
         while self._in_step and (not max_tasks or done < max_tasks):
             number = self._take_token()
@@ -268,7 +267,9 @@ def run(function: Callable[..., Any], descriptors: list[int], max_tasks: int) ->
     """Be a job process, over a connection, stdout, stderr, tokens and outbox."""
     connection, output, error, tokens, outbox = descriptors
     memory = memoryview(mmap.mmap(outbox, OUTBOX_BYTES))
-    be(Runner(function, connect(connection), tokens, memory, print_to(output, error)), max_tasks)
+    process = Runner(function, connect(connection), tokens, memory, print_to(output, error))
+    prepare(process)
+    serve(process, max_tasks)
     leave()
 
 
@@ -284,10 +285,16 @@ def print_to(output: int, error: int) -> tuple[int, int]:
     return output, error
 
 
-def be(process: Runner, max_tasks: int) -> bool:
-    """Run so many jobs; return whether the next process may go on. Ends when it can't."""
+def prepare(process: Runner) -> None:
+    """Make this process that of the runner."""
     global _present
     _present = process
+    process.pid = os.getpid()
+    process.interrupts.install()
+
+
+def serve(process: Runner, max_tasks: int) -> bool:
+    """Run so many jobs; return whether the next process may go on. Ends when it can't."""
     try:
         return process.serve(max_tasks)
     except (NodeGone, OSError):
