@@ -35,6 +35,7 @@ from .jobwire import (
     OUTBOX_HEAD,
     PROVISIONAL,
     RETURNED,
+    RUNNING,
     TOKEN,
     USED,
     head_of,
@@ -369,8 +370,8 @@ class JobProcess:
     def read_more_output(self) -> list[Said]:
         """Return what the followed job has written since the last time, and what it has said.
 
-        What has been read is of that job only when it has no result even then: a process
-        empties its output files after it has sent a result.
+        What has been read is of that job only when it still runs then: before a process runs
+        another one, or has another take its place, it says that it doesn't, and empties the files.
         """
         number = self._jobs[0][0]
         talk = self._converse()
@@ -378,9 +379,10 @@ class JobProcess:
             os.pread(fd, min(RECORD_BYTES, OUTPUT_BYTES - told), told)
             for fd, told in zip(self._outputs, talk.told, strict=True)
         ]
+        runs = self._outbox is not None and head_of(self._outbox)[RUNNING] == number
         said = [] if self.silent else self._receive(READS)
         said += self.peek()
-        if not self.fault and self._jobs and self._jobs[0][0] == number:
+        if runs and not self.fault and self._jobs and self._jobs[0][0] == number:
             for stream, data in enumerate(read, 1):
                 if data and talk.has_room:
                     said.append(talk.tell_output(stream, data))

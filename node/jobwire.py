@@ -29,9 +29,10 @@ drops by number what it has already. The third word of the head is the node's: t
 the job that the next SIGINT is meant for.
 
 A *lane* (`lane`) is for the node a process for many jobs, but each of its blocks holds one job,
-for a process that reads no more than its own. Results are sent at once. Further words of the head
-are the lane's own business: the job that runs, how many processes are done, how many records
-they have sent, and how many bytes they have left that belong to later jobs.
+for a process that reads no more than its own. Results are sent at once. The fourth word is the
+number of the job that runs, here and in other processes; what is in the output files while it is
+that is of that job. The others are the lane's own business: whose turn it is, how many processes
+have sent their results, how many records, and how many bytes they have left for later jobs.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ SIZE = struct.Struct("<Q")
 TOKEN = struct.Struct("<Q")
 
 OUTBOX_BYTES = 1 << 17
-OUTBOX_HEAD = 56  # bytes: seven words, written whole, so that nobody ever sees half of one
-USED, EMPTIED, INTERRUPTED, RUNNING, DONE, RECORDS, LEFT = range(7)  # the words
+OUTBOX_HEAD = 64  # bytes: eight words, written whole, so that nobody ever sees half of one
+USED, EMPTIED, INTERRUPTED, RUNNING, TURN, DONE, RECORDS, LEFT = range(8)  # the words
 FILE_BYTES = 1 << 18  # of a file that a job sends, in one record
 OWN_AHEAD = 6  # records that the client has not dealt with; the node adds two of output
 

@@ -3,9 +3,11 @@
 For the node it is a job process like one for many jobs: jobs and tokens come in the same way, and
 what ends it tells what has ended its job. But it runs none itself. It forks a process for each,
 one ahead of need, and all of them share its connection. Whose turn it is says a pipe: a process
-whose result is sent writes the number of the next one into it, so that nobody has to wake between
-two jobs but the two of them. A process that ends before its job does takes the lane with it: the
-lane kills the next one, and ends in the same way.
+whose job has ended writes the number of the next one into it, so that nobody has to wake between
+two jobs but the two of them. It does so before it sends the result if the next job is there, else
+after it; results are sent in order in any case. A process that has left others leaves the turn to
+the lane, which ends those first. One that ends before it has sent its result takes the lane with
+it: the lane kills the next one, and ends in the same way.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import mmap
 import os
 import select
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -30,12 +33,15 @@ from .jobwire import (
     RECORDS,
     RUNNING,
     TOKEN,
+    TURN,
     head_of,
 )
 from .memoryfile import open_memory
 from .processes import LINUX, Children, adopt_orphans, die_with_parent, signal_all, signal_group
 from .runner import Runner
 
+SENDING_S = 0.0002  # how often to look whether the process before has sent its result
+EXIT_LEAVING = 71  # the exit code of a process that is done, but has children
 YOUNG_MS = 4  # jobs that are as short follow each other too fast for rehearsals
 _FORWARDED = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGURG)
 
@@ -55,14 +61,17 @@ class Lane:
             self._tokens,
             memory,
             runner.print_to(output, error),
-            is_fresh=True,
+            succession=self,
         )
         self._pid = os.getpid()
         self._turns = (os.pipe(), os.pipe())  # for odd and even numbers: who is next takes no other
         self._left = open_memory("left", 0)
         self._children = Children()
         self._line: dict[int, int] = {}  # process id to number
-        self._failed = 0  # the number of a process that died while it waited for its turn
+        # Of those that died before the one before them was done: status, and if in their turn.
+        self._early: dict[int, tuple[int, bool]] = {}
+        self._number = 0  # in the process of a job: its own
+        self._passed = False  # in the process of a job: the next one has its turn
         self._interrupted = 0  # the number of the last job that was
 
     def run(self) -> NoReturn:
@@ -82,7 +91,7 @@ class Lane:
         """Have a process that runs a job or waits for one, and the next one."""
         present = self._words[DONE] + 1
         for number in (present, present + 1):
-            if number in self._line.values() or (number == self._failed and number > present):
+            if number in self._line.values() or number in self._early:
                 continue
             try:
                 self._fork(number)
@@ -106,15 +115,31 @@ class Lane:
         if pid in self._line:
             signal_group(pid, _signal.SIGKILL)
         pid, status = os.waitpid(pid or -1, 0)
-        number, done = self._line.pop(pid, 0), self._words[DONE]
-        if number == done + 1:
-            self._end_like(status)
-        if number > done:
-            self._failed = number  # it is tried again when its turn has come
-        elif number and status:  # killed, maybe before it could say so
+        number = self._line.pop(pid, 0)
+        if number > self._words[DONE]:
+            self._early[number] = status, self._words[TURN] >= number
+        elif number and status:  # it has left something, or was killed before it could say so
+            self._end_leftovers()
             self._give_turn(number + 1)
-        # What jobs have left: the others keep theirs for as long as they live.
-        signal_all(self._children.pids() - self._line.keys(), _signal.SIGKILL)
+        self._look_at_early()
+        signal_all(self._leftovers(), _signal.SIGKILL)
+
+    def _look_at_early(self) -> None:
+        """End like a process that died in its turn; another one can do what others were to do."""
+        status, had_begun = self._early.pop(self._words[DONE] + 1, (0, False))
+        if had_begun:
+            self._end_like(status)
+
+    def _leftovers(self) -> set[int]:
+        """Return the process ids of what dead processes have left; what lives keeps its own."""
+        return self._children.pids() - self._line.keys()
+
+    def _end_leftovers(self) -> None:
+        while left := self._leftovers():
+            signal_all(left, _signal.SIGKILL)
+            for pid in left:
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
 
     def _end_like(self, status: int) -> NoReturn:
         """End as a process has ended that was to run the present job."""
@@ -133,13 +158,14 @@ class Lane:
 
     def _give_turn(self, number: int) -> None:
         """Say whose turn it is; doing so twice does no harm."""
+        self._words[TURN] = max(number, self._words[TURN])
         os.write(self._turns[number % 2][1], TOKEN.pack(number))
 
     # -- signals ---------------------------------------------------------------------------
 
     def _present(self) -> int:
         """Return the process id of the one whose turn it is; 0: there is none now."""
-        number = self._words[DONE] + 1
+        number = self._words[TURN]
         return next((pid for pid, each in self._line.items() if each == number), 0)
 
     def _interrupt(self, signum: int, frame: object) -> None:
@@ -177,16 +203,17 @@ class Lane:
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGTERM, _signal.SIGURG))
             register_deferred_hooks()
             gc.enable()
+            self._number = number
             self._warm_up(number)
             runner.prepare(self._runner)
             self._wait_for_turn(number)
             self._take_over()
             if runner.serve(self._runner, 1):
-                self._hand_over(number)
+                self._hand_over()
         except BaseException as problem:
             print(f"dispy: a job process could not start: {problem!r}", file=sys.stderr, flush=True)
             os._exit(1)
-        os._exit(0)
+        runner.leave()
 
     def _warm_up(self, number: int) -> None:
         """Use the time in which the job before runs, unless CPUs are scarce."""
@@ -208,7 +235,10 @@ class Lane:
 
     def _is_idle(self) -> bool:
         """Whether no job runs or waits."""
-        return not self._words[RUNNING] and not select.select([self._tokens], [], [], 0)[0]
+        return not self._words[RUNNING] and not self._has_tokens()
+
+    def _has_tokens(self) -> bool:
+        return bool(select.select([self._tokens], [], [], 0)[0])
 
     def _take_over(self) -> None:
         inbox = self._runner.inbox
@@ -217,16 +247,47 @@ class Lane:
             inbox.take_over(os.pread(self._left, size, 0))
             self._words[LEFT] = 0
 
-    def _hand_over(self, number: int) -> None:
-        process = self._runner
+    def job_ended(self, process: Runner) -> None:
+        """The job has ended: let the next one begin, if it is there, and wait for the one before.
+
+        Else it begins after the result is sent: until then nobody's time is wasted.
+        """
+        number = self._number
+        if process.talk is None and not _has_children() and self._has_tokens():
+            self._passed = True
+            os.nice(19)  # what is left to do may wait
+            self._give_turn(number + 1)
+        self.wait_to_send()
+
+    def wait_to_send(self) -> None:
+        """Wait until the process before has sent its result."""
+        while self._words[DONE] < self._number - 1:
+            time.sleep(SENDING_S)
+
+    def _hand_over(self) -> None:
+        process, number = self._runner, self._number
         if process.talk is not None:  # only then it has read more than its job
             self._words[RECORDS] = process.talk.sent
             left = process.inbox.leave()
             os.pwrite(self._left, left, 0)
             self._words[LEFT] = len(left)
         self._words[DONE] = number
-        os.nice(19)  # what is left to do may wait
+        if self._passed:
+            os._exit(0)
+        if _has_children():
+            os._exit(EXIT_LEAVING)
+        os.nice(19)
         self._give_turn(number + 1)
+        os._exit(0)
+
+
+def _has_children() -> bool:
+    """Whether the job has left any, which this process gets from those that have ended, too."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+        return True
+    return False
 
 
 def _pid_of(found: os.waitid_result | None) -> int:

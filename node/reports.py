@@ -86,13 +86,13 @@ def exited(
     """A process is dead. It had begun ``started`` of the jobs it was given."""
     computation = worker.computation
     node.busy -= bool(worker.tasks)
-    if started > worker.ended and worker.tasks:
-        task = worker.tasks.popleft()
+    begun = [worker.tasks.popleft() for _ in range(min(started - worker.ended, len(worker.tasks)))]
+    for task in begun:  # several: of a lane that was killed just when one had followed another
         start = worker.head_since + node.wall_offset_s
         cause = "cancelled" if task.cancelled else endings.why_ended(task)
-        reason = f"{cause}; {reason}" if cause else reason
-        endings.end(node, task, TERMINATED, reason, output, start, now)
-    else:
+        why = f"{cause}; {reason}" if cause else reason
+        endings.end(node, task, TERMINATED, why, output, start, now)
+    if not begun:
         for task in worker.tasks:
             task.false_starts += 1
     hopeless = [task for task in worker.tasks if task.false_starts >= FALSE_STARTS_MAX]

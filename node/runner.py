@@ -20,7 +20,7 @@ import select
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from dispy.protocol.payload import pack_object, pack_result, unpack_object
 
@@ -35,6 +35,16 @@ REHEARSALS = 60  # all code that gets adapted has been after so many
 REHEARSED_BYTES = 1024  # more than the result of one
 
 
+class Succession(Protocol):
+    """What a process for one job owes the process of the next one."""
+
+    def job_ended(self, process: Runner) -> None:
+        """The job has ended, and its result will be sent when this returns."""
+
+    def wait_to_send(self) -> None:
+        """Something else is to be sent before that."""
+
+
 class Runner:
     """Runs jobs one after the other."""
 
@@ -45,13 +55,13 @@ class Runner:
         tokens: int,
         memory: memoryview | None,
         outputs: tuple[int, int],
-        is_fresh: bool = False,
+        succession: Succession | None = None,
     ) -> None:
         self._function = function
         self._tokens = tokens  # the pipe to take them from; -1: in a rehearsal
-        self._is_fresh = is_fresh  # the process is for one job
+        self._succession = succession  # what the process of the next job waits for, if there is one
         self.inbox = Inbox(sock)
-        self._outbox = Outbox(sock, None if is_fresh else memory)
+        self._outbox = Outbox(sock, None if succession else memory)
         self.interrupts = Interrupts(head_of(memory) if memory else None)
         self.talk: Any = None  # a `jobnames.Talk`, once a job has told something
         self._borrowed: list[Any] = []  # what only the present job has, to be undone
@@ -97,6 +107,8 @@ class Runner:
 
     def send_record(self, kind: int, content: bytes, buffers: list[memoryview]) -> None:
         """Send a record of the present job."""
+        if self._succession is not None:
+            self._succession.wait_to_send()
         head = RESULT.pack(self.interrupts.number, kind, 0.0, 0.0, len(content), len(buffers))
         head += b"".join([SIZE.pack(len(buffer)) for buffer in buffers])
         self._outbox.put_at_once(head, content, buffers)
@@ -115,20 +127,22 @@ class Runner:
         end = time.time()
         written = [os.lseek(fd, 0, os.SEEK_END) for fd in self._outputs]
         stdout, stderr = map(read_output, self._outputs, written)
+        self.interrupts.begin(0)
+        for fd, size in zip(self._outputs, written, strict=True):
+            if size:
+                os.ftruncate(fd, 0)
+        if self._succession is not None:
+            self._succession.job_ended(self)
         content = pack_result(value, stdout, stderr, text)
         head = RESULT.pack(number, not text, start, end, len(content), len(buffers))
         if buffers:
             head += b"".join([SIZE.pack(len(buffer)) for buffer in buffers])
-        self.interrupts.begin(0)
         if self.talk is None:
             self._outbox.put(head, content, buffers)
         else:
             self.talk.end()
             self._outbox.put_at_once(head, content, buffers)
-        for fd, size in zip(self._outputs, written, strict=True):
-            if size:
-                os.ftruncate(fd, 0)
-        if self._tokens >= 0 and not self._is_fresh:
+        if self._tokens >= 0 and self._succession is None:
             # The next job prints where it should, whatever this one did.
             os.dup2(self._outputs[0], 1)
             os.dup2(self._outputs[1], 2)

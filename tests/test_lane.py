@@ -153,8 +153,14 @@ def test_a_waiting_process_that_is_killed_is_replaced(node: Node) -> None:
     lane = value_of(first)[1]
     node.give(worker, (0.5,), (0,))
     wait_for_pair(node, lane, without=value_of(first)[0])
-    os.kill(max(processes_of(node, lane)), signal.SIGKILL)  # the one that waits is the younger
+    (waiting,) = [pid for pid in processes_of(node, lane) if not is_asleep(pid)]
+    os.kill(waiting, signal.SIGKILL)
     assert [result.status for result in node.results(worker, 2)] == [FINISHED] * 2
+
+
+def is_asleep(pid: int) -> bool:
+    """Whether it is in the `time.sleep` of its job."""
+    return "nanosleep" in Path(f"/proc/{pid}/wchan").read_text()
 
 
 def wait_for_pair(node: Node, lane: int, without: int) -> None:
