@@ -109,7 +109,13 @@ def _interval(context: click.Context, parameter: click.Parameter, value: float) 
 
 
 @click.command(epilog=EPILOG, context_settings=SETTINGS)
-@click.option("-c", "--cpus", default=0, callback=_cpus, help="CPUs; negative: all but so many.")
+@click.option(
+    "-c",
+    "--cpus",
+    default=0,
+    callback=_cpus,
+    help="CPUs; 0: all (default); negative: all but so many.",
+)
 @host_options
 @click.option(
     "-p",
