@@ -97,7 +97,7 @@ class Give(NamedTuple):
 
 
 class Retire(NamedTuple):
-    """End a job process that has no jobs: its code is out of date."""
+    """End a job process that has no jobs, and is to have no more."""
 
     worker: int
 

@@ -110,7 +110,12 @@ def press(node: Node, worker: Worker, now: float) -> None:
 
 
 def calm(worker: Worker) -> None:
-    """The job that was to be ended has ended; the worker can go on."""
+    """The job that was to be ended has ended; the worker can go on.
+
+    But not with other jobs when a signal may be on its way that would end them.
+    """
+    if worker.cancelling in (Cancelling.TERMINATED, Cancelling.KILLED):
+        worker.outdated = True
     worker.cancelling = Cancelling.NOT
     worker.next_step_at = NEVER
 

@@ -10,8 +10,9 @@ from .jobwire import INTERRUPTED, RUNNING
 class Interrupts:
     """Turns SIGINT into KeyboardInterrupt, in the job that it's meant for and nowhere else.
 
-    A process for many jobs is told the number of that job in the outbox. So an interrupt that
-    arrives before the job begins is not lost, and one that arrives after its end hits no other.
+    The process is told the number of that job in the outbox. So an interrupt that arrives before
+    the job begins is not lost, and one that arrives after its end hits no other. (There is no
+    outbox in a rehearsal.)
     """
 
     def __init__(self, words: memoryview | None) -> None:

@@ -33,6 +33,7 @@ from .jobwire import (
     INTERRUPTED,
     OUTBOX_BYTES,
     OUTBOX_HEAD,
+    PEAK,
     PROVISIONAL,
     RETURNED,
     RUNNING,
@@ -48,6 +49,7 @@ from .traffic import Block, Ended, Intake, pack_blocks, pack_files, pack_heard
 # A signal that comes just before a system call doesn't end it: Python answers it afterwards. So
 # an interrupt is repeated, at each tick; the job process takes no notice of any but the first.
 INTERRUPT_REPEATS = 5
+NUDGES = 3
 GIVEN_MAX = 4096  # jobs that a process may hold: their tokens must fit into a pipe
 READ_BYTES = 1 << 18
 SOCKET_BYTES = 1 << 20  # that may be on their way to a job process and back, if the system lets us
@@ -90,7 +92,7 @@ class JobProcess:
         self._conversation: Conversation | None = None  # of the first job without a result
         self._own_records = 0  # that it has sent, ever
         self._followed: set[tuple[int, int]] = set()  # attempts whose output is to be told
-        self._nudged = 0  # the number of the job that was told so
+        self._nudged = (0, 0)  # the number of the job that was told so, and how often
         self._given = 0  # jobs, and the number of the last one
         self._revoked = 0  # of these
         self._jobs: deque[tuple[int, int, int]] = deque()  # number, seq, attempt; no result yet
@@ -315,6 +317,7 @@ class JobProcess:
                         return said, False
                     continue
                 _, seq, attempt = self._jobs.popleft()
+                self.signals.clear()  # they were meant for that one
                 status = FINISHED if kind == RETURNED else TERMINATED
                 said.append(JobResult(seq, attempt, status, start, end, payload, parts))
                 if self._conversation or self._followed:
@@ -361,11 +364,15 @@ class JobProcess:
         return bool(self._followed and self._jobs) and self._jobs[0][1:] in self._followed
 
     def needs_nudge(self) -> bool:
-        """Whether the process is still to be told, once, that its job is followed."""
-        if not self.is_followed or self._nudged == self._jobs[0][0]:
+        """Whether the process is still to be told that its job is followed.
+
+        More than once: in a lane, what comes between two jobs may reach the wrong one.
+        """
+        if not self.is_followed:
             return False
-        self._nudged = self._jobs[0][0]
-        return True
+        number, (told, times) = self._jobs[0][0], self._nudged
+        self._nudged = number, times + 1 if told == number else 1
+        return self._nudged[1] <= NUDGES
 
     def read_more_output(self) -> list[Said]:
         """Return what the followed job has written since the last time, and what it has said.
@@ -420,6 +427,8 @@ class JobProcess:
         """Say why a process that ended this way has left a job without a result."""
         if self.fault or self.retired:
             return self.fault
+        if self._is_lane and self._outbox is not None:
+            peak_kib = head_of(self._outbox)[PEAK] or peak_kib
         if code == EXIT_UNREACHABLE:
             return "the job closed the connection between its process and the node"
         if code >= 0:

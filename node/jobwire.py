@@ -15,7 +15,7 @@ A block without jobs tells something else. With the number of a job: that job, w
 the next block, has files (`GivenFiles`, as marshal). With 0: the client has dealt with so many
 of the records of this process, and maybe why it refuses the last of them (as marshal).
 
-A process for many jobs takes a *token* from a pipe before each job: the job's number. The node
+A process takes a *token* from a pipe before each job: the job's number. The node
 puts a token in for each job that it gives, and takes back jobs by taking their tokens out
 again, from the last to be run: tokens are only ever read as a whole, so a job belongs to who
 has read its token, and to nobody else. Numbers are never used twice. The process that reads
@@ -29,10 +29,12 @@ drops by number what it has already. The third word of the head is the node's: t
 the job that the next SIGINT is meant for.
 
 A *lane* (`lane`) is for the node a process for many jobs, but each of its blocks holds one job,
-for a process that reads no more than its own. Results are sent at once. The fourth word is the
-number of the job that runs, here and in other processes; what is in the output files while it is
-that is of that job. The others are the lane's own business: whose turn it is, how many processes
-have sent their results, how many records, and how many bytes they have left for later jobs.
+for a process of its own, which leaves to the next what else it has read. Results are sent at once.
+
+The fourth word of the head is the number of the job that runs, in any process; what is in the
+output files while it is that is of that job. The others are the lane's own business: whose turn
+it is, how many processes have sent their results, how many records, how many bytes they have left
+for later jobs, and, for the node, how many KiB the last one had that died.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ SIZE = struct.Struct("<Q")
 TOKEN = struct.Struct("<Q")
 
 OUTBOX_BYTES = 1 << 17
-OUTBOX_HEAD = 64  # bytes: eight words, written whole, so that nobody ever sees half of one
-USED, EMPTIED, INTERRUPTED, RUNNING, TURN, DONE, RECORDS, LEFT = range(8)  # the words
+OUTBOX_HEAD = 72  # bytes: nine words, written whole, so that nobody ever sees half of one
+USED, EMPTIED, INTERRUPTED, RUNNING, TURN, DONE, RECORDS, LEFT, PEAK = range(9)  # the words
 FILE_BYTES = 1 << 18  # of a file that a job sends, in one record
 OWN_AHEAD = 6  # records that the client has not dealt with; the node adds two of output
 

@@ -46,6 +46,8 @@ def outcomes(node: Node, worker: Worker, results: list[JobResult], now: float) -
     endings.calm(worker)
     if was_busy and not worker.tasks:
         handover.idle(node, worker)
+    elif worker.tasks and not worker.revoking:
+        _resume(node, worker, now)  # what came for the one that is now the first
 
 
 def _measure(computation: Computation, results: list[JobResult]) -> None:
@@ -92,7 +94,7 @@ def exited(
         cause = "cancelled" if task.cancelled else endings.why_ended(task)
         why = f"{cause}; {reason}" if cause else reason
         endings.end(node, task, TERMINATED, why, output, start, now)
-    if not begun:
+    if not begun and not worker.ended:  # else it was able to start
         for task in worker.tasks:
             task.false_starts += 1
     hopeless = [task for task in worker.tasks if task.false_starts >= FALSE_STARTS_MAX]

@@ -38,7 +38,7 @@ REHEARSED_BYTES = 1024  # more than the result of one
 class Succession(Protocol):
     """What a process for one job owes the process of the next one."""
 
-    def job_ended(self, process: Runner) -> None:
+    def job_ended(self) -> None:
         """The job has ended, and its result will be sent when this returns."""
 
     def wait_to_send(self) -> None:
@@ -55,13 +55,12 @@ class Runner:
         tokens: int,
         memory: memoryview | None,
         outputs: tuple[int, int],
-        succession: Succession | None = None,
     ) -> None:
         self._function = function
         self._tokens = tokens  # the pipe to take them from; -1: in a rehearsal
-        self._succession = succession  # what the process of the next job waits for, if there is one
+        self.succession: Succession | None = None  # in a lane: there is a process for the next job
         self.inbox = Inbox(sock)
-        self._outbox = Outbox(sock, None if succession else memory)
+        self._outbox = Outbox(sock, memory)
         self.interrupts = Interrupts(head_of(memory) if memory else None)
         self.talk: Any = None  # a `jobnames.Talk`, once a job has told something
         self._borrowed: list[Any] = []  # what only the present job has, to be undone
@@ -107,8 +106,8 @@ class Runner:
 
     def send_record(self, kind: int, content: bytes, buffers: list[memoryview]) -> None:
         """Send a record of the present job."""
-        if self._succession is not None:
-            self._succession.wait_to_send()
+        if self.succession is not None:
+            self.succession.wait_to_send()
         head = RESULT.pack(self.interrupts.number, kind, 0.0, 0.0, len(content), len(buffers))
         head += b"".join([SIZE.pack(len(buffer)) for buffer in buffers])
         self._outbox.put_at_once(head, content, buffers)
@@ -125,27 +124,36 @@ class Runner:
         if self._borrowed:
             self._give_back()
         end = time.time()
-        written = [os.lseek(fd, 0, os.SEEK_END) for fd in self._outputs]
-        stdout, stderr = map(read_output, self._outputs, written)
+        stdout, stderr = self._take_output()
         self.interrupts.begin(0)
-        for fd, size in zip(self._outputs, written, strict=True):
-            if size:
-                os.ftruncate(fd, 0)
-        if self._succession is not None:
-            self._succession.job_ended(self)
+        if self.succession is not None:
+            self.succession.job_ended()
         content = pack_result(value, stdout, stderr, text)
         head = RESULT.pack(number, not text, start, end, len(content), len(buffers))
         if buffers:
             head += b"".join([SIZE.pack(len(buffer)) for buffer in buffers])
-        if self.talk is None:
-            self._outbox.put(head, content, buffers)
-        else:
+        self._send(head, content, buffers)
+
+    def _take_output(self) -> list[bytes]:
+        """Return what the job has written, and empty the files for the next one."""
+        output = []
+        for fd in self._outputs:
+            size = os.lseek(fd, 0, os.SEEK_END)
+            output.append(read_output(fd, size))
+            if size:
+                os.ftruncate(fd, 0)
+        return output
+
+    def _send(self, head: bytes, content: bytes, buffers: list[memoryview]) -> None:
+        """Send a result, at once if another process may send the next one."""
+        if self.talk is not None:
             self.talk.end()
+        if self.talk is not None or self.succession is not None:
             self._outbox.put_at_once(head, content, buffers)
-        if self._tokens >= 0 and self._succession is None:
-            # The next job prints where it should, whatever this one did.
-            os.dup2(self._outputs[0], 1)
-            os.dup2(self._outputs[1], 2)
+        else:
+            self._outbox.put(head, content, buffers)
+        if self._tokens >= 0 and self.succession is None:
+            print_to(*self._outputs)  # the next job does, whatever this one did
 
     def _perform(self, number: int, body: memoryview, sizes: list[int]) -> Packed:
         """Do the job; return its value and no text, or a text that says how it failed."""
@@ -319,5 +327,10 @@ def serve(process: Runner, max_tasks: int) -> bool:
 
 def leave(code: int = 0) -> NoReturn:
     """End the process, which makes way for others: what is left is for the kernel to do."""
-    os.nice(19)
+    make_way()
     os._exit(code)
+
+
+def make_way() -> None:
+    """Let others go first from now on."""
+    os.setpriority(os.PRIO_PROCESS, 0, 19)

@@ -85,7 +85,7 @@ class Worker:
     cancelling: Cancelling = Cancelling.NOT
     next_step_at: float = NEVER  # of cancelling
     revoking: bool = False  # `Agent.revoked` is due
-    outdated: bool = False  # there are layers of code that it doesn't know
+    outdated: bool = False  # it gets no more jobs: its code is old, or a signal is on its way
 
     @property
     def used_up(self) -> bool:

@@ -347,7 +347,7 @@ class Template:
                     shutil.rmtree(os.path.join(self._plan.jobs, name), ignore_errors=True)
 
     def _spawn(self, worker: int, max_tasks: int, descriptors: list[int]) -> None:
-        """Fork a job process; its ends are passed as connection, output, error, [...]."""
+        """Fork a job process; its ends are passed as connection, output, error, tokens, outbox."""
         pid = -1
         reason = "too many open files"
         _signal.pthread_sigmask(_signal.SIG_BLOCK, _HELD_BACK)
