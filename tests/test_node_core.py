@@ -366,6 +366,33 @@ def test_a_job_that_has_not_begun_is_cancelled_at_once() -> None:
     assert stage.results() == {2: CANCELLED}
 
 
+@pytest.mark.parametrize("max_tasks", [0, 1])
+def test_a_job_that_follows_one_whose_result_is_on_its_way_can_be_cancelled(max_tasks: int) -> None:
+    stage = Stage(max_tasks=max_tasks, cpus=1)
+    [(worker, _)] = stage.run(1).items()
+    stage.ended(worker, 1, run_s=1e-5)
+    stage.run(2, 3)
+    stage.tell(Kill(1, [(3, 1)]))
+    stage.agent.revoked(worker, 0, stage.now)  # it has begun
+    stage.flush()
+    assert stage.take(Interrupt) == []
+    stage.ended(worker, 2)
+    assert stage.take(Interrupt) == [Interrupt(worker)]
+
+
+@pytest.mark.parametrize("max_tasks", [0, 1])
+def test_a_process_that_a_signal_may_be_on_its_way_to_gets_no_other_job(max_tasks: int) -> None:
+    stage = Stage(max_tasks=max_tasks, cpus=1)
+    [(worker, _)] = stage.run(1).items()
+    stage.run(2)
+    stage.tell(Kill(1, [(1, 1)]))
+    stage.wait(1.1)
+    assert stage.take(Terminate) == [Terminate(worker)]
+    stage.ended(worker, 1)
+    assert stage.take(Retire) == [Retire(worker)]
+    assert stage.given() == {worker + 1: [2]}
+
+
 def test_a_process_whose_jobs_all_ended_before_the_revocation_is_used_again() -> None:
     stage = Stage(max_tasks=0, cpus=1)
     [(worker, _)] = stage.run(1).items()
