@@ -26,7 +26,7 @@ from .jobwire import DONE, INTERRUPTED, OUTBOX_BYTES, PEAK, RUNNING, TURN, head_
 from .memoryfile import open_memory
 from .processes import LINUX, Children, adopt_orphans, die_with_parent, signal_all, signal_group
 from .runner import Runner
-from .succession import Line, Successor
+from .succession import EXIT_PASSED, Line, Successor
 
 LEFTOVERS_S = 1.0  # how long to wait for the end of what a job has left
 _RETRY_S = 0.0005
@@ -52,6 +52,8 @@ class Lane:
         # Of those that died before the one before them was done: status, and if in their turn.
         self._early: dict[int, tuple[int, bool]] = {}
         self._interrupted = 0  # the number of the last job that was
+        self._successor: Successor | None = None  # in the process of a job: itself
+        self._log = os.dup(2)  # what isn't of the job that runs goes there
 
     def run(self) -> NoReturn:
         """Fork, and bury, until something ends a process before its job does."""
@@ -102,10 +104,13 @@ class Lane:
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGTERM, _signal.SIGURG))
             register_deferred_hooks()
             gc.enable()
-            self._runner.succession = successor = Successor(self._line, number, self._runner)
-            successor.run()
+            self._successor = Successor(self._line, number, self._runner)
+            self._runner.succession = self._successor
+            self._successor.run()
         except BaseException as problem:
-            print(f"dispy: a job process has failed: {problem!r}", file=sys.stderr, flush=True)
+            text = f"dispy: a job process has failed: {problem!r}\n"
+            has_turn = self._successor is not None and self._successor.has_turn
+            os.write(2 if has_turn else self._log, text.encode("utf-8", "backslashreplace"))
         os._exit(1)
 
     def _bury_next(self) -> None:
@@ -123,7 +128,8 @@ class Lane:
         elif number:
             if self._words[TURN] <= number:  # it has left something, or was killed
                 self._end_leftovers()
-            self._line.give_turn(number + 1)
+            if status != EXIT_PASSED << 8:
+                self._line.give_turn(number + 1)
         self._look_at_early()
         signal_all(self._leftovers(), _signal.SIGKILL)
 

@@ -20,6 +20,7 @@ from .processes import LINUX
 from .runner import Runner
 
 SENDING_MIN_S, SENDING_MAX_S = 0.0002, 0.005  # how often to look whether a result is sent
+EXIT_PASSED = 70  # the exit code of a process that has given the next one its turn
 YOUNG_MS = 4  # jobs that are as short follow each other too fast for rehearsals
 
 
@@ -51,19 +52,21 @@ class Successor:
         self._line = line
         self._number = number
         self._process = process
+        self.has_turn = False
         self._passed = False  # the next one has its turn
 
     def run(self) -> NoReturn:
         """Wait for the turn, run a job, let the next one go on, end."""
         process = self._process
+        runner.print_to(*self._line.outputs)
         self._warm_up()
         runner.prepare(process)
         self._wait_for_turn()
-        runner.print_to(*self._line.outputs)
+        self.has_turn = True
         self._take_over()
         if runner.serve(process, 1):
             self._hand_over()
-        runner.leave()
+        runner.leave(EXIT_PASSED if self._passed else 0)
 
     def _warm_up(self) -> None:
         """Use the time in which the job before runs, unless CPUs are scarce."""
@@ -99,9 +102,7 @@ class Successor:
         """Let the next job begin if it is there, and wait until this one's result can be sent."""
         if self._process.talk is None and not _leaves_something() and self._line.has_tokens():
             self._leave_rest()
-            self._passed = True
-            runner.make_way()
-            self._line.give_turn(self._number + 1)
+            self._pass()
         self.wait_to_send()
 
     def wait_to_send(self) -> None:
@@ -124,8 +125,13 @@ class Successor:
             self._leave_rest()
         self._line.words[DONE] = self._number
         if not self._passed and not _leaves_something():
-            runner.make_way()
-            self._line.give_turn(self._number + 1)
+            self._pass()
+
+    def _pass(self) -> None:
+        """Let the next one begin."""
+        runner.make_way()
+        self._line.give_turn(self._number + 1)
+        self._passed = True
 
 
 def _leaves_something() -> bool:

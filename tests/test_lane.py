@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -152,21 +153,25 @@ def test_a_waiting_process_that_is_killed_is_replaced(node: Node) -> None:
     (first,) = node.results(worker, 1)
     lane = value_of(first)[1]
     node.give(worker, (0.5,), (0,))
-    wait_for_pair(node, lane, without=value_of(first)[0])
-    (waiting,) = [pid for pid in processes_of(node, lane) if not is_asleep(pid)]
-    os.kill(waiting, signal.SIGKILL)
+    os.kill(waiting_process(node, lane, ended=value_of(first)[0]), signal.SIGKILL)
     assert [result.status for result in node.results(worker, 2)] == [FINISHED] * 2
 
 
-def is_asleep(pid: int) -> bool:
-    """Whether it is in the `time.sleep` of its job."""
-    return "nanosleep" in Path(f"/proc/{pid}/wchan").read_text()
-
-
-def wait_for_pair(node: Node, lane: int, without: int) -> None:
+def waiting_process(node: Node, lane: int, ended: int) -> int:
+    """Wait until one process of a lane is in the `time.sleep` of its job; return the other."""
     deadline = time.monotonic() + DEADLINE_S
-    while len(processes_of(node, lane) - {without}) < 2:
+    while True:
         assert time.monotonic() < deadline
+        pair = processes_of(node, lane) - {ended}
+        awake = [pid for pid in pair if not is_asleep(pid)]
+        if len(pair) == 2 and len(awake) == 1:
+            return awake[0]
+
+
+def is_asleep(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return "nanosleep" in Path(f"/proc/{pid}/wchan").read_text()
+    return False
 
 
 def test_what_a_job_leaves_is_ended_before_long_and_nothing_of_the_next_job(node: Node) -> None:

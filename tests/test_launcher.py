@@ -395,7 +395,7 @@ def test_surroundings(node: Node) -> None:
     log = os.readlink("/proc/self/fd/2").partition(":")[0]
     # Its outputs are there twice: a job may close or redirect those that it writes to.
     # What it takes over from the process before, and leaves to the next, are memory and pipes.
-    expected = ["/dev/null", *["/memfd"] * 6, *["pipe"] * 5, "socket", log]
+    expected = ["/dev/null", *["/memfd"] * 6, *["pipe"] * 5, "socket", log, log]
     assert sorted(filter(None, found["open"])) == sorted(expected)
 
 
