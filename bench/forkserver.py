@@ -1,6 +1,6 @@
 """The floor of a fresh process per job: a process like the node's zygote, and nothing else.
 
-Run as a program of its own, with the imports of a node's template and no others:
+Run as a program of its own, with what a node's zygote imports, by itself and for jobs:
 ``forkserver.py rate COUNT`` prints how many processes it can fork and see end per second;
 ``forkserver.py serve FD`` forks a process for each request on a socket, until an empty one.
 A request is a pickled function and its argument; the forked process sends the result back.
@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 
-import cloudpickle
+from dispy.node.zygote import import_for_jobs
 
 REQUEST_BYTES = 1 << 16
 
@@ -55,7 +55,7 @@ def work(door: socket.socket, request: bytes) -> None:
 
 
 def main() -> None:
-    assert cloudpickle, "it is imported because the node's template imports it"
+    import_for_jobs()
     gc.collect()
     gc.freeze()
     if sys.argv[1] == "rate":

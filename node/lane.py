@@ -26,7 +26,7 @@ from .jobwire import DONE, INTERRUPTED, OUTBOX_BYTES, PEAK, RUNNING, TURN, head_
 from .memoryfile import open_memory
 from .processes import LINUX, Children, adopt_orphans, die_with_parent, signal_all, signal_group
 from .runner import Runner
-from .succession import EXIT_PASSED, Line, Successor
+from .succession import EXIT_PASSED, Line, Successor, readable
 
 LEFTOVERS_S = 1.0  # how long to wait for the end of what a job has left
 _RETRY_S = 0.0005
@@ -44,7 +44,15 @@ class Lane:
         outputs = output, error
         self._words = head_of(memory)
         turns = os.pipe(), os.pipe()
-        self._line = Line(self._words, tokens, outputs, turns, open_memory("left", 0))
+        self._line = Line(
+            self._words,
+            tokens,
+            outputs,
+            turns,
+            open_memory("left", 0),
+            readable(tokens),
+            (readable(turns[0][0]), readable(turns[1][0])),
+        )
         self._runner = Runner(function, runner.connect(connection), tokens, memory, outputs)
         self._pid = os.getpid()
         self._children = Children()

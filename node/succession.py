@@ -11,7 +11,6 @@ import _thread
 import os
 import select
 import time
-from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
 from . import runner
@@ -32,6 +31,8 @@ class Line(NamedTuple):
     outputs: tuple[int, int]
     turns: tuple[tuple[int, int], tuple[int, int]]  # for even and odd: who is next takes no other
     left: int  # a file for what was read for later jobs
+    poll_tokens: select.poll  # made once, since a fork pays for all that is made after it
+    poll_turns: tuple[select.poll, select.poll]
 
     def give_turn(self, number: int) -> None:
         """Say whose turn it is; doing so twice does no harm."""
@@ -40,9 +41,14 @@ class Line(NamedTuple):
 
     def has_tokens(self) -> bool:
         """Whether the next job is there."""
-        poll = select.poll()  # unlike `select`, for any descriptor
-        poll.register(self.tokens, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(self.poll_tokens.poll(0))
+
+
+def readable(descriptor: int) -> select.poll:
+    """Return what tells when there is something to read."""
+    poll = select.poll()  # unlike `select`, for any descriptor
+    poll.register(descriptor, select.POLLIN)
+    return poll
 
 
 class Successor:
@@ -70,10 +76,8 @@ class Successor:
 
     def _warm_up(self) -> None:
         """Use the time in which the job before runs, unless CPUs are scarce."""
-        poll = select.poll()
-        poll.register(self._line.turns[self._number % 2][0], select.POLLIN)
         is_idle = not self._line.words[RUNNING] and not self._line.has_tokens()
-        if is_idle or not poll.poll(YOUNG_MS):
+        if is_idle or not self._line.poll_turns[self._number % 2].poll(YOUNG_MS):
             runner.rehearse(1)
 
     def _wait_for_turn(self) -> None:
@@ -138,8 +142,9 @@ def _leaves_something() -> bool:
     """Whether the job has left threads, or processes, those of its children that ended included."""
     if _thread._count():
         return True
-    with suppress(ChildProcessError):
+    try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
-        return True
-    return False
+    except ChildProcessError:
+        return False
+    return True
