@@ -94,7 +94,8 @@ class Rescue:
                 me = identity.describe("client", __version__, token=guard.token)
                 self._exchange = Exchange(me, self._bus, identity.random_name, guard=guard)
                 self._exchange.dial(self._address)
-                self._reach(timeout)
+                if not self._reach(timeout):
+                    return []
                 self._collect(timeout, terminate_pending)
                 jobs = self._hand_over()
                 self._finish()
@@ -105,8 +106,11 @@ class Rescue:
 
     # -- phases --------------------------------------------------------------------------
 
-    def _reach(self, timeout: float | None) -> None:
-        """Get the clusters. Raises `RecoverError` if none can be had."""
+    def _reach(self, timeout: float | None) -> bool:
+        """Get the clusters; False if there is nothing to do.
+
+        Raises `RecoverError` if none can be had.
+        """
         takeover = self._takeover
         self._wait(lambda: takeover.joined, max(REACH_S, timeout or 0.0))
         if not takeover.joined:
@@ -116,9 +120,14 @@ class Rescue:
         lost = [each for each in clusters if each.lost]
         if len(lost) == len(takeover.clusters):
             reasons = "; ".join(dict.fromkeys(each.lost for each in lost))
+            if self._file is not None and not any(each.jobs for each in self._known.values()):
+                logger.info("all jobs had ended: %s", reasons)  # killed while it was closing them
+                self._file.remove()
+                return False
             raise RecoverError(f"nothing can be recovered at {self._address}: {reasons}")
         for each in lost:
             logger.warning("cluster %d can't be recovered: %s", each.wanted.number, each.lost)
+        return True
 
     def _collect(self, timeout: float | None, terminate_pending: bool) -> None:
         """Wait until all jobs have ended, or for the time that is given."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -20,7 +21,7 @@ from pathlib import Path
 import pytest
 
 import dispy
-from dispy import DispyJob
+from dispy import DispyJob, recoverfile
 from dispy.protocol import exitcodes
 
 from .conftest import NewProxy, NewSharedCluster, RunProgram, StartBroker, StartNode
@@ -451,6 +452,39 @@ def test_a_killed_program_is_recovered_from_a_broker_that_was_killed_too(
     again = {job.id: job.result for job in dispy.recover_jobs(path)}
     assert {**got(program), **again} == {number: number * number for number in range(count)}
     assert noted(record) == Counter(range(count))
+
+
+ALL_ENDED = """
+import sys, time
+import dispy
+
+cluster = dispy.SharedJobCluster(abs, scheduler_node=sys.argv[1])
+jobs = [cluster.submit(-n) for n in range(5)]
+cluster.wait()
+print("submitted", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_a_program_that_was_killed_while_it_closed_its_cluster_has_nothing_to_recover(
+    start_broker: StartBroker, start_node: StartNode, start_program: RunProgram, tmp_path: Path
+) -> None:
+    broker = start_broker()
+    start_node("--broker", broker.for_nodes)
+    program = start_program(ALL_ENDED, broker.address)
+    until(lambda: submitted(program), "the end of all jobs")
+    (path,) = program.folder.glob("_dispy_*")
+    until(lambda: not unended(path), "the file says so")
+    program.kill()
+    copy = tmp_path / "copy"
+    shutil.copy(path, copy)
+    assert dispy.recover_jobs(copy) == []  # closes the cluster at the broker
+    assert dispy.recover_jobs(path) == [] and not path.exists()
+
+
+def unended(path: Path) -> int:
+    """How many jobs have no end, as far as a recover file says."""
+    return sum(len(each.jobs) for each in recoverfile.look_into(path).clusters.values())
 
 
 ONE_AFTER_THE_OTHER = """
