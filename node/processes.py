@@ -114,13 +114,13 @@ def end_descendants(children: Children, groups: Iterable[int], timeout_s: float)
     deadline = time.monotonic() + timeout_s
     for leader in groups:
         signal_group(leader, signal.SIGKILL)
-    while _reap() and time.monotonic() < deadline:
+    while reap() and time.monotonic() < deadline:
         signal_all(children.pids(), signal.SIGKILL)
         time.sleep(_RETRY_S)
 
 
-def _reap() -> bool:
-    """Reap all that has ended; return whether there are children left."""
+def reap() -> bool:
+    """Reap all children that have ended; return whether there are others."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

@@ -15,7 +15,7 @@ from typing import NamedTuple, NoReturn
 
 from . import runner
 from .jobwire import DONE, LEFT, RECORDS, RUNNING, TOKEN, TURN
-from .processes import LINUX
+from .processes import LINUX, reap
 from .runner import Runner
 
 SENDING_MIN_S, SENDING_MAX_S = 0.0002, 0.005  # how often to look whether a result is sent
@@ -139,12 +139,5 @@ class Successor:
 
 
 def _leaves_something() -> bool:
-    """Whether the job has left threads, or processes, those of its children that ended included."""
-    if _thread._count():
-        return True
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        return False
-    return True
+    """Whether the job has left threads or processes, be they its children's."""
+    return bool(_thread._count()) or reap()
