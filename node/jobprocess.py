@@ -113,14 +113,14 @@ class JobProcess:
             self._outputs.append(open_memory(name, os.O_APPEND))
         for fd in self._outputs:  # one by one: `close` must know all that is open
             self._passed.append(os.dup(fd))
-        self._open_for_many()
+        self._open_tokens_and_outbox()
         self.socket, child = socket.socketpair()
         for end in (self.socket, child):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
         self._passed.insert(0, child.detach())
         self.socket.setblocking(False)
 
-    def _open_for_many(self) -> None:
+    def _open_tokens_and_outbox(self) -> None:
         read, write = os.pipe()
         self._passed.append(read)
         self._tokens = (-1, write)

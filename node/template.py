@@ -1,4 +1,4 @@
-"""The template: one process per computation, with its function loaded, that forks the jobs.
+"""The template: one process per computation, with its function loaded, that forks job processes.
 
 It is forked from the zygote, runs the user's code once, to load it and to set it up, and from
 then on nothing but its own loop: fork on demand, reap, and end whatever a dead job process has
