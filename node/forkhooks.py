@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 _register_at_fork = os.register_at_fork
-_deferred: list[dict[str, Any]] = []
+deferred: list[dict[str, Any]] = []  # hooks that wait
 
 
 @contextmanager
@@ -29,12 +29,12 @@ def _defer_hooks(**hooks: Any) -> None:
     by the pages that they touch. So they wait for `register_deferred_hooks`.
     """
     if getattr(hooks.get("after_in_child"), "__module__", "") in ("threading", "logging"):
-        _deferred.append(hooks)
+        deferred.append(hooks)
     else:
         _register_at_fork(**hooks)
 
 
 def register_deferred_hooks() -> None:
     """Have the hooks run from now on: threads may start, or have been started."""
-    while _deferred:
-        _register_at_fork(**_deferred.pop(0))
+    while deferred:
+        _register_at_fork(**deferred.pop(0))

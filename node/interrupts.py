@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # in the place of `signal`: see `runner`
 
-from .jobwire import INTERRUPTED, RUNNING
+from .jobwire import BEGUN, INTERRUPTED, RUNNING
 
 
 class Interrupts:
@@ -23,15 +23,16 @@ class Interrupts:
         self.held = False  # it runs, but nothing may be raised just now
 
     def install(self) -> None:
-        """Answer SIGINT from now on, and one that was held back."""
+        """Answer SIGINT from now on, or as soon as it is not held back any more."""
         _signal.signal(_signal.SIGINT, self._on_signal)
-        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGINT,))
 
     def begin(self, number: int) -> None:
         """The job of this number is the present one; 0: none is."""
-        self.number = number or self.number
+        if number:
+            self.number = number
         if self._words is not None:
             self._words[RUNNING] = number
+            self._words[BEGUN] = self.number
 
     @property
     def meant(self) -> bool:

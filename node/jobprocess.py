@@ -30,6 +30,7 @@ from .conversation import Conversation
 from .jobwire import (
     EMPTIED,
     EXIT_UNREACHABLE,
+    GIVEN,
     INTERRUPTED,
     OUTBOX_BYTES,
     OUTBOX_HEAD,
@@ -100,6 +101,7 @@ class JobProcess:
         self._intake = Intake()
         self._tokens = (-1, -1)
         self._outbox: memoryview | None = None
+        self._words: memoryview | None = None  # the head of the outbox
         self._outputs: list[int] = []
         self._passed: list[int] = []
         try:
@@ -130,6 +132,7 @@ class JobProcess:
         outbox = open_memory("outbox", 0, OUTBOX_BYTES)
         self._passed.append(outbox)
         self._outbox = memoryview(mmap.mmap(outbox, OUTBOX_BYTES))
+        self._words = head_of(self._outbox)
 
     def take_passed(self) -> list[int]:
         """Return the descriptors for the process, once; they are the caller's to close."""
@@ -143,7 +146,7 @@ class JobProcess:
                 os.close(fd)
         self._outputs, self._passed, self._tokens = [], [], (-1, -1)
         self._unsent.clear()
-        self._outbox = None
+        self._outbox = self._words = None
         if hasattr(self, "socket"):
             self.socket.close()
 
@@ -167,12 +170,13 @@ class JobProcess:
             if job.options is not None:
                 self._give_special(number, job, blocks)
         self.flush()  # first the jobs, then the tokens: whoever has a token finds its job
-        if self._outbox is not None:
+        if self._words is not None:
             tokens = [TOKEN.pack(number) for number in range(first, self._given + 1)]
             try:  # noqa: SIM105 - `suppress` costs more than what it is for
                 os.write(self._tokens[1], b"".join(tokens))
             except OSError:  # it has died
                 pass
+            self._words[GIVEN] = self._given
 
     def _give_special(self, number: int, job: JobSpec, blocks: list[Block]) -> None:
         """See to what a job asks for; its block is among these."""
@@ -214,6 +218,8 @@ class JobProcess:
         for _ in numbers:
             _, *attempt = self._jobs.pop()
             self._followed.discard((attempt[0], attempt[1]))
+        if self._words is not None:
+            self._words[GIVEN] = numbers[0] - 1
         while self._unsent and self._unsent[-1].first >= numbers[0]:
             self._unsent.pop()
         return len(numbers)
@@ -223,8 +229,8 @@ class JobProcess:
         if self._jobs:
             self._interrupted = self._jobs[0][0]
             self._repeats = INTERRUPT_REPEATS
-            if self._outbox is not None:
-                head_of(self._outbox)[INTERRUPTED] = self._interrupted
+            if self._words is not None:
+                self._words[INTERRUPTED] = self._interrupted
 
     def repeats_interrupt(self) -> bool:
         """Whether the interrupt is to be sent once more: the job has no result yet."""
@@ -234,7 +240,7 @@ class JobProcess:
         return True
 
     def _take_tokens(self) -> list[int]:
-        if self._outbox is None:
+        if self._words is None:
             return []
         data = b""
         os.set_blocking(self._tokens[0], False)  # the process could have changed that for both
@@ -286,9 +292,9 @@ class JobProcess:
 
     def peek(self) -> list[Said]:
         """Return results that wait for company in the outbox of a living process."""
-        if self._outbox is None or not self._jobs:
+        if self._outbox is None or self._words is None or not self._jobs:
             return []
-        head = head_of(self._outbox)
+        head = self._words
         emptied, used = head[EMPTIED], head[USED]
         if not 0 < used <= OUTBOX_BYTES - OUTBOX_HEAD:
             return []
@@ -386,7 +392,7 @@ class JobProcess:
             os.pread(fd, min(RECORD_BYTES, OUTPUT_BYTES - told), told)
             for fd, told in zip(self._outputs, talk.told, strict=True)
         ]
-        runs = self._outbox is not None and head_of(self._outbox)[RUNNING] == number
+        runs = self._words is not None and self._words[RUNNING] == number
         said = [] if self.silent else self._receive(READS)
         said += self.peek()
         if runs and not self.fault and self._jobs and self._jobs[0][0] == number:
@@ -427,8 +433,8 @@ class JobProcess:
         """Say why a process that ended this way has left a job without a result."""
         if self.fault or self.retired:
             return self.fault
-        if self._is_lane and self._outbox is not None:
-            peak_kib = head_of(self._outbox)[PEAK] or peak_kib
+        if self._is_lane and self._words is not None:
+            peak_kib = self._words[PEAK] or peak_kib
         if code == EXIT_UNREACHABLE:
             return "the job closed the connection between its process and the node"
         if code >= 0:

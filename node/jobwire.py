@@ -32,9 +32,12 @@ A *lane* (`lane`) is for the node a process for many jobs, but each of its block
 for a process of its own, which leaves to the next what else it has read. Results are sent at once.
 
 The fourth word of the head is the number of the job that runs, in any process; what is in the
-output files while it is that is of that job. The others are the lane's own business: whose turn
-it is, how many processes have sent their results, how many records, how many bytes they have left
-for later jobs, and, for the node, how many KiB the last one had that died.
+output files while it is that is of that job. Two more are hints, for a lane, on whether a job
+waits: the numbers of the last one that the node has given and of the last one that has begun.
+The others are the lane's own business: whose turn it is, up to whom there are processes that wait
+for it, how many have sent their results, how many microseconds the last job has run, how many
+records there were, how many bytes are left for later jobs, and, for the node, how many KiB the
+last process had that died.
 """
 
 from __future__ import annotations
@@ -50,8 +53,9 @@ SIZE = struct.Struct("<Q")
 TOKEN = struct.Struct("<Q")
 
 OUTBOX_BYTES = 1 << 17
-OUTBOX_HEAD = 72  # bytes: nine words, written whole, so that nobody ever sees half of one
-USED, EMPTIED, INTERRUPTED, RUNNING, TURN, DONE, RECORDS, LEFT, PEAK = range(9)  # the words
+OUTBOX_HEAD = 104  # bytes: thirteen words, written whole, so that nobody ever sees half of one
+USED, EMPTIED, INTERRUPTED, RUNNING, GIVEN, BEGUN = range(6)  # the words of all processes,
+TURN, AHEAD, DONE, LASTED, RECORDS, LEFT, PEAK = range(6, 13)  # and those of lanes
 FILE_BYTES = 1 << 18  # of a file that a job sends, in one record
 OWN_AHEAD = 6  # records that the client has not dealt with; the node adds two of output
 

@@ -2,10 +2,14 @@
 
 For the node it is a job process like one for many jobs: jobs and tokens come in the same way, and
 what ends it tells what has ended its job. But it runs none itself. It forks a process for each,
-one ahead of need, and all of them share its connection. How they follow each other is their own
-affair (`succession`), so that nobody has to wake between two jobs but the two of them. A process
-that ends before it has sent its result takes the lane with it: the lane kills the next one, and
-ends in the same way. (So does the next one's job, if it has just begun.)
+and all of them share its connection. While jobs are short it forks the next one when the one
+before has ended, and leaves nothing of that. When a job takes longer it forks the next one ahead
+of need; how these two follow each other is their own affair (`succession`). A process that ends
+before it has sent its result takes the lane with it: the lane kills the next one, and ends in the
+same way. (So does the next one's job, if it has just begun.)
+
+What a process needs is made here, where it's made once: a fork pays for all that it does itself.
+So signals stay blocked in the lane, which waits for them; their handlers are those of the jobs.
 """
 
 from __future__ import annotations
@@ -20,17 +24,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from . import runner
-from .forkhooks import register_deferred_hooks
-from .jobwire import DONE, INTERRUPTED, OUTBOX_BYTES, PEAK, RUNNING, TURN, head_of
+from . import forkhooks, runner
+from .jobwire import AHEAD, DONE, INTERRUPTED, LASTED, OUTBOX_BYTES, PEAK, RUNNING, TURN, head_of
 from .memoryfile import open_memory
-from .processes import LINUX, Children, adopt_orphans, die_with_parent, signal_all, signal_group
+from .processes import LINUX, Children, signal_all, signal_group
 from .runner import Runner
-from .succession import EXIT_PASSED, Line, Successor, readable
+from .succession import EXIT_PASSED, YOUNG_S, Line, Successor
 
+SHORT_US = 500  # after a job that took no longer, nothing is forked ahead of the next at first
 LEFTOVERS_S = 1.0  # how long to wait for the end of what a job has left
 _RETRY_S = 0.0005
-_FORWARDED = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGURG)
+_AWAITED = (_signal.SIGCHLD, _signal.SIGINT, _signal.SIGTERM, _signal.SIGURG)
 
 
 class Lane:
@@ -39,107 +43,111 @@ class Lane:
     def __init__(self, function: Callable[..., Any], descriptors: list[int]) -> None:
         """Take over a connection to the node, stdout, stderr, tokens and outbox."""
         connection, output, error, tokens, outbox = descriptors
+        self._log = os.dup(2)  # what isn't of the job that runs goes there
         memory = memoryview(mmap.mmap(outbox, OUTBOX_BYTES))
         os.close(outbox)
-        outputs = output, error
         self._words = head_of(memory)
         turns = os.pipe(), os.pipe()
         self._line = Line(
-            self._words,
-            tokens,
-            outputs,
-            turns,
-            open_memory("left", 0),
-            readable(tokens),
-            (readable(turns[0][0]), readable(turns[1][0])),
+            os.getpid(), self._words, tokens, (output, error), turns, open_memory("left", 0)
         )
-        self._runner = Runner(function, runner.connect(connection), tokens, memory, outputs)
-        self._pid = os.getpid()
+        process = Runner(function, runner.connect(connection), tokens, memory, (output, error))
+        self._successor = Successor(self._line, process)
         self._children = Children()
         self._numbers: dict[int, int] = {}  # process id to number
         # Of those that died before the one before them was done: status, and if in their turn.
         self._early: dict[int, tuple[int, bool]] = {}
         self._interrupted = 0  # the number of the last job that was
-        self._successor: Successor | None = None  # in the process of a job: itself
-        self._log = os.dup(2)  # what isn't of the job that runs goes there
 
     def run(self) -> NoReturn:
         """Fork, and bury, until something ends a process before its job does."""
-        for signum, forward in zip(
-            _FORWARDED, (self._interrupt, self._terminate, self._follow), strict=True
-        ):
-            _signal.signal(signum, forward)
-        self._line.give_turn(1)
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, _AWAITED)
+        self._successor.prepare()
+        gc.enable()
+        self._words[TURN] = 1
+        self._fork(1)
         while True:
-            self._fill()
-            self._bury_next()
+            signum = self._next_signal()
+            if signum == _signal.SIGCHLD:
+                while self._bury_next():
+                    pass
+            elif signum:
+                self._forward(signum)
+            else:
+                self._fork_ahead()
 
     # -- the line --------------------------------------------------------------------------
 
-    def _fill(self) -> None:
-        """Have a process that runs a job or waits for one, and the next one."""
-        present = self._words[DONE] + 1
-        for number in (present, present + 1):
-            if number in self._numbers.values() or number in self._early:
-                continue
-            try:
-                self._fork(number)
-            except OSError:
-                if number == present:
-                    raise
+    def _next_signal(self) -> int:
+        """Wait for the next signal; 0: the present process has lasted, and has no successor."""
+        if self._words[AHEAD] > self._words[DONE] + 1:
+            return int(_signal.sigwait(_AWAITED))
+        if self._words[LASTED] > SHORT_US or sys.platform != "linux":  # or there's no such wait
+            return 0
+        found = _signal.sigtimedwait(_AWAITED, YOUNG_S)
+        return found.si_signo if found else 0
 
-    def _fork(self, number: int) -> None:
-        _signal.pthread_sigmask(_signal.SIG_BLOCK, _FORWARDED)
-        try:
-            pid = os.fork()
-            if pid == 0:
-                self._be_successor(number)
-            self._numbers[pid] = number
-        finally:
-            _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _FORWARDED)
+    def _fork_ahead(self) -> None:
+        number = max(self._numbers.values()) + 1
+        with suppress(OSError):  # it may work later
+            self._fork(number, is_ahead=True)
+            self._words[AHEAD] = number
 
-    def _be_successor(self, number: int) -> NoReturn:
+    def _fork(self, number: int, is_ahead: bool = False) -> None:
+        pid = os.fork()
+        if pid == 0:
+            self._be_successor(number, is_ahead)
+        self._numbers[pid] = number
+
+    def _be_successor(self, number: int, is_ahead: bool) -> NoReturn:
         """Turn a forked copy of the lane into the process of one job."""
         try:
             if LINUX:  # elsewhere it wouldn't die with the lane, but it does with its group
                 os.setpgid(0, 0)
-            die_with_parent(self._pid, _signal.SIGKILL)
-            adopt_orphans()
+            _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _AWAITED)
             self._children.close()
-            _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
-            _signal.signal(_signal.SIGURG, runner.follow)
-            # SIGINT stays blocked until the runner has its own handler.
-            _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGTERM, _signal.SIGURG))
-            register_deferred_hooks()
-            gc.enable()
-            self._successor = Successor(self._line, number, self._runner)
-            self._runner.succession = self._successor
-            self._successor.run()
+            runner.print_to(*self._line.outputs)
+            if forkhooks.deferred:
+                forkhooks.register_deferred_hooks()
+            self._successor.run(number, is_ahead)
         except BaseException as problem:
             text = f"dispy: a job process has failed: {problem!r}\n"
-            has_turn = self._successor is not None and self._successor.has_turn
-            os.write(2 if has_turn else self._log, text.encode("utf-8", "backslashreplace"))
+            log = 2 if self._successor.has_turn else self._log
+            os.write(log, text.encode("utf-8", "backslashreplace"))
         os._exit(1)
 
-    def _bury_next(self) -> None:
-        """Wait until a process has ended, and leave nothing of it."""
-        pid = 0
-        if sys.platform != "darwin":  # while it is unburied its group is nobody else's
-            pid = _pid_of(os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT))
-        if pid in self._numbers:
-            signal_group(pid, _signal.SIGKILL)
-        pid, status, usage = os.wait4(pid or -1, 0)
+    def _bury_next(self) -> bool:
+        """Reap a process that has ended; see to it that another one goes on.
+
+        Return whether there may be more of them: signals do not count the dead.
+        """
+        peak_kib = 0
+        if len(self._numbers) == 1 and self._words[DONE] in self._numbers.values():
+            pid, status = os.waitpid(-1, os.WNOHANG)  # most often, and it costs less
+        else:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
+            peak_kib = usage.ru_maxrss
         number = self._numbers.pop(pid, 0)
         if number > self._words[DONE]:
+            self._words[PEAK] = peak_kib
             self._early[number] = status, self._words[TURN] >= number
-            self._words[PEAK] = usage.ru_maxrss
-        elif number:
-            if self._words[TURN] <= number:  # it has left something, or was killed
-                self._end_leftovers()
-            if status != EXIT_PASSED << 8:
-                self._line.give_turn(number + 1)
-        self._look_at_early()
-        signal_all(self._leftovers(), _signal.SIGKILL)
+        elif number and status != EXIT_PASSED << 8:
+            self._free_way(number)
+        may_be_more = pid > 0 and bool(self._numbers)
+        if self._early:
+            self._look_at_early()
+        if self._words[DONE] + 1 not in self._numbers.values():
+            self._fork(self._words[DONE] + 1)
+        return may_be_more
+
+    def _free_way(self, number: int) -> None:
+        """Let the next one begin, after a process that has left it to us."""
+        words = self._words
+        if words[TURN] == number:
+            self._end_leftovers()
+        if words[AHEAD] > number:
+            self._line.give_turn(number + 1)
+        words[TURN] = max(words[TURN], number + 1)
 
     def _look_at_early(self) -> None:
         """End like a process that died in its turn; another one can do what others were to do."""
@@ -147,21 +155,23 @@ class Lane:
         if had_begun:
             self._end_like(status)
 
+    def _end_leftovers(self) -> None:
+        """See to it that nothing is left that could write into the output of the next job."""
+        if self._children.are_more_than(len(self._numbers)):
+            deadline = time.monotonic() + LEFTOVERS_S
+            while (left := self._leftovers()) and time.monotonic() < deadline:
+                for pid in left:
+                    _kill_group_of(pid)
+                time.sleep(_RETRY_S)
+                for pid in left:
+                    with suppress(ChildProcessError):
+                        os.waitpid(pid, os.WNOHANG)
+        for fd in self._line.outputs:
+            os.ftruncate(fd, 0)
+
     def _leftovers(self) -> set[int]:
         """Return the process ids of what dead processes have left; what lives keeps its own."""
         return self._children.pids() - self._numbers.keys()
-
-    def _end_leftovers(self) -> None:
-        """Wait until nothing is left that could write into the output of the next job."""
-        deadline = time.monotonic() + LEFTOVERS_S
-        while (left := self._leftovers()) and time.monotonic() < deadline:
-            signal_all(left, _signal.SIGKILL)
-            time.sleep(_RETRY_S)
-            for pid in left:
-                with suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
-        for fd in self._line.outputs:
-            os.ftruncate(fd, 0)
 
     def _end_like(self, status: int) -> NoReturn:
         """End as a process has ended that was to run the present job."""
@@ -175,7 +185,7 @@ class Lane:
             with suppress(OSError, ValueError):
                 _signal.signal(-code, _signal.SIG_DFL)
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (-code,))
-            os.kill(self._pid, -code)
+            os.kill(os.getpid(), -code)
         os._exit(max(code, 1) if code else 0)
 
     # -- signals ---------------------------------------------------------------------------
@@ -185,25 +195,27 @@ class Lane:
         number = self._words[TURN]
         return next((pid for pid, each in self._numbers.items() if each == number), 0)
 
-    def _interrupt(self, signum: int, frame: object) -> None:
-        """Pass SIGINT on to the job that it is meant for: the first time to its children, too."""
-        pid, number = self._present(), self._words[INTERRUPTED]
-        if not pid or self._words[RUNNING] != number:
-            return  # it has ended, or will see it when it begins
-        if number != self._interrupted:
+    def _forward(self, signum: int) -> None:
+        """Pass a signal on to the process whose turn it is, and to its children if need be."""
+        pid, reaches_all = self._present(), signum == _signal.SIGTERM
+        if signum == _signal.SIGINT:
+            number = self._words[INTERRUPTED]
+            if self._words[RUNNING] != number:
+                return  # the job that it's meant for has ended, or will see it when it begins
+            reaches_all = number != self._interrupted
             self._interrupted = number
+        if not pid:
+            return
+        if reaches_all:
             signal_group(pid, signum)
         else:
             signal_all([pid], signum)
 
-    def _terminate(self, signum: int, frame: object) -> None:
-        if pid := self._present():
-            signal_group(pid, signum)
 
-    def _follow(self, signum: int, frame: object) -> None:
-        if pid := self._present():
-            signal_all([pid], signum)
-
-
-def _pid_of(found: os.waitid_result | None) -> int:
-    return found.si_pid if found else 0
+def _kill_group_of(pid: int) -> None:
+    """Kill a child with all of its group, unless that is ours."""
+    group = os.getpgid(pid)
+    if group == os.getpgrp():
+        signal_all([pid], _signal.SIGKILL)
+    else:
+        signal_group(group, _signal.SIGKILL)

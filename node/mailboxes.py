@@ -27,6 +27,7 @@ from .jobwire import (
 )
 
 FLUSH_S = 0.001  # a result waits at most so long for company, while jobs follow each other
+_WAIT = int(_socket.MSG_WAITALL)
 SKIP_BYTES = 1 << 20  # parts of dropped jobs are read away in such pieces
 
 Job: TypeAlias = "tuple[int, memoryview, list[int]]"  # number, body, sizes of its parts
@@ -74,12 +75,15 @@ class Inbox:
             for constant, size in zip(readonly, sizes, strict=True)
         ]
 
+    @property
+    def has_more(self) -> bool:
+        """Whether something was read for later jobs."""
+        return bool(self._jobs or self._early or self.given)
+
     def leave(self) -> bytes:
         """Return what was read for later jobs: their process takes it over."""
         import marshal
 
-        if not (self._jobs or self._early or self.given):
-            return b""
         jobs = [(number, bytes(body), sizes) for number, body, sizes in self._jobs]
         return marshal.dumps((jobs, self._early, self.given))
 
@@ -110,6 +114,11 @@ class Inbox:
         if not count:
             self._read_note(first, view)
             return
+        if count == 1:
+            body, parts = JOB.unpack_from(view)
+            if not parts:
+                self._jobs.append((first, view[JOB.size :], []))
+                return
         heads = list(JOB.iter_unpack(view[: count * JOB.size]))
         position = count * JOB.size + heads[-1][1] * SIZE.size
         sizes = [size for (size,) in SIZE.iter_unpack(view[count * JOB.size : position])]
@@ -130,13 +139,13 @@ class Inbox:
             self.refusals[heard] = refusal
 
     def _read(self, size: int) -> bytes:
-        data = self._socket.recv(size, _socket.MSG_WAITALL) if size else b""
+        data = self._socket.recv(size, _WAIT) if size else b""
         if len(data) == size:
             return data
         pieces = [data]  # a signal came in between
         missing = size - len(data)
         while missing:
-            pieces.append(self._socket.recv(missing, _socket.MSG_WAITALL))
+            pieces.append(self._socket.recv(missing, _WAIT))
             if not pieces[-1]:
                 raise NodeGone
             missing -= len(pieces[-1])
@@ -146,7 +155,7 @@ class Inbox:
         data = bytearray(size)
         view = memoryview(data)
         while view:
-            count = self._socket.recv_into(view, len(view), _socket.MSG_WAITALL)
+            count = self._socket.recv_into(view, len(view), _WAIT)
             if not count:
                 raise NodeGone
             view = view[count:]
@@ -181,7 +190,8 @@ class Outbox:
 
     def put_at_once(self, head: bytes, body: bytes, buffers: list[memoryview]) -> None:
         """Send something behind all that is there."""
-        self.flush()
+        if self._end > OUTBOX_HEAD:
+            self.flush()
         if len(body) < INLINE_BYTES:
             self._send([head + body, *buffers])
         else:

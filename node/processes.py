@@ -64,6 +64,12 @@ class Children:
         if self._fd >= 0:
             os.close(self._fd)
 
+    def are_more_than(self, count: int) -> bool:
+        """Whether there are more children than so many, zombies included."""
+        if self._fd < 0:
+            return len(self.pids()) > count
+        return os.pread(self._fd, 256, 0).count(b" ") > count  # one behind each
+
     def pids(self) -> set[int]:
         """Return the process ids, those of zombies too; empty where no system tells."""
         if self._fd < 0:
@@ -86,6 +92,18 @@ def _children_by_scan() -> set[int]:
                 if int(fields[1]) == mine:
                     found.add(int(name))
     return found
+
+
+def next_ended() -> int:
+    """Return the process id of a child that has ended, without reaping it; 0: none has.
+
+    While a child is a zombie its number, which is also that of its group, is nobody else's. -1
+    says that the system can't tell which. Raises `ChildProcessError` when there are no children.
+    """
+    if sys.platform == "darwin":
+        return -1
+    found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return found.si_pid if found else 0
 
 
 def signal_all(pids: Iterable[int], signum: int) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 # What lies beneath `socket`, and in other modules `signal`: a fork pays for every page that it
 # touches, and the enums that those two make of plain numbers would make a job process a third
 # dearer.
+import _signal  # type: ignore[import-not-found]
 import _socket
 import mmap
 import os
@@ -33,13 +34,14 @@ from .values import Packed, failure, pack_value
 
 REHEARSALS = 60  # all code that gets adapted has been after so many
 REHEARSED_BYTES = 1024  # more than the result of one
+_NO_OUTPUT = (b"", b"")
 
 
 class Succession(Protocol):
     """What a process for one job owes the process of the next one."""
 
-    def job_ended(self) -> None:
-        """The job has ended, and its result will be sent when this returns."""
+    def job_ended(self, seconds: float) -> None:
+        """The job has run so long, and its result will be sent when this returns."""
 
     def wait_to_send(self) -> None:
         """Something else is to be sent before that."""
@@ -57,7 +59,7 @@ class Runner:
         outputs: tuple[int, int],
     ) -> None:
         self._function = function
-        self._tokens = tokens  # the pipe to take them from; -1: in a rehearsal
+        self._tokens = tokens  # the pipe to take them from
         self.succession: Succession | None = None  # in a lane: there is a process for the next job
         self.inbox = Inbox(sock)
         self._outbox = Outbox(sock, memory)
@@ -75,34 +77,63 @@ class Runner:
         to another process.
         """
         done = 0
-        while self._in_step and (not max_tasks or done < max_tasks):
-            number = self._take_token()
-            if number is None:
-                return False
-            self._run(*self.inbox.take(number))
+        goes_on = True
+        while goes_on and (not max_tasks or done < max_tasks):
+            self._outbox.flush_if_due()
+            goes_on = self.run_next()
             done += 1
         self._outbox.flush()
+        return goes_on
+
+    def run_next(self) -> bool:
+        """Wait until a job may begin, and run it; return whether there can be another one.
+
+        In few steps: to a process that is new each costs ten times what it does later.
+        """
+        try:
+            token = os.read(self._tokens, TOKEN.size)
+        except BlockingIOError:
+            token = self._wait_for_token()
+        if not token:
+            return False
+        number, body, sizes = self.inbox.take(int.from_bytes(token, "little"))
+        start = time.time()
+        self.interrupts.begin(number)
+        value, buffers, text = self._perform(number, body, sizes)
+        if os.getpid() != self.pid:
+            _leave_copy()
+        flush_streams()
+        if _followed and self is _present:  # not in a rehearsal
+            _print_in_blocks()
+        if self._borrowed:
+            self._give_back()
+        end = time.time()
+        stdout, stderr = self._outputs
+        lengths = os.lseek(stdout, 0, os.SEEK_END), os.lseek(stderr, 0, os.SEEK_END)
+        output, errors = self._take_output(lengths) if lengths != (0, 0) else _NO_OUTPUT
+        self.interrupts.begin(0)
+        if self.succession is not None:
+            self.succession.job_ended(end - start)
+        content = pack_result(value, output, errors, text)
+        head = RESULT.pack(number, not text, start, end, len(content), len(buffers))
+        if buffers:
+            head += b"".join([SIZE.pack(len(buffer)) for buffer in buffers])
+        if self.talk is None and self.succession is not None:
+            self._outbox.put_at_once(head, content, buffers)
+        else:
+            self._send(head, content, buffers)
         return self._in_step
 
-    def _take_token(self) -> int | None:
-        """Wait until a job may begin; return its number, 0 for "the next", None at the end."""
-        if self._tokens < 0:
-            return 0
-        self._outbox.flush_if_due()
-        while True:
-            try:
-                token = os.read(self._tokens, TOKEN.size)
-            except BlockingIOError:
-                self._wait()
-            else:
-                return int.from_bytes(token, "little") if token else None
-
-    def _wait(self) -> None:
+    def _wait_for_token(self) -> bytes:
         self._outbox.flush()
         poll = select.poll()
         poll.register(self._tokens, select.POLLIN)
-        poll.poll()
-        self._outbox.restart_clock()
+        while True:
+            poll.poll()
+            with suppress(BlockingIOError):
+                token = os.read(self._tokens, TOKEN.size)
+                self._outbox.restart_clock()
+                return token
 
     def send_record(self, kind: int, content: bytes, buffers: list[memoryview]) -> None:
         """Send a record of the present job."""
@@ -112,85 +143,70 @@ class Runner:
         head += b"".join([SIZE.pack(len(buffer)) for buffer in buffers])
         self._outbox.put_at_once(head, content, buffers)
 
-    def _run(self, number: int, body: memoryview, sizes: list[int]) -> None:
-        start = time.time()
-        self.interrupts.begin(number)
-        value, buffers, text = self._perform(number, body, sizes)
-        if os.getpid() != self.pid:
-            _leave_copy()
-        flush_streams()
-        if _followed and self._tokens >= 0:  # not in a rehearsal, and else there is no need
-            _print_in_blocks()
-        if self._borrowed:
-            self._give_back()
-        end = time.time()
-        stdout, stderr = self._take_output()
-        self.interrupts.begin(0)
-        if self.succession is not None:
-            self.succession.job_ended()
-        content = pack_result(value, stdout, stderr, text)
-        head = RESULT.pack(number, not text, start, end, len(content), len(buffers))
-        if buffers:
-            head += b"".join([SIZE.pack(len(buffer)) for buffer in buffers])
-        self._send(head, content, buffers)
-
-    def _take_output(self) -> list[bytes]:
-        """Return what the job has written, and empty the files for the next one."""
+    def _take_output(self, lengths: tuple[int, int]) -> list[bytes]:
+        """Return what the job has written, so much, and empty the files for the next one."""
         output = []
-        for fd in self._outputs:
-            size = os.lseek(fd, 0, os.SEEK_END)
+        for fd, size in zip(self._outputs, lengths, strict=True):
             output.append(read_output(fd, size))
             if size:
                 os.ftruncate(fd, 0)
         return output
 
     def _send(self, head: bytes, content: bytes, buffers: list[memoryview]) -> None:
-        """Send a result, at once if another process may send the next one."""
+        """Send a result, with others if that can wait."""
         if self.talk is not None:
             self.talk.end()
         if self.talk is not None or self.succession is not None:
             self._outbox.put_at_once(head, content, buffers)
         else:
             self._outbox.put(head, content, buffers)
-        if self._tokens >= 0 and self.succession is None:
+        if self.succession is None:
             print_to(*self._outputs)  # the next job does, whatever this one did
 
     def _perform(self, number: int, body: memoryview, sizes: list[int]) -> Packed:
         """Do the job; return its value and no text, or a text that says how it failed."""
+        interrupts = self.interrupts
         self._in_step = False
         try:
-            args, kwargs = self._load_arguments(number, body, sizes)
-        except NodeGone:
-            raise
-        except environment.LoadError as error:
-            return b"", [], str(error)
+            if sizes or body[0] or self.inbox.given:
+                arguments = self._load_special(number, body, sizes)
+            else:
+                self._in_step = True
+                arguments = pickle.loads(body[1:])
+            args, kwargs = arguments if len(arguments) == 2 else self._define(*arguments)
         except BaseException as error:
-            reason = f"the arguments of the job could not be unpickled{environment.hint()}"
-            return failure(reason, error)
+            return _cannot_load(error)
         if self.talk is not None:
             self.talk.begin()
         try:
-            value = self._call(args, kwargs)
-        except SystemExit as error:
-            code = "" if error.code is None else repr(error.code)
-            return b"", [], f"the job called sys.exit({code})"
-        except KeyboardInterrupt as error:
-            if self.interrupts.meant:
-                return b"", [], failure("the job was cancelled", error)[2]
-            return failure("", error)
+            try:
+                interrupts.running = True
+                if interrupts.meant:
+                    raise KeyboardInterrupt
+                value = self._function(*args, **kwargs)
+            finally:
+                interrupts.running = False
         except BaseException as error:
-            return failure("", error)
+            return self._failure(error)
         return pack_value(value)
 
-    def _load_arguments(self, number: int, body: memoryview, sizes: list[int]) -> Any:
-        """Return the arguments of a job; see to what it needs before they can be unpickled."""
+    def _failure(self, error: BaseException) -> Packed:
+        """Say what the job has raised."""
+        if isinstance(error, SystemExit):
+            code = "" if error.code is None else repr(error.code)
+            return b"", [], f"the job called sys.exit({code})"
+        if isinstance(error, KeyboardInterrupt) and self.interrupts.meant:
+            return b"", [], failure("the job was cancelled", error)[2]
+        return failure("", error)
+
+    def _load_special(self, number: int, body: memoryview, sizes: list[int]) -> Any:
+        """Return the arguments of a job that has parts, or files that it needs before."""
         readonly, stream = unpack_object(body)
         parts = self.inbox.read_parts(number, readonly, sizes)
         self._in_step = True
         if self.inbox.given:
             self._enter_folder(number)
-        arguments = pickle.loads(stream, buffers=parts)
-        return arguments if len(arguments) == 2 else self._define(*arguments)
+        return pickle.loads(stream, buffers=parts)
 
     def _enter_folder(self, number: int) -> None:
         """Give a job that has files a folder of its own."""
@@ -219,15 +235,15 @@ class Runner:
         while self._borrowed:
             self._borrowed.pop()()
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.interrupts.running = True
-        if self.interrupts.meant:
-            self.interrupts.running = False
-            raise KeyboardInterrupt
-        try:
-            return self._function(*args, **kwargs)
-        finally:
-            self.interrupts.running = False
+
+def _cannot_load(error: BaseException) -> Packed:
+    """Say why a job could not have its arguments. Raises `NodeGone` if that is why."""
+    if isinstance(error, NodeGone):
+        raise error
+    if isinstance(error, environment.LoadError):
+        return b"", [], str(error)
+    reason = f"the arguments of the job could not be unpickled{environment.hint()}"
+    return failure(reason, error)
 
 
 # -- output that is followed ----------------------------------------------------------------
@@ -269,12 +285,26 @@ def rehearse(times: int = REHEARSALS) -> None:
     output = os.open(os.devnull, os.O_RDWR)
     body = pack_object([], pickle.dumps(((), {}), 5))
     job = JOB.pack(len(body), 0) + body
+    tokens, writable = os.pipe()
+    process = Runner(bool, theirs, tokens, None, (output, output))
+    process.succession = _Nobody()
     for _ in range(times):
         ours.sendall(BLOCK.pack(len(job), 1, 1) + job)
-        Runner(bool, theirs, -1, None, (output, output)).serve(1)
+        os.write(writable, TOKEN.pack(1))
+        process.run_next()
         ours.recv(REHEARSED_BYTES)
-    for fd in (ours.detach(), theirs.detach(), output):
+    for fd in (ours.detach(), theirs.detach(), output, tokens, writable):
         os.close(fd)
+
+
+class _Nobody:
+    """Comes next in a rehearsal."""
+
+    def job_ended(self, seconds: float) -> None:
+        pass
+
+    def wait_to_send(self) -> None:
+        pass
 
 
 _present: Runner | None = None  # that of this process
@@ -291,6 +321,7 @@ def run(function: Callable[..., Any], descriptors: list[int], max_tasks: int) ->
     memory = memoryview(mmap.mmap(outbox, OUTBOX_BYTES))
     process = Runner(function, connect(connection), tokens, memory, print_to(output, error))
     prepare(process)
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGINT,))
     serve(process, max_tasks)
     leave()
 
@@ -311,7 +342,6 @@ def prepare(process: Runner) -> None:
     """Make this process that of the runner."""
     global _present
     _present = process
-    process.pid = os.getpid()
     process.interrupts.install()
 
 
@@ -320,9 +350,14 @@ def serve(process: Runner, max_tasks: int) -> bool:
     try:
         return process.serve(max_tasks)
     except (NodeGone, OSError):
-        with suppress(OSError):  # the job has closed it, too
-            os.write(2, b"dispy: the connection to the node is closed\n")
-        leave(EXIT_UNREACHABLE)
+        end_unreachable()
+
+
+def end_unreachable() -> NoReturn:
+    """End the process, since it can't reach the node any more."""
+    with suppress(OSError):  # the job has closed it, too
+        os.write(2, b"dispy: the connection to the node is closed\n")
+    leave(EXIT_UNREACHABLE)
 
 
 def leave(code: int = 0) -> NoReturn:

@@ -1,84 +1,105 @@
 """How the processes of a lane follow each other, as each of them sees it: turns, and what is left.
 
-A process waits for its turn, runs its job, and lets the next one go on: before it sends the
-result, if the next job is there, else after it. Results are sent in order in any case. One whose
-job has left threads or processes leaves the turn to the lane, which ends those first.
+A process that was forked ahead of need waits for its turn. Each runs its job, and lets the next
+one go on if that is there: before it sends the result, if the next job is there, too, else after
+it. Results are sent in order in any case. One that may have left threads or processes leaves the
+turn to the lane, which ends those first.
 """
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # in the place of `signal`: see `runner`
 import _thread
 import os
+import resource
 import select
 import time
 from typing import NamedTuple, NoReturn
 
 from . import runner
-from .jobwire import DONE, LEFT, RECORDS, RUNNING, TOKEN, TURN
-from .processes import LINUX, reap
+from .jobwire import AHEAD, BEGUN, DONE, GIVEN, LASTED, LEFT, RECORDS, TOKEN, TURN
+from .mailboxes import NodeGone
+from .processes import LINUX, die_with_parent, reap
 from .runner import Runner
 
 SENDING_MIN_S, SENDING_MAX_S = 0.0002, 0.005  # how often to look whether a result is sent
 EXIT_PASSED = 70  # the exit code of a process that has given the next one its turn
-YOUNG_MS = 4  # jobs that are as short follow each other too fast for rehearsals
+YOUNG_S = 0.004  # jobs that are as short follow each other too fast for all that can be left out
 
 
 class Line(NamedTuple):
     """What all processes of a lane share."""
 
+    lane: int  # its process id
     words: memoryview  # the head of the outbox
     tokens: int
     outputs: tuple[int, int]
     turns: tuple[tuple[int, int], tuple[int, int]]  # for even and odd: who is next takes no other
     left: int  # a file for what was read for later jobs
-    poll_tokens: select.poll  # made once, since a fork pays for all that is made after it
-    poll_turns: tuple[select.poll, select.poll]
 
     def give_turn(self, number: int) -> None:
-        """Say whose turn it is; doing so twice does no harm."""
+        """Say whose turn it is, also to one that waits; doing so twice does no harm."""
         self.words[TURN] = max(number, self.words[TURN])
-        os.write(self.turns[number % 2][1], TOKEN.pack(number))
-
-    def has_tokens(self) -> bool:
-        """Whether the next job is there."""
-        return bool(self.poll_tokens.poll(0))
-
-
-def readable(descriptor: int) -> select.poll:
-    """Return what tells when there is something to read."""
-    poll = select.poll()  # unlike `select`, for any descriptor
-    poll.register(descriptor, select.POLLIN)
-    return poll
+        if self.words[AHEAD] >= number:
+            os.write(self.turns[number % 2][1], TOKEN.pack(number))
 
 
 class Successor:
-    """The process of one job, of this number in its line; in it, the lane's own runner runs."""
+    """The process of one job. It is made in the lane, and becomes that of a number in a fork."""
 
-    def __init__(self, line: Line, number: int, process: Runner) -> None:
+    def __init__(self, line: Line, process: Runner) -> None:
         self._line = line
-        self._number = number
         self._process = process
+        process.succession = self
+        self._number = 0
         self.has_turn = False
         self._passed = False  # the next one has its turn
 
-    def run(self) -> NoReturn:
-        """Wait for the turn, run a job, let the next one go on, end."""
-        process = self._process
-        runner.print_to(*self._line.outputs)
-        self._warm_up()
-        runner.prepare(process)
-        self._wait_for_turn()
-        self.has_turn = True
-        self._take_over()
-        if runner.serve(process, 1):
-            self._hand_over()
-        runner.leave(EXIT_PASSED if self._passed else 0)
+    def prepare(self) -> None:
+        """Do, in the lane, what holds for all processes."""
+        _signal.signal(_signal.SIGURG, runner.follow)
+        runner.prepare(self._process)
 
-    def _warm_up(self) -> None:
-        """Use the time in which the job before runs, unless CPUs are scarce."""
-        is_idle = not self._line.words[RUNNING] and not self._line.has_tokens()
-        if is_idle or not self._line.poll_turns[self._number % 2].poll(YOUNG_MS):
+    def run(self, number: int, is_ahead: bool) -> NoReturn:
+        """Wait for the turn, run a job, let the next one go on, end."""
+        self._number = number
+        self.has_turn = not is_ahead
+        process, words = self._process, self._line.words
+        process.pid = os.getpid()
+        if not self.has_turn or not words[GIVEN] > words[BEGUN]:
+            self._use_wait()
+        process.inbox.heard = words[RECORDS]
+        if words[LEFT]:
+            self._take_over()
+        try:
+            goes_on = process.run_next()
+        except (NodeGone, OSError):
+            runner.end_unreachable()
+        if goes_on:
+            if process.talk is not None:
+                words[RECORDS] = process.talk.sent
+            if process.inbox.has_more and not self._passed:
+                self._leave_rest()
+            words[DONE] = number
+            if words[AHEAD] > number and not self._passed:
+                self._pass()
+        os._exit(EXIT_PASSED if self._passed else 0)
+
+    def _use_wait(self) -> None:
+        """Wait for the turn; use the time, if there is some, for what can be left out.
+
+        That is to warm up, and to die with the lane without the template's help.
+        """
+        if self.has_turn:  # there is no job
             runner.rehearse(1)
+            if not _becomes_readable(self._line.tokens, YOUNG_S):
+                die_with_parent(self._line.lane, _signal.SIGKILL)
+            return
+        if not _becomes_readable(self._line.turns[self._number % 2][0], YOUNG_S):
+            die_with_parent(self._line.lane, _signal.SIGKILL)
+            runner.rehearse(1)
+            _may_leave_something()  # what this touches needn't be touched between two jobs
+        self._wait_for_turn()
 
     def _wait_for_turn(self) -> None:
         turns = self._line.turns[self._number % 2][0]
@@ -90,24 +111,25 @@ class Successor:
                 os._exit(0)
         while int.from_bytes(os.read(turns, TOKEN.size), "little") != self._number:
             pass  # it was the turn of one that has ended
+        self.has_turn = True
 
     def _take_over(self) -> None:
-        """Begin with what the process before has left."""
-        inbox = self._process.inbox
-        inbox.heard = self._line.words[RECORDS]
-        if size := self._line.words[LEFT]:
-            inbox.take_over(os.pread(self._line.left, size, 0))
-            self._line.words[LEFT] = 0
-            os.ftruncate(self._line.left, 0)
+        """Begin with what the process before has read for later jobs."""
+        left = os.pread(self._line.left, self._line.words[LEFT], 0)
+        self._process.inbox.take_over(left)
+        self._line.words[LEFT] = 0
+        os.ftruncate(self._line.left, 0)
 
     # -- the end ---------------------------------------------------------------------------
 
-    def job_ended(self) -> None:
+    def job_ended(self, seconds: float) -> None:
         """Let the next job begin if it is there, and wait until this one's result can be sent."""
-        if self._process.talk is None and not _leaves_something() and self._line.has_tokens():
-            self._leave_rest()
+        words = self._line.words
+        words[LASTED] = int(seconds * 1e6)
+        if words[AHEAD] > self._number and words[GIVEN] > words[BEGUN]:
             self._pass()
-        self.wait_to_send()
+        if words[DONE] < self._number - 1:
+            self.wait_to_send()
 
     def wait_to_send(self) -> None:
         """Wait until the process before has sent its result."""
@@ -118,26 +140,30 @@ class Successor:
 
     def _leave_rest(self) -> None:
         """Leave to the next one what was read for later jobs, by whichever process."""
-        if rest := self._process.inbox.leave():
-            os.pwrite(self._line.left, rest, 0)
-            self._line.words[LEFT] = len(rest)
-
-    def _hand_over(self) -> None:
-        if self._process.talk is not None:
-            self._line.words[RECORDS] = self._process.talk.sent
-        if not self._passed:
-            self._leave_rest()
-        self._line.words[DONE] = self._number
-        if not self._passed and not _leaves_something():
-            self._pass()
+        rest = self._process.inbox.leave()
+        os.pwrite(self._line.left, rest, 0)
+        self._line.words[LEFT] = len(rest)
 
     def _pass(self) -> None:
-        """Let the next one begin."""
+        """Let the next one begin, unless the lane has to end first what this one leaves."""
+        has_said_all = self._process.talk is None or self._line.words[DONE] == self._number
+        if not has_said_all or _may_leave_something():
+            return
+        if self._process.inbox.has_more:
+            self._leave_rest()
         runner.make_way()
         self._line.give_turn(self._number + 1)
         self._passed = True
 
 
-def _leaves_something() -> bool:
-    """Whether the job has left threads or processes, be they its children's."""
-    return bool(_thread._count()) or reap()
+def _may_leave_something() -> bool:
+    """Whether the job has left threads or processes, or had children that may have left some."""
+    if _thread._count() or reap() or _signal.getsignal(_signal.SIGCHLD) == _signal.SIG_IGN:
+        return True
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt > 0
+
+
+def _becomes_readable(descriptor: int, seconds: float) -> bool:
+    poll = select.poll()  # unlike `select`, for any descriptor
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))

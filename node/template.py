@@ -37,6 +37,7 @@ from .processes import (
     adopt_orphans,
     die_with_parent,
     end_descendants,
+    next_ended,
     signal_all,
     signal_group,
 )
@@ -422,10 +423,12 @@ class Template:
     def _bury_next(self) -> tuple[int, int, int] | None:
         """Reap a child that has ended; return its worker (0: none), status and peak KiB."""
         with suppress(ChildProcessError):
-            pid = _next_ended()
+            pid = next_ended()
+            if not pid:
+                return None
             if pid in self._pids:
                 signal_group(pid, signal.SIGKILL)
-            pid, status, usage = os.wait4(pid or -1, os.WNOHANG)
+            pid, status, usage = os.wait4(pid, os.WNOHANG)
             worker = self._pids.pop(pid, 0)
             self._workers.pop(worker, None)
             if worker in self._foldered:
@@ -435,18 +438,6 @@ class Template:
             if pid:
                 return worker, os.waitstatus_to_exitcode(status), usage.ru_maxrss
         return None
-
-
-def _next_ended() -> int:
-    """Return the process id of a child that has ended, without reaping it; 0: can't tell.
-
-    While a child is a zombie its number, which is also that of its group, is nobody else's.
-    Raises `ChildProcessError` when there are no children.
-    """
-    if sys.platform == "darwin":
-        return 0
-    found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    return found.si_pid if found else 0
 
 
 def _group_of(pid: int) -> int:

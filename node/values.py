@@ -16,7 +16,9 @@ from . import environment
 
 Packed: TypeAlias = "tuple[bytes, list[memoryview], str]"  # pickled object, its buffers, text
 
-_NONE = pack_object([], pickle.dumps(None, 5))
+_NO_BUFFERS = pack_object([], b"")
+_NONE = _NO_BUFFERS + pickle.dumps(None, 5)
+_PLAIN = frozenset((bool, int, float, complex))  # any pickler can pickle these
 _OWN_FILES = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
@@ -42,6 +44,8 @@ def pack_value(value: object) -> Packed:
     """Pickle what a job returned; the text says why not."""
     if value is None:
         return _NONE, [], ""
+    if type(value) in _PLAIN:
+        return _NO_BUFFERS + pickle.dumps(value, 5), [], ""
     try:
         stream, views = dump(value)
     except BaseException as error:

@@ -86,6 +86,8 @@ def unpack_object(data: Buffer) -> tuple[list[bool], memoryview]:
     """Undo `pack_object`; the stream is a view, not a copy."""
     view = memoryview(data)
     count = view[0] if view else 0
+    if not count and len(view) > 1:  # most have none, and job processes are in a hurry
+        return [], view[1:]
     if len(view) < 2 + count:
         raise ProtocolError("a pickled object is cut off")
     flags = view[1 : 1 + count].tolist()
@@ -96,7 +98,7 @@ def unpack_object(data: Buffer) -> tuple[list[bool], memoryview]:
 
 def pack_result(value: Buffer, stdout: Buffer, stderr: Buffer, exception: str) -> bytes:
     """Join the four things that a job leaves."""
-    text = exception.encode("utf-8", "backslashreplace")
+    text = exception.encode("utf-8", "backslashreplace") if exception else b""
     head = _RESULT.pack(len(value), len(stdout), len(stderr), len(text))
     return b"".join((head, value, stdout, stderr, text))
 

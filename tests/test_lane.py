@@ -175,20 +175,24 @@ def is_asleep(pid: int) -> bool:
 
 
 def test_what_a_job_leaves_is_ended_before_long_and_nothing_of_the_next_job(node: Node) -> None:
-    def leave(stays: bool) -> int:
+    def leave(stays: bool) -> bool:
+        read, write = os.pipe()
         if os.fork() == 0:
             os.setsid()
-            if os.fork() == 0:
-                os.execlp("sleep", "sleep", "1000")
-            os._exit(0)
+            if daemon := os.fork():
+                os.write(write, b"%d" % daemon)
+                os._exit(0)
+            os.execlp("sleep", "sleep", "1000")
         os.wait()
+        daemon = int(os.read(read, 20))
         time.sleep(0.5 if stays else 0)
-        return len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+        with open(f"/proc/{daemon}/stat") as file:  # fails if it was reaped
+            return " Z " not in file.read()
 
     node.prepare(leave)
     worker = node.spawn()
     node.give(worker, (False,), (True,))
-    assert [value_of(result) for result in node.results(worker, 2)] == [1, 1]
+    assert [value_of(result) for result in node.results(worker, 2)] == [True, True]
     deadline = time.monotonic() + DEADLINE_S
     while any(map(is_sleep, node.pids_below())):
         assert time.monotonic() < deadline
