@@ -89,9 +89,11 @@ class Lane:
 
     def _fork_ahead(self) -> None:
         number = max(self._numbers.values()) + 1
-        with suppress(OSError):  # it may work later
+        try:
             self._fork(number, is_ahead=True)
             self._words[AHEAD] = number
+        except OSError:  # it may work later
+            time.sleep(YOUNG_S)
 
     def _fork(self, number: int, is_ahead: bool = False) -> None:
         pid = os.fork()

@@ -49,6 +49,7 @@ class Successor:
 
     def __init__(self, line: Line, process: Runner) -> None:
         self._line = line
+        self._words = line.words
         self._process = process
         process.succession = self
         self._number = 0
@@ -64,7 +65,7 @@ class Successor:
         """Wait for the turn, run a job, let the next one go on, end."""
         self._number = number
         self.has_turn = not is_ahead
-        process, words = self._process, self._line.words
+        process, words = self._process, self._words
         process.pid = os.getpid()
         if not self.has_turn or not words[GIVEN] > words[BEGUN]:
             self._use_wait()
@@ -115,16 +116,16 @@ class Successor:
 
     def _take_over(self) -> None:
         """Begin with what the process before has read for later jobs."""
-        left = os.pread(self._line.left, self._line.words[LEFT], 0)
+        left = os.pread(self._line.left, self._words[LEFT], 0)
         self._process.inbox.take_over(left)
-        self._line.words[LEFT] = 0
+        self._words[LEFT] = 0
         os.ftruncate(self._line.left, 0)
 
     # -- the end ---------------------------------------------------------------------------
 
     def job_ended(self, seconds: float) -> None:
         """Let the next job begin if it is there, and wait until this one's result can be sent."""
-        words = self._line.words
+        words = self._words
         words[LASTED] = int(seconds * 1e6)
         if words[AHEAD] > self._number and words[GIVEN] > words[BEGUN]:
             self._pass()
@@ -134,7 +135,7 @@ class Successor:
     def wait_to_send(self) -> None:
         """Wait until the process before has sent its result."""
         pause = SENDING_MIN_S
-        while self._line.words[DONE] < self._number - 1:
+        while self._words[DONE] < self._number - 1:
             time.sleep(pause)
             pause = min(2 * pause, SENDING_MAX_S)
 
@@ -142,11 +143,11 @@ class Successor:
         """Leave to the next one what was read for later jobs, by whichever process."""
         rest = self._process.inbox.leave()
         os.pwrite(self._line.left, rest, 0)
-        self._line.words[LEFT] = len(rest)
+        self._words[LEFT] = len(rest)
 
     def _pass(self) -> None:
         """Let the next one begin, unless the lane has to end first what this one leaves."""
-        has_said_all = self._process.talk is None or self._line.words[DONE] == self._number
+        has_said_all = self._process.talk is None or self._words[DONE] == self._number
         if not has_said_all or _may_leave_something():
             return
         if self._process.inbox.has_more:
