@@ -27,12 +27,14 @@ class Interrupts:
         _signal.signal(_signal.SIGINT, self._on_signal)
 
     def begin(self, number: int) -> None:
-        """The job of this number is the present one; 0: none is."""
-        if number:
-            self.number = number
+        """Say that the job of this number is the present one; 0: none is."""
         if self._words is not None:
             self._words[RUNNING] = number
-            self._words[BEGUN] = self.number
+        if not number:
+            return
+        self.number = number
+        if self._words is not None:
+            self._words[BEGUN] = number
 
     @property
     def meant(self) -> bool:

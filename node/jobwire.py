@@ -33,10 +33,11 @@ for a process of its own, which leaves to the next what else it has read. Result
 
 The fourth word of the head is the number of the job that runs, in any process; what is in the
 output files while it is that is of that job. Two more are hints, for a lane, on whether a job
-waits: the numbers of the last one that the node has given and of the last one that has begun.
+waits: the numbers of the last one that the node has given, and not taken back, and of the last one
+that has begun.
 The others are the lane's own business: whose turn it is, up to whom there are processes that wait
-for it, how many have sent their results, how many microseconds the last job has run, how many
-records there were, how many bytes are left for later jobs, and, for the node, how many KiB the
+for it, how many have sent their results, whether the last job has taken long, how many records
+there were, how many bytes are left for later jobs, and, for the node, how many KiB the
 last process had that died.
 """
 
@@ -55,7 +56,7 @@ TOKEN = struct.Struct("<Q")
 OUTBOX_BYTES = 1 << 17
 OUTBOX_HEAD = 104  # bytes: thirteen words, written whole, so that nobody ever sees half of one
 USED, EMPTIED, INTERRUPTED, RUNNING, GIVEN, BEGUN = range(6)  # the words of all processes,
-TURN, AHEAD, DONE, LASTED, RECORDS, LEFT, PEAK = range(6, 13)  # and those of lanes
+TURN, AHEAD, DONE, LONG, RECORDS, LEFT, PEAK = range(6, 13)  # and those of lanes
 FILE_BYTES = 1 << 18  # of a file that a job sends, in one record
 OWN_AHEAD = 6  # records that the client has not dealt with; the node adds two of output
 

@@ -25,13 +25,12 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from . import forkhooks, runner
-from .jobwire import AHEAD, DONE, INTERRUPTED, LASTED, OUTBOX_BYTES, PEAK, RUNNING, TURN, head_of
+from .jobwire import AHEAD, DONE, INTERRUPTED, LONG, OUTBOX_BYTES, PEAK, RUNNING, TURN, head_of
 from .memoryfile import open_memory
-from .processes import LINUX, Children, signal_all, signal_group
+from .processes import LINUX, Children, adopt_orphans, die_with_parent, signal_all, signal_group
 from .runner import Runner
 from .succession import EXIT_PASSED, YOUNG_S, Line, Successor
 
-SHORT_US = 500  # after a job that took no longer, nothing is forked ahead of the next at first
 LEFTOVERS_S = 1.0  # how long to wait for the end of what a job has left
 _RETRY_S = 0.0005
 _AWAITED = (_signal.SIGCHLD, _signal.SIGINT, _signal.SIGTERM, _signal.SIGURG)
@@ -48,24 +47,25 @@ class Lane:
         os.close(outbox)
         self._words = head_of(memory)
         turns = os.pipe(), os.pipe()
-        self._line = Line(
-            os.getpid(), self._words, tokens, (output, error), turns, open_memory("left", 0)
-        )
+        self._line = Line(self._words, tokens, (output, error), turns, open_memory("left", 0))
         process = Runner(function, runner.connect(connection), tokens, memory, (output, error))
         self._successor = Successor(self._line, process)
+        self._pid = os.getpid()
         self._children = Children()
         self._numbers: dict[int, int] = {}  # process id to number
-        # Of those that died before the one before them was done: status, and if in their turn.
-        self._early: dict[int, tuple[int, bool]] = {}
+        self._killed: dict[int, int] = {}  # by number: the status of those that died in their turn
+        self._has_failed = False  # the last fork: the next one can wait a little
         self._interrupted = 0  # the number of the last job that was
 
     def run(self) -> NoReturn:
         """Fork, and bury, until something ends a process before its job does."""
+        if not LINUX:  # elsewhere a signal that would be ignored isn't kept for later, either
+            _signal.signal(_signal.SIGCHLD, _ignore)
         _signal.pthread_sigmask(_signal.SIG_BLOCK, _AWAITED)
         self._successor.prepare()
         gc.enable()
         self._words[TURN] = 1
-        self._fork(1)
+        self._fork_next()
         while True:
             signum = self._next_signal()
             if signum == _signal.SIGCHLD:
@@ -74,28 +74,50 @@ class Lane:
             elif signum:
                 self._forward(signum)
             else:
-                self._fork_ahead()
+                self._fork_next()
 
     # -- the line --------------------------------------------------------------------------
 
     def _next_signal(self) -> int:
-        """Wait for the next signal; 0: the present process has lasted, and has no successor."""
-        if self._words[AHEAD] > self._words[DONE] + 1:
+        """Wait for the next signal; 0: the next process is to be forked."""
+        if not self._due() or (self._numbers and self._has_failed and not LINUX):
             return int(_signal.sigwait(_AWAITED))
-        if self._words[LASTED] > SHORT_US or sys.platform != "linux":  # or there's no such wait
+        if not self._has_failed and (self._words[LONG] or not LINUX):
             return 0
-        found = _signal.sigtimedwait(_AWAITED, YOUNG_S)
-        return found.si_signo if found else 0
+        if sys.platform == "linux":
+            found = _signal.sigtimedwait(_AWAITED, YOUNG_S)
+            return found.si_signo if found else 0
+        time.sleep(YOUNG_S)  # there is no such wait
+        return 0
 
-    def _fork_ahead(self) -> None:
-        number = max(self._numbers.values()) + 1
+    def _due(self) -> int:
+        """Return the number of the process to be forked next; 0: none is to be.
+
+        It is that of the present job, once the process before is buried, or the next one.
+        """
+        alive = self._numbers.values()
+        number = self._words[DONE] + 1
+        if number in alive:
+            number += 1
+        elif number - 1 in alive:  # it has sent its result, but still lives
+            return 0
+        return 0 if number in alive or self._killed else number
+
+    def _fork_next(self) -> None:
+        """Fork the process that is due, ahead of need while the one before lives."""
+        if not (number := self._due()):
+            return
+        is_ahead = number - 1 in self._numbers.values()
         try:
-            self._fork(number, is_ahead=True)
+            self._fork(number, is_ahead)
+        except OSError:
+            self._has_failed = True
+            return
+        self._has_failed = False
+        if is_ahead:
             self._words[AHEAD] = number
-        except OSError:  # it may work later
-            time.sleep(YOUNG_S)
 
-    def _fork(self, number: int, is_ahead: bool = False) -> None:
+    def _fork(self, number: int, is_ahead: bool) -> None:
         pid = os.fork()
         if pid == 0:
             self._be_successor(number, is_ahead)
@@ -106,6 +128,10 @@ class Lane:
         try:
             if LINUX:  # elsewhere it wouldn't die with the lane, but it does with its group
                 os.setpgid(0, 0)
+            else:
+                _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+            die_with_parent(self._pid, _signal.SIGKILL)
+            adopt_orphans()
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _AWAITED)
             self._children.close()
             runner.print_to(*self._line.outputs)
@@ -119,9 +145,10 @@ class Lane:
         os._exit(1)
 
     def _bury_next(self) -> bool:
-        """Reap a process that has ended; see to it that another one goes on.
+        """Reap a process that has ended; have another one go on, unless it died in its turn.
 
-        Return whether there may be more of them: signals do not count the dead.
+        Return whether there may be more of them: signals do not count the dead. One that has
+        sent its result (`DONE`) may still be alive.
         """
         peak_kib = 0
         if len(self._numbers) == 1 and self._words[DONE] in self._numbers.values():
@@ -131,31 +158,21 @@ class Lane:
             peak_kib = usage.ru_maxrss
         number = self._numbers.pop(pid, 0)
         if number > self._words[DONE]:
-            self._words[PEAK] = peak_kib
-            self._early[number] = status, self._words[TURN] >= number
+            if self._words[TURN] >= number:
+                self._killed[number] = status
+                self._words[PEAK] = peak_kib
+            else:  # as if it had not been forked
+                self._has_failed = True
         elif number and status != EXIT_PASSED << 8:
-            self._free_way(number)
-        may_be_more = pid > 0 and bool(self._numbers)
-        if self._early:
-            self._look_at_early()
-        if self._words[DONE] + 1 not in self._numbers.values():
-            self._fork(self._words[DONE] + 1)
-        return may_be_more
-
-    def _free_way(self, number: int) -> None:
-        """Let the next one begin, after a process that has left it to us."""
-        words = self._words
-        if words[TURN] == number:
-            self._end_leftovers()
-        if words[AHEAD] > number:
+            if self._words[TURN] == number:
+                self._end_leftovers()
             self._line.give_turn(number + 1)
-        words[TURN] = max(words[TURN], number + 1)
-
-    def _look_at_early(self) -> None:
-        """End like a process that died in its turn; another one can do what others were to do."""
-        status, had_begun = self._early.pop(self._words[DONE] + 1, (0, False))
-        if had_begun:
-            self._end_like(status)
+        if self._killed and self._words[DONE] + 1 in self._killed:
+            self._end_like(self._killed[self._words[DONE] + 1])
+        may_be_more = pid > 0 and bool(self._numbers)
+        if self._words[DONE] + 1 not in self._numbers.values():
+            self._fork_next()
+        return may_be_more
 
     def _end_leftovers(self) -> None:
         """See to it that nothing is left that could write into the output of the next job."""
@@ -187,7 +204,7 @@ class Lane:
             with suppress(OSError, ValueError):
                 _signal.signal(-code, _signal.SIG_DFL)
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (-code,))
-            os.kill(os.getpid(), -code)
+            os.kill(self._pid, -code)
         os._exit(max(code, 1) if code else 0)
 
     # -- signals ---------------------------------------------------------------------------
@@ -221,3 +238,7 @@ def _kill_group_of(pid: int) -> None:
         signal_all([pid], _signal.SIGKILL)
     else:
         signal_group(group, _signal.SIGKILL)
+
+
+def _ignore(signum: int, frame: object) -> None:
+    """Answer a signal that is only waited for."""

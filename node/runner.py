@@ -40,8 +40,11 @@ _NO_OUTPUT = (b"", b"")
 class Succession(Protocol):
     """What a process for one job owes the process of the next one."""
 
-    def job_ended(self, seconds: float) -> None:
-        """The job has run so long, and its result will be sent when this returns."""
+    def job_ended(self, seconds: float, goes_on: bool) -> None:
+        """The job has run so long, and its result will be sent when this returns.
+
+        ``goes_on`` says whether the next one finds the connection in order.
+        """
 
     def wait_to_send(self) -> None:
         """Something else is to be sent before that."""
@@ -113,7 +116,7 @@ class Runner:
         output, errors = self._take_output(lengths) if lengths != (0, 0) else _NO_OUTPUT
         self.interrupts.begin(0)
         if self.succession is not None:
-            self.succession.job_ended(end - start)
+            self.succession.job_ended(end - start, self._in_step)
         content = pack_result(value, output, errors, text)
         head = RESULT.pack(number, not text, start, end, len(content), len(buffers))
         if buffers:
@@ -300,7 +303,7 @@ def rehearse(times: int = REHEARSALS) -> None:
 class _Nobody:
     """Comes next in a rehearsal."""
 
-    def job_ended(self, seconds: float) -> None:
+    def job_ended(self, seconds: float, goes_on: bool) -> None:
         pass
 
     def wait_to_send(self) -> None:
@@ -322,7 +325,10 @@ def run(function: Callable[..., Any], descriptors: list[int], max_tasks: int) ->
     process = Runner(function, connect(connection), tokens, memory, print_to(output, error))
     prepare(process)
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGINT,))
-    serve(process, max_tasks)
+    try:
+        process.serve(max_tasks)
+    except (NodeGone, OSError):
+        end_unreachable()
     leave()
 
 
@@ -343,14 +349,6 @@ def prepare(process: Runner) -> None:
     global _present
     _present = process
     process.interrupts.install()
-
-
-def serve(process: Runner, max_tasks: int) -> bool:
-    """Run so many jobs; return whether the next process may go on. Ends when it can't."""
-    try:
-        return process.serve(max_tasks)
-    except (NodeGone, OSError):
-        end_unreachable()
 
 
 def end_unreachable() -> NoReturn:

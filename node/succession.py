@@ -2,7 +2,7 @@
 
 A process that was forked ahead of need waits for its turn. Each runs its job, and lets the next
 one go on if that is there: before it sends the result, if the next job is there, too, else after
-it. Results are sent in order in any case. One that may have left threads or processes leaves the
+it. Results are sent in order in any case. One whose job has left threads or processes leaves the
 turn to the lane, which ends those first.
 """
 
@@ -11,26 +11,25 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # in the place of `signal`: see `runner`
 import _thread
 import os
-import resource
 import select
 import time
 from typing import NamedTuple, NoReturn
 
 from . import runner
-from .jobwire import AHEAD, BEGUN, DONE, GIVEN, LASTED, LEFT, RECORDS, TOKEN, TURN
+from .jobwire import AHEAD, BEGUN, DONE, GIVEN, LEFT, LONG, RECORDS, TOKEN, TURN
 from .mailboxes import NodeGone
-from .processes import LINUX, die_with_parent, reap
+from .processes import LINUX, reap
 from .runner import Runner
 
 SENDING_MIN_S, SENDING_MAX_S = 0.0002, 0.005  # how often to look whether a result is sent
+SHORT_S = 0.0005  # after a job that took no longer, nothing is forked ahead of the next at first
 EXIT_PASSED = 70  # the exit code of a process that has given the next one its turn
-YOUNG_S = 0.004  # jobs that are as short follow each other too fast for all that can be left out
+YOUNG_S = 0.004  # jobs that are as short follow each other too fast for rehearsals
 
 
 class Line(NamedTuple):
     """What all processes of a lane share."""
 
-    lane: int  # its process id
     words: memoryview  # the head of the outbox
     tokens: int
     outputs: tuple[int, int]
@@ -87,26 +86,20 @@ class Successor:
         os._exit(EXIT_PASSED if self._passed else 0)
 
     def _use_wait(self) -> None:
-        """Wait for the turn; use the time, if there is some, for what can be left out.
-
-        That is to warm up, and to die with the lane without the template's help.
-        """
-        if self.has_turn:  # there is no job
+        """Wait for the turn; warm up in that time, unless CPUs are scarce."""
+        if self.has_turn:  # but there is no job
             runner.rehearse(1)
-            if not _becomes_readable(self._line.tokens, YOUNG_S):
-                die_with_parent(self._line.lane, _signal.SIGKILL)
-            return
-        if not _becomes_readable(self._line.turns[self._number % 2][0], YOUNG_S):
-            die_with_parent(self._line.lane, _signal.SIGKILL)
-            runner.rehearse(1)
-            _may_leave_something()  # what this touches needn't be touched between two jobs
-        self._wait_for_turn()
+        else:
+            self._wait_for_turn()
 
     def _wait_for_turn(self) -> None:
         turns = self._line.turns[self._number % 2][0]
+        poll = select.poll()  # unlike `select`, for any descriptor
+        poll.register(turns, select.POLLIN)
+        if not poll.poll(YOUNG_S * 1000):
+            runner.rehearse(1)
+            _leaves_something()  # what this touches needn't be touched between two jobs
         if not LINUX:  # where it outlives a lane that is killed
-            poll = select.poll()
-            poll.register(turns, select.POLLIN)
             poll.register(self._line.tokens, 0)  # its end: the node has given the lane up
             if self._line.tokens in [fd for fd, _ in poll.poll()]:
                 os._exit(0)
@@ -123,11 +116,11 @@ class Successor:
 
     # -- the end ---------------------------------------------------------------------------
 
-    def job_ended(self, seconds: float) -> None:
+    def job_ended(self, seconds: float, goes_on: bool) -> None:
         """Let the next job begin if it is there, and wait until this one's result can be sent."""
         words = self._words
-        words[LASTED] = int(seconds * 1e6)
-        if words[AHEAD] > self._number and words[GIVEN] > words[BEGUN]:
+        words[LONG] = 1 if seconds > SHORT_S else 0
+        if goes_on and words[AHEAD] > self._number and words[GIVEN] > words[BEGUN]:
             self._pass()
         if words[DONE] < self._number - 1:
             self.wait_to_send()
@@ -146,25 +139,20 @@ class Successor:
         self._words[LEFT] = len(rest)
 
     def _pass(self) -> None:
-        """Let the next one begin, unless the lane has to end first what this one leaves."""
+        """Let the next one begin, unless the lane has to end first what this one leaves.
+
+        One that has told something before its result lets nobody begin before that is sent.
+        """
         has_said_all = self._process.talk is None or self._words[DONE] == self._number
-        if not has_said_all or _may_leave_something():
+        if not has_said_all or _leaves_something():
             return
-        if self._process.inbox.has_more:
+        if self._process.inbox.has_more and self._words[DONE] < self._number:
             self._leave_rest()
         runner.make_way()
         self._line.give_turn(self._number + 1)
         self._passed = True
 
 
-def _may_leave_something() -> bool:
-    """Whether the job has left threads or processes, or had children that may have left some."""
-    if _thread._count() or reap() or _signal.getsignal(_signal.SIGCHLD) == _signal.SIG_IGN:
-        return True
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt > 0
-
-
-def _becomes_readable(descriptor: int, seconds: float) -> bool:
-    poll = select.poll()  # unlike `select`, for any descriptor
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
+def _leaves_something() -> bool:
+    """Whether the job has left threads or processes, be they its children's."""
+    return bool(_thread._count()) or reap()

@@ -175,24 +175,20 @@ def is_asleep(pid: int) -> bool:
 
 
 def test_what_a_job_leaves_is_ended_before_long_and_nothing_of_the_next_job(node: Node) -> None:
-    def leave(stays: bool) -> bool:
-        read, write = os.pipe()
+    def leave(stays: bool) -> int:
         if os.fork() == 0:
             os.setsid()
-            if daemon := os.fork():
-                os.write(write, b"%d" % daemon)
-                os._exit(0)
-            os.execlp("sleep", "sleep", "1000")
+            if os.fork() == 0:
+                os.execlp("sleep", "sleep", "1000")
+            os._exit(0)
         os.wait()
-        daemon = int(os.read(read, 20))
         time.sleep(0.5 if stays else 0)
-        with open(f"/proc/{daemon}/stat") as file:  # fails if it was reaped
-            return " Z " not in file.read()
+        return len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
     node.prepare(leave)
     worker = node.spawn()
     node.give(worker, (False,), (True,))
-    assert [value_of(result) for result in node.results(worker, 2)] == [True, True]
+    assert [value_of(result) for result in node.results(worker, 2)] == [1, 1]
     deadline = time.monotonic() + DEADLINE_S
     while any(map(is_sleep, node.pids_below())):
         assert time.monotonic() < deadline
@@ -238,3 +234,86 @@ def test_an_interrupt_reaches_what_its_job_has_started(node: Node) -> None:
     (result,) = node.results(worker, 1)
     assert result.status == TERMINATED
     assert body_of(result).exception.startswith("the job was cancelled")
+
+
+class Failing:
+    """A function; where it has been loaded, a lane can't fork while this says so."""
+
+    def __init__(self, rule: str) -> None:
+        self.rule = rule
+
+    def __call__(self, value: float) -> float:
+        time.sleep(value)
+        return value
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        fork, template, calls = os.fork, os.getpid(), [0]
+
+        def fork_or_fail() -> int:
+            if os.getpid() != template:
+                calls[0] += 1
+                children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+                if calls[0] == 3 if self.rule == "third" else children:
+                    raise BlockingIOError(11, "Resource temporarily unavailable")
+            return fork()
+
+        os.fork = fork_or_fail
+
+
+@pytest.mark.parametrize("rule", ["third", "one at a time"])
+@pytest.mark.parametrize("seconds", [0.0, 0.01])
+def test_a_lane_that_can_not_fork_tries_again(node: Node, rule: str, seconds: float) -> None:
+    node.prepare(Failing(rule))
+    worker = node.spawn()
+    node.give(worker, *[(seconds,)] * 8)
+    assert [value_of(result) for result in node.results(worker, 8)] == [seconds] * 8
+
+
+def test_a_clock_that_goes_backwards_loses_no_result(node: Node) -> None:
+    def turn_back() -> int:
+        time.time = lambda: 0.0
+        return 7
+
+    node.prepare(turn_back)
+    worker = node.spawn()
+    node.give(worker, (), ())
+    assert [value_of(result) for result in node.results(worker, 2)] == [7, 7]
+
+
+def end_slowly(kind: str) -> str:
+    """A: leave a process that ends while ours takes its time to end. B: be the next."""
+    if kind == "A":
+        read, write = os.pipe()
+        if os.fork() == 0:
+            if os.fork() == 0:
+                os.setsid()
+                os.close(write)
+                os.read(read, 1)
+                os._exit(0)
+            os._exit(0)
+        os.wait()
+        exit_now = os._exit
+
+        def exit_later(code: int) -> None:
+            os.close(write)
+            time.sleep(0.1)
+            exit_now(code)
+
+        os._exit = exit_later  # type: ignore[assignment]
+    print(kind, flush=True)
+    time.sleep(0.01 if kind == "A" else 0.2)
+    print(kind, flush=True)
+    if kind == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return kind
+
+
+def test_a_process_that_takes_long_to_end_does_not_disturb_the_next_job(node: Node) -> None:
+    node.prepare(end_slowly)
+    worker = node.spawn()
+    node.give(worker, ("A",), ("B",), ("B",), ("A",), ("die",))
+    outputs = [body_of(result).stdout for result in node.results(worker, 4)]
+    assert outputs == [b"A\nA\n", b"B\nB\n", b"B\nB\n", b"A\nA\n"]
+    exited = node.exit(worker)
+    assert exited.stdout == b"die\ndie\n" and "SIGKILL" in exited.reason
