@@ -1,7 +1,7 @@
 """Runs all measurements, one after the other, and prints the table.
 
-What is compared is measured in turns, three times, and the median counts: a machine that others
-use as well may be half as fast a minute later. A measurement that fails is shown as failed, and
+What is compared is measured in turns, several times: each figure shown is the median, and each
+ratio the median of those of the single rounds. A measurement that fails is shown as failed, and
 the others go on. Missed targets are shown, and are no error: figures of a busy machine would make
 it a game of chance.
 """
@@ -19,22 +19,22 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from statistics import median
 
 from . import table
-from .measure import MEASUREMENTS, Figures
+from .measure import MEASUREMENTS
+from .rounds import Figures, Rounds
 
 ROOT = Path(__file__).parents[1]
+WORTH_SAYING = 0.005  # the part of the CPUs' time that others have taken
 TIMEOUT_S = 120.0  # of one measurement; most take 5 s or less
-ROUNDS = 3  # of measurements that are compared with each other
-COMPARED = (  # kinds
-    ("fork", "rate"),
-    ("zmq", "payload"),
-    ("turns",),
-    ("efficiency",),
-    ("cpu",),
-    ("scheduler",),
-)
+COMPARED = {  # kinds of measurements that are compared with each other, and in how many rounds
+    ("fork", "rate"): 5,
+    ("zmq", "payload"): 5,
+    ("turns",): 5,
+    ("efficiency",): 3,
+    ("cpu",): 3,
+    ("scheduler",): 3,
+}
 ROWS_OF = {
     "zmq": ("zmq.turns", "1MiB.zmq", "32MiB.zmq"),
     "fork": ("fork.rate", "fork.served"),
@@ -138,40 +138,56 @@ def chosen(only: list[str] | None) -> list[str]:
     return [name for name in MEASUREMENTS if not only or name.startswith(tuple(only))]
 
 
-def in_turns(names: list[str], rounds: int) -> Iterator[str]:
-    """Yield the measurements in the order in which they are to be made."""
+def in_turns(names: list[str], quick: bool) -> Iterator[str]:
+    """Yield the measurements in the order in which they are to be made; quickly: once each."""
     left = dict.fromkeys(names)
-    for kinds in COMPARED:
+    for kinds, rounds in COMPARED.items():
         group = [name for name in names if name.partition("-")[0] in kinds]
-        yield from group * rounds
+        yield from group * (1 if quick else rounds)
         for name in group:
             del left[name]
     yield from left
 
 
+def taken_s() -> float:
+    """Return the CPU time that the host of this virtual machine has given to others, in s.
+
+    See proc(5): the eighth figure of ``cpu``. 0 where that isn't told.
+    """
+    try:
+        with open("/proc/stat", encoding="ascii") as stat:
+            return int(stat.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError):
+        return 0.0
+
+
 def main() -> None:
     options = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    values: dict[str, list[float]] = {}
-    missing: dict[str, str] = {}
-    began = time.perf_counter()
-    for name in in_turns(chosen(options.only), 1 if options.quick else ROUNDS):
+    measured, missing = Rounds(), dict[str, str]()
+    began, taken_began_s = time.perf_counter(), taken_s()
+    for name in in_turns(chosen(options.only), options.quick):
         print(f"\r\033[K{name} ...", end="", file=sys.stderr, flush=True)
         try:
             made = run(name, options.quick)
         except RuntimeError as error:
             missing |= dict.fromkeys(keys_of(name), str(error))
         else:
-            for key, value in made.items():
-                values.setdefault(key, []).append(value)
+            measured.add(made)
             missing |= dict.fromkeys(set(keys_of(name)) - made.keys(), "not installed")
-    figures = {key: median(each) for key, each in values.items() if key not in missing}
+    for key in missing:
+        measured.drop(key)
     print("\r\033[K", end="", file=sys.stderr, flush=True)
-    minutes = (time.perf_counter() - began) / 60
+    seconds = time.perf_counter() - began
+    taken = (taken_s() - taken_began_s) / (seconds * (os.cpu_count() or 1))
     print(f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs,")
-    print(f"2 workers, loopback, {'quick run, ' if options.quick else ''}{minutes:.1f} minutes")
-    print("\n".join(table.lines(figures, missing)))
-    bad = table.missed(figures)
+    print(
+        f"2 workers, loopback, {'quick run, ' if options.quick else ''}{seconds / 60:.1f} minutes"
+    )
+    if taken >= WORTH_SAYING:
+        print(f"(others on the host have taken {taken:.0%} of the CPUs' time)")
+    print("\n".join(table.lines(measured, missing)))
+    bad = table.missed(measured)
     print(f"\n{len(bad)} rows with a missed target" + "".join(f"\n  {row}" for row in bad))
 
 

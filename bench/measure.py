@@ -29,14 +29,13 @@ from . import (
     throughput,
 )
 from . import streams as streams_of_jobs
+from .rounds import Figures
 from .work import Scale, Start, no_op, pause
 
 MIB = 1 << 20
 MESSAGE_BYTES = 100
 WINDOW = 1000  # raw messages on their way
 LARGE_IN_FLIGHT = 4  # payloads on their way: two are worked on, two travel
-
-Figures: TypeAlias = dict[str, float]
 
 
 class System(NamedTuple):

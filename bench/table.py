@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
-Figures: TypeAlias = dict[str, float]
+from .rounds import Figures, Rounds
+
 Value: TypeAlias = Callable[[Figures], float]
 
 
@@ -260,33 +261,33 @@ SECTIONS = (
 TEXT, NUMBER, UNIT, WORDS = 44, 12, 7, 34
 
 
-def lines(figures: Figures, missing: dict[str, str]) -> Iterator[str]:
+def lines(measured: Rounds, missing: dict[str, str]) -> Iterator[str]:
     """Return the table's lines; ``missing`` says by key why a figure isn't there."""
     for section in SECTIONS:
-        shown = [row for row in section.rows if row.key in figures or row.key in missing]
+        shown = [row for row in section.rows if row.key in measured or row.key in missing]
         if shown:
             yield f"\n{section.title}"
         for row in shown:
-            yield from _row_lines(row, figures, missing)
+            yield from _row_lines(row, measured, missing)
 
 
-def _row_lines(row: Row, figures: Figures, missing: dict[str, str]) -> Iterator[str]:
+def _row_lines(row: Row, measured: Rounds, missing: dict[str, str]) -> Iterator[str]:
     head = f"  {row.text:<{TEXT}}"
-    if row.key not in figures:
+    if row.key not in measured:
         yield f"{head} {missing[row.key]}"
         return
-    head += f"{_number(figures[row.key]):>{NUMBER}} {row.unit:<{UNIT}}"
+    head += f"{_number(measured.figure(row.key)):>{NUMBER}} {row.unit:<{UNIT}}"
     targets = row.targets or (None,)
     for target in targets:
-        yield f"{head}{_verdict(target, figures)}".rstrip()
+        yield f"{head}{_verdict(target, measured)}".rstrip()
         head = " " * (2 + TEXT + NUMBER + 1 + UNIT)
 
 
-def _verdict(target: Target | None, figures: Figures) -> str:
+def _verdict(target: Target | None, measured: Rounds) -> str:
     if target is None:
         return ""
     try:
-        value = target.value(figures)
+        value = measured.value(target.value)
     except KeyError:
         return f"  {target.words:<{WORDS}} not measured"
     return f"  {target.words:<{WORDS}} {_number(value):>9}  {_word(target, value)}"
@@ -301,15 +302,15 @@ def reached(target: Target, value: float) -> bool:
     return value <= target.limit if target.at_most else value >= target.limit
 
 
-def missed(figures: Figures) -> list[str]:
+def missed(measured: Rounds) -> list[str]:
     """Return the rows with a target that was measured and missed."""
     rows = [row for section in SECTIONS for row in section.rows]
-    return [row.text for row in rows if any(_misses(t, figures) for t in row.targets)]
+    return [row.text for row in rows if any(_misses(t, measured) for t in row.targets)]
 
 
-def _misses(target: Target, figures: Figures) -> bool:
+def _misses(target: Target, measured: Rounds) -> bool:
     try:
-        return not reached(target, target.value(figures))
+        return not reached(target, measured.value(target.value))
     except KeyError:
         return False
 
