@@ -43,6 +43,7 @@ from .pickling import Pickled
 from .session import Session
 from .status import ClusterStatus, table
 
+GIVE_WAY_EVERY = 64  # jobs submitted; as many take half a millisecond
 HINT_S = 5.0  # from then on it may be that close() waits for more than was expected
 CLOSED_S = 90.0  # nodes end jobs and clean up, for which they have 60; then close() returns
 
@@ -503,6 +504,8 @@ class JobCluster(NodeControl, OldClusterNames):
             ledger.pending += 1
             self._enqueue(job)
             self._session.wake()
+        if not seq % GIVE_WAY_EVERY:
+            self._session.give_way()
         return job
 
     def _special(

@@ -59,6 +59,7 @@ from .recording import Recordings
 
 ORDERS_MAX = 5_000  # taken at a time, so that the network gets its turn
 PAUSE_MAX_S = 1.0
+GIVE_WAY_S = 2e-5  # long enough for the thread to take the GIL, which it waits for
 STOP_S = 2.0  # how long the thread may take to end
 FINISH_S = 0.01  # how often it's looked whether orders are left, when it is to end
 
@@ -128,6 +129,15 @@ class Session:
         if self._sleeping:  # it looks at the orders after it has said so
             self._sleeping = False
             self._bus.wake()
+
+    def give_way(self) -> None:
+        """Let the thread go on if it has fallen behind, as who submits many jobs should.
+
+        It needs the GIL, and would have to wait 5 ms (`sys.getswitchinterval`) for each time that
+        it has let go of it to send something: the first job would begin when all are submitted.
+        """
+        if self.orders and threading.current_thread() is not self._thread:
+            time.sleep(GIVE_WAY_S)
 
     def alive(self) -> bool:
         """Whether orders are still carried out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -90,6 +91,24 @@ def test_many_threads_wait_for_one_job(
         waiting = [threads.submit(job.finish.wait, 30) for _ in range(20)]
         gate.touch()
         assert all(each.result() for each in waiting)
+
+
+def test_jobs_run_while_a_thread_goes_on_submitting(
+    node: NodeProcess, new_cluster: NewCluster
+) -> None:
+    cluster = new_cluster(double, node, max_tasks_per_child=None)
+    finished(cluster.submit(0))  # all is set up
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(5)  # no thread is soon made to let go of the GIL
+    try:
+        first = cluster.submit(1)
+        for number in range(20_000):
+            cluster.submit(number)
+            if first.status == DispyJob.Finished:
+                break
+        assert first.status == DispyJob.Finished
+    finally:
+        sys.setswitchinterval(interval_s)
 
 
 def test_nothing_can_be_submitted_after_close(node: NodeProcess, new_cluster: NewCluster) -> None:
