@@ -149,6 +149,14 @@ def in_turns(names: list[str], quick: bool) -> Iterator[str]:
     yield from left
 
 
+def show_progress(text: str) -> None:
+    """Say what goes on: in one line of a terminal, else in a line each."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    elif text:
+        print(text, file=sys.stderr, flush=True)
+
+
 def taken_s() -> float:
     """Return the CPU time that the host of this virtual machine has given to others, in s.
 
@@ -167,7 +175,7 @@ def main() -> None:
     measured, missing = Rounds(), dict[str, str]()
     began, taken_began_s = time.perf_counter(), taken_s()
     for name in in_turns(chosen(options.only), options.quick):
-        print(f"\r\033[K{name} ...", end="", file=sys.stderr, flush=True)
+        show_progress(f"{name} ...")
         try:
             made = run(name, options.quick)
         except RuntimeError as error:
@@ -177,7 +185,7 @@ def main() -> None:
             missing |= dict.fromkeys(set(keys_of(name)) - made.keys(), "not installed")
     for key in missing:
         measured.drop(key)
-    print("\r\033[K", end="", file=sys.stderr, flush=True)
+    show_progress("")
     seconds = time.perf_counter() - began
     taken = (taken_s() - taken_began_s) / (seconds * (os.cpu_count() or 1))
     print(f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs,")

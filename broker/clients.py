@@ -225,6 +225,7 @@ def _begin(state: State, cluster: Cluster) -> None:
     """Ask for nodes, unless others have to be closed before."""
     wanted = addresses(cluster.specs)
     cluster.addresses, cluster.untried = wanted, set(wanted)
+    cluster.begun_at = state.now
     for address in sorted(wanted):
         state.effects.append(Dial(address))
     enter(state, cluster)

@@ -63,6 +63,7 @@ def _recall_cluster(state: State, kept: KeptCluster, now: float) -> Cluster:
         kept.id, client, opened, opened.computation, list(opened.nodes), wanted, set(wanted)
     )
     cluster.meta, cluster.asks, cluster.closing = meta, opened.asks, meta.closing
+    cluster.begun_at = now
     client.clusters[meta.number] = state.clusters[kept.id] = cluster
     remember(state, cluster)
     choices.recall(state, cluster)

@@ -303,6 +303,7 @@ class Cluster:
     specs: list[NodeSpec]  # which nodes to use: the first that matches one says how
     addresses: set[str]  # to be dialled
     untried: set[str] = field(default_factory=set)  # of these, nothing has come of so far
+    begun_at: float = float("-inf")  # when nodes were asked for
     asks: bool = False  # nodes that are found are offered to the client
     jobs: dict[int, Job] = field(default_factory=dict)  # not ended, by seq
     line: Line = field(default_factory=Line)  # jobs that wait for any node
@@ -408,6 +409,7 @@ class State:
     places: dict[str, Node] = field(default_factory=dict)  # that only one process can have
     clusters: dict[int, Cluster] = field(default_factory=dict)
     late_results: int = 0  # of attempts that were given up; dropped
+    hopeful: dict[Cluster, None] = field(default_factory=dict)  # to be looked at: see `jobs`
     trouble: str = ""  # why no new jobs are taken at present, for people; empty: they are
     unheard_bytes: int = 0  # of all clusters' results that are in memory
     record_ids: int = 0  # the last number given to a batch or to results that are kept

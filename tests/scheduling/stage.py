@@ -73,6 +73,14 @@ class Stage:
         self.carry_out(self.scheduler.flush(self.now))
         self.scheduler.check()
 
+    def wait(self, seconds: float) -> None:
+        """Let time pass, up to each deadline of the scheduler on the way."""
+        until = self.now + seconds
+        while self.now < until:
+            self.now = min(until, max(self.now + 1e-3, self.scheduler.deadline()))
+            self.scheduler.tick(self.now)
+            self.flush()
+
     def carry_out(self, effects: list[Effect]) -> None:
         """Note what the scheduler wants to be done."""
         for effect in effects:

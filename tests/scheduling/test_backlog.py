@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dispy.broker import backlog
 from dispy.broker.intake import UNREADABLE
+from dispy.broker.jobs import GATHER_S
 from dispy.protocol.messages import (
     ABANDONED,
     CANCELLED,
@@ -161,6 +162,7 @@ def test_no_node_that_can_run_them_ends_all() -> None:
     stage.node("n", 4, ready=False)
     for peer, prepare in stage.take(Prepare):
         stage.tell(peer, Prepared(prepare.computation, "no such module"))
+    stage.wait(GATHER_S)
     ends = stage.results()
     assert len(ends) == 20 * SIZE and set(ends.values()) == {TERMINATED}
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from dispy.broker.jobs import LOSSES_MAX
+from dispy.broker.jobs import GATHER_S, LOSSES_MAX
 from dispy.broker.nodes import LEASE_PULSES
 from dispy.broker.setups import ONLY_A_RELAY
 from dispy.broker.turns import CREDIT
@@ -211,7 +211,32 @@ def test_jobs_end_when_no_node_can_set_the_computation_up() -> None:
     stage.tell("n", Prepared(prepare.computation, "no such module"))
     [(_, trouble)] = stage.take(NodeTrouble)
     assert "no such module" in trouble.reason
+    stage.wait(GATHER_S - 0.01)
+    assert stage.results() == {}  # others may be found
+    stage.wait(0.02)
     assert stage.results() == {1: TERMINATED}
+    stage.submit(2)
+    assert stage.results() == {2: TERMINATED}
+
+
+def test_jobs_end_at_once_when_all_nodes_are_named_and_none_can_set_the_computation_up() -> None:
+    stage = Stage(nodes=(NodeSpec("127.0.0.1", 9703),))
+    stage.node("one", ready=False)
+    stage.submit(1)
+    stage.prepared("no such module")
+    assert stage.results() == {1: TERMINATED}
+
+
+def test_a_node_that_is_found_a_moment_after_another_has_failed_gets_the_jobs() -> None:
+    stage = Stage()
+    stage.submit(1)
+    stage.node("bad", ready=False)
+    stage.prepared("no such module")
+    stage.wait(GATHER_S / 2)
+    stage.node("good")
+    assert stage.runs() == {"good": [1]}
+    stage.wait(GATHER_S)
+    assert stage.results() == {}
 
 
 def test_a_cluster_is_closed_when_its_nodes_have_cleaned_up() -> None:
@@ -286,6 +311,8 @@ def test_a_failed_set_up_ends_no_jobs_while_a_named_node_may_be_slow_to_answer(
     else:
         stage.scheduler.unreachable("127.0.0.1:9704", "connection refused")
         stage.flush()
+        assert stage.results() == {}  # somebody may be about to start it
+        stage.wait(GATHER_S)
         assert stage.results() == {1: TERMINATED}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dispy.broker.jobs import GATHER_S
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import (
     ALLOCATE,
@@ -308,6 +309,7 @@ def test_jobs_end_when_the_only_node_left_was_closed_and_the_others_failed() -> 
     stage.done("n", 1)
     assert stage.results() == {1: FINISHED}
     stage.tell("n", Released(stage.number))
+    stage.wait(GATHER_S)
     assert stage.results() == {2: TERMINATED}
 
 
