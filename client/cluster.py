@@ -43,7 +43,7 @@ from .pickling import Pickled
 from .session import Session
 from .status import ClusterStatus, table
 
-GIVE_WAY_EVERY = 64  # jobs submitted; as many take half a millisecond
+GIVE_WAY_EVERY = 64  # jobs submitted; as many take less than a millisecond
 HINT_S = 5.0  # from then on it may be that close() waits for more than was expected
 CLOSED_S = 90.0  # nodes end jobs and clean up, for which they have 60; then close() returns
 
@@ -493,6 +493,8 @@ class JobCluster(NodeControl, OldClusterNames):
             if name.startswith("dispy_job_"):
                 raise TypeError(f"submit has no parameter {name!r}, and computations can't either")
         ledger = self._ledger
+        if not ledger.last_seq % GIVE_WAY_EVERY:  # before this job: its id may be set afterwards
+            self._session.give_way()
         with ledger.lock:  # jobs reach the session in the order of their numbers
             if not ledger.accepting:
                 raise self._refusal()
@@ -504,8 +506,6 @@ class JobCluster(NodeControl, OldClusterNames):
             ledger.pending += 1
             self._enqueue(job)
             self._session.wake()
-        if not seq % GIVE_WAY_EVERY:
-            self._session.give_way()
         return job
 
     def _special(

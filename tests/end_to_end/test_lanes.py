@@ -104,10 +104,10 @@ def chatter(kind: str) -> int:
 
     if kind == "thread":
         threading.Thread(target=write, daemon=True).start()
-        time.sleep(0.005)
     elif kind == "process":
         subprocess.Popen(["yes", "noise"])
-        time.sleep(0.005)
+    while kind and not os.fstat(1).st_size:  # until it has begun
+        time.sleep(0.001)
     return 0
 
 

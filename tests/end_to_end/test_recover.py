@@ -71,8 +71,8 @@ def start_jobs(start_program: RunProgram, gate: Path) -> StartJobs:
         until(lambda: _running(gate) >= running, f"{running} jobs that run")
         path = program.folder / more[0] if more else _only(program)
         until(
-            lambda: path.exists() and f"id-{count - 1}".encode() in path.read_bytes(),
-            "the last id in the file",
+            lambda: path.exists() and path.read_bytes().count(b"id-") >= count,
+            "all ids in the file",
         )
         return program, path
 
