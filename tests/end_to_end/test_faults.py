@@ -236,8 +236,8 @@ def test_connection_resets_lose_and_repeat_nothing(
     proxy: FaultProxy, proxied: dispy.JobCluster, tmp_path: Path
 ) -> None:
     record = tmp_path / "record"
-    jobs = submit_all(proxied, record, int(10_000 * SCALE), lambda: 0.0)
-    with repeatedly(proxy.reset, 0.1):
+    with repeatedly(proxy.reset, 0.05):
+        jobs = submit_all(proxied, record, int(10_000 * SCALE), lambda: 0.0)
         all_ended(jobs, 60 * SCALE)
     assert proxy.resets > 3
     assert_all_ran_once(jobs, record)
