@@ -101,14 +101,6 @@ class SharedStage(Stage):
         self.scheduler.left(name, "it ended")
         self.flush()
 
-    def wait(self, seconds: float) -> None:
-        """Let time pass, up to each deadline of the scheduler on the way."""
-        until = self.now + seconds
-        while self.now < until:
-            self.now = min(until, max(self.now + 1e-3, self.scheduler.deadline()))
-            self.scheduler.tick(self.now)
-            self.flush()
-
     # -- clusters --------------------------------------------------------------------------
 
     def open(self, client: str, number: int = 1, **fields: object) -> None:
