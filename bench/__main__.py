@@ -169,15 +169,13 @@ def taken_s() -> float:
         return 0.0
 
 
-def main() -> None:
-    options = arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+def measure(names: list[str], quick: bool) -> tuple[Rounds, dict[str, str]]:
+    """Return all figures, and by key why others aren't there."""
     measured, missing = Rounds(), dict[str, str]()
-    began, taken_began_s = time.perf_counter(), taken_s()
-    for name in in_turns(chosen(options.only), options.quick):
+    for name in in_turns(names, quick):
         show_progress(f"{name} ...")
         try:
-            made = run(name, options.quick)
+            made = run(name, quick)
         except RuntimeError as error:
             missing |= dict.fromkeys(keys_of(name), str(error))
         else:
@@ -186,6 +184,14 @@ def main() -> None:
     for key in missing:
         measured.drop(key)
     show_progress("")
+    return measured, missing
+
+
+def main() -> None:
+    options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    began, taken_began_s = time.perf_counter(), taken_s()
+    measured, missing = measure(chosen(options.only), options.quick)
     seconds = time.perf_counter() - began
     taken = (taken_s() - taken_began_s) / (seconds * (os.cpu_count() or 1))
     print(f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs,")

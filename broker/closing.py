@@ -19,7 +19,8 @@ from .backlog import end_all
 from .blobs import forget_blobs, forget_pieces
 from .effects import DropCluster, Goodbye, Undial
 from .exclusive import leave
-from .jobs import end, end_hopeless, end_pinned
+from .hope import end_hopeless
+from .jobs import end, end_pinned
 from .mishaps import part
 from .placement import offer
 from .puts import fail_puts, put_again

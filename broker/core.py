@@ -34,6 +34,7 @@ from . import (
     closing,
     drain,
     exclusive,
+    hope,
     intake,
     matching,
     nodes,
@@ -51,7 +52,6 @@ from . import (
 from .checks import check
 from .durable import Kept
 from .effects import Effect, Forget, ReadPiece
-from .jobs import give_up_hope, hope_ends
 from .settings import Settings
 from .state import Client, Cluster, Node, State
 
@@ -211,7 +211,7 @@ class Scheduler:
         if state.aside:
             drain.bring_back(state, now)
         if state.hopeful:
-            give_up_hope(state)
+            hope.look_again(state)
 
     def paused(self, seconds: float, now: float) -> None:
         """Nobody could be heard for so long: whoever was away has as much more time."""
@@ -223,7 +223,7 @@ class Scheduler:
         """When `tick` and `flush` next have something to do by themselves."""
         ends = [blobs.deadline(self.state), drain.deadline(self.state)]
         ends += [node.lost_at for node in self.state.away]
-        ends += [hope_ends(self.state), self.state.clients_due]
+        ends += [hope.deadline(self.state), self.state.clients_due]
         if self.state.pulsed:
             ends.append(self.state.pulses_at)
         if self.state.backlogged or self.state.unread:  # something was loaded

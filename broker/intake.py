@@ -11,7 +11,8 @@ from .backlog import follow, report
 from .batches import accept, has_ended, keep, left_in, room_for, size_of, strike
 from .blobs import need_for_jobs
 from .effects import Load
-from .jobs import end_hopeless, pin, resume, take_turns
+from .hope import end_hopeless
+from .jobs import pin, resume, take_turns
 from .seen import check_numbers
 from .state import Batch, Cluster, Job, State
 

@@ -16,17 +16,15 @@ from dispy.protocol.messages import (
     Run,
 )
 
-from .backlog import end_all
 from .batches import note, note_ended, note_placed
 from .durable import CANCELLED_MARK
 from .effects import KeepAbandoned
 from .line import Line
-from .matching import entry_for, is_open, share_of
+from .matching import entry_for, share_of
 from .placement import look, offer, put, take_off
 from .records import LAST
 from .state import Allocation, Cluster, Job, Node, Share, Stage, State
 
-GATHER_S = 1.0  # in which nodes are found, or come through relays, after the first has come
 LOSSES_MAX = 10  # a re-entrant job that so many nodes were lost with isn't tried again
 ABANDONED_MAX = 100_000  # jobs of a cluster that may still finish when their nodes come back
 
@@ -266,46 +264,3 @@ def hand_over(state: State, allocation: Allocation) -> None:
         if state.settings.durable:
             note_placed(state, allocation, run)
         state.order(allocation, Run(allocation.cluster.id, run))
-
-
-def end_hopeless(state: State, cluster: Cluster) -> None:
-    """End what waits when every node that could have run it has failed to set it up.
-
-    As long as a node that the cluster names may just be slow to answer, there is hope; for a
-    moment after its beginning also for nodes that may still be found.
-    """
-    if not cluster.failed or cluster.failed + cluster.idle < len(cluster.allocations):
-        return
-    if cluster.untried:
-        return
-    if state.now < cluster.begun_at + GATHER_S and _may_find_more(cluster):
-        state.hopeful[cluster] = None
-        return
-    reason = "; ".join(f"{where}: {why}" for where, why in cluster.troubles.items())
-    why = f"no node could set the computation up: {reason}"
-    for job in list(cluster.line):
-        end(state, cluster, job, TERMINATED, why)
-    end_all(state, cluster, TERMINATED, why)
-
-
-def _may_find_more(cluster: Cluster) -> bool:
-    """Whether nodes may be there that the cluster would use, and that haven't come."""
-    if is_open(cluster.specs):
-        return True
-    there: set[str] = set()
-    for allocation in cluster.allocations.values():
-        there.update((allocation.node.address, *allocation.node.addresses))
-    return not cluster.addresses <= there
-
-
-def give_up_hope(state: State) -> None:
-    """Look again at clusters for which others might have been found."""
-    for cluster in [each for each in state.hopeful if state.now >= each.begun_at + GATHER_S]:
-        del state.hopeful[cluster]
-        if cluster.id in state.clusters and not cluster.closing:
-            end_hopeless(state, cluster)
-
-
-def hope_ends(state: State) -> float:
-    """When the next cluster is to be looked at again."""
-    return min([each.begun_at + GATHER_S for each in state.hopeful], default=float("inf"))

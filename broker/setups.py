@@ -30,7 +30,8 @@ from dispy.protocol.messages import (
 
 from . import choices
 from .blobs import forget_blobs
-from .jobs import end_hopeless, end_pinned, hand_over, put_back, take_turns
+from .hope import end_hopeless
+from .jobs import end_pinned, hand_over, put_back, take_turns
 from .matching import addresses, cpus_of, entry_for, named_address, share_of
 from .mishaps import note_breakdown, note_fit, note_unfit
 from .placement import offer

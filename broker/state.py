@@ -409,7 +409,7 @@ class State:
     places: dict[str, Node] = field(default_factory=dict)  # that only one process can have
     clusters: dict[int, Cluster] = field(default_factory=dict)
     late_results: int = 0  # of attempts that were given up; dropped
-    hopeful: dict[Cluster, None] = field(default_factory=dict)  # to be looked at: see `jobs`
+    hopeful: dict[Cluster, None] = field(default_factory=dict)  # to be looked at again
     trouble: str = ""  # why no new jobs are taken at present, for people; empty: they are
     unheard_bytes: int = 0  # of all clusters' results that are in memory
     record_ids: int = 0  # the last number given to a batch or to results that are kept

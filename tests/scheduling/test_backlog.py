@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dispy.broker import backlog
+from dispy.broker.hope import GATHER_S
 from dispy.broker.intake import UNREADABLE
-from dispy.broker.jobs import GATHER_S
 from dispy.protocol.messages import (
     ABANDONED,
     CANCELLED,

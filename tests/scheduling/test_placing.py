@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from dispy.broker.jobs import GATHER_S, LOSSES_MAX
+from dispy.broker.hope import GATHER_S
+from dispy.broker.jobs import LOSSES_MAX
 from dispy.broker.nodes import LEASE_PULSES
 from dispy.broker.setups import ONLY_A_RELAY
 from dispy.broker.turns import CREDIT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dispy.broker.jobs import GATHER_S
+from dispy.broker.hope import GATHER_S
 from dispy.protocol.errors import ProtocolError
 from dispy.protocol.messages import (
     ALLOCATE,
