@@ -64,6 +64,7 @@ PURE = [
     "broker/drain.py",
     "broker/durable.py",
     "broker/explain.py",
+    "broker/hope.py",
     "broker/intake.py",
     "broker/jobs.py",
     "broker/journalerrors.py",
