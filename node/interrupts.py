@@ -11,13 +11,11 @@ class Interrupts:
     """Turns SIGINT into KeyboardInterrupt, in the job that it's meant for and nowhere else.
 
     The process is told the number of that job in the outbox. So an interrupt that arrives before
-    the job begins is not lost, and one that arrives after its end hits no other. (There is no
-    outbox in a rehearsal.)
+    the job begins is not lost, and one that arrives after its end hits no other.
     """
 
-    def __init__(self, words: memoryview | None) -> None:
+    def __init__(self, words: memoryview) -> None:
         self._words = words
-        self._arrived = False
         self.number = 0  # of the present job
         self.running = False  # its function runs
         self.held = False  # it runs, but nothing may be raised just now
@@ -28,19 +26,13 @@ class Interrupts:
 
     def begin(self, number: int) -> None:
         """Say that the job of this number is the present one; 0: none is."""
-        if self._words is not None:
-            self._words[RUNNING] = number
-        if not number:
-            return
-        self.number = number
-        if self._words is not None:
-            self._words[BEGUN] = number
+        self._words[RUNNING] = number
+        if number:
+            self.number = self._words[BEGUN] = number
 
     @property
     def meant(self) -> bool:
         """Whether the present job is to be interrupted, or was."""
-        if self._words is None:
-            return self._arrived
         return self._words[INTERRUPTED] == self.number
 
     def hold(self) -> bool:
@@ -56,7 +48,6 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def _on_signal(self, signum: int, frame: object) -> None:
-        self._arrived = True
         if self.running and self.meant:
             self.running = False  # once per job: nothing may be raised outside of it
             raise KeyboardInterrupt

@@ -28,11 +28,13 @@ from . import forkhooks, runner
 from .jobwire import AHEAD, DONE, INTERRUPTED, LONG, OUTBOX_BYTES, PEAK, RUNNING, TURN, head_of
 from .memoryfile import open_memory
 from .processes import LINUX, Children, adopt_orphans, die_with_parent, signal_all, signal_group
+from .rehearsal import rehearse
 from .runner import Runner
 from .succession import EXIT_PASSED, YOUNG_S, Line, Successor
 
 LEFTOVERS_S = 1.0  # how long to wait for the end of what a job has left
 _RETRY_S = 0.0005
+_IDLE = os.SCHED_IDLE if sys.platform == "linux" else 0
 _AWAITED = (_signal.SIGCHLD, _signal.SIGINT, _signal.SIGTERM, _signal.SIGURG)
 
 
@@ -47,7 +49,8 @@ class Lane:
         os.close(outbox)
         self._words = head_of(memory)
         turns = os.pipe(), os.pipe()
-        self._line = Line(self._words, tokens, (output, error), turns, open_memory("left", 0))
+        left = open_memory("left", 0)
+        self._line = Line(self._words, tokens, (output, error), turns, left, _IDLE)
         process = Runner(function, runner.connect(connection), tokens, memory, (output, error))
         self._successor = Successor(self._line, process)
         self._pid = os.getpid()
@@ -137,7 +140,7 @@ class Lane:
             runner.print_to(*self._line.outputs)
             if forkhooks.deferred:
                 forkhooks.register_deferred_hooks()
-            self._successor.run(number, is_ahead)
+            self._successor.run(number, is_ahead, rehearse)
         except BaseException as problem:
             text = f"dispy: a job process has failed: {problem!r}\n"
             log = 2 if self._successor.has_turn else self._log

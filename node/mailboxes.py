@@ -167,12 +167,12 @@ class Inbox:
 
 
 class Outbox:
-    """Collects results and sends them together; without memory to share, sends each at once."""
+    """Collects results and sends them together."""
 
-    def __init__(self, sock: _socket.socket, memory: memoryview | None) -> None:
+    def __init__(self, sock: _socket.socket, memory: memoryview) -> None:
         self._socket = sock
         self._memory = memory
-        self._words = head_of(memory) if memory else None
+        self._words = head_of(memory)
         self._end = OUTBOX_HEAD
         self._flushed_at = 0.0
 
@@ -180,7 +180,7 @@ class Outbox:
         """Take the result of a job; it's out of this process's hands when `put` returns."""
         middle = self._end + len(head)
         end = middle + len(body)
-        if self._memory is None or self._words is None or buffers or end > OUTBOX_BYTES:
+        if buffers or end > OUTBOX_BYTES:
             self.put_at_once(head, body, buffers)
             return
         self._memory[self._end : middle] = head
@@ -209,7 +209,7 @@ class Outbox:
 
     def flush(self) -> None:
         """Send what is there."""
-        if self._memory is None or self._words is None or self._end == OUTBOX_HEAD:
+        if self._end == OUTBOX_HEAD:
             return
         self._send([self._memory[OUTBOX_HEAD : self._end]])
         self._end = OUTBOX_HEAD

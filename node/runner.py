@@ -23,17 +23,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn, Protocol
 
-from dispy.protocol.payload import pack_object, pack_result, unpack_object
+from dispy.protocol.payload import pack_result, unpack_object
 
 from . import environment
 from .interrupts import Interrupts
-from .jobwire import BLOCK, EXIT_UNREACHABLE, JOB, OUTBOX_BYTES, RESULT, SIZE, TOKEN, head_of
+from .jobwire import EXIT_UNREACHABLE, OUTBOX_BYTES, RESULT, SIZE, TOKEN, head_of
 from .mailboxes import Inbox, NodeGone, Outbox
 from .output import flush_streams, read_output, set_buffering
 from .values import Packed, failure, pack_value
 
-REHEARSALS = 60  # all code that gets adapted has been after so many
-REHEARSED_BYTES = 1024  # more than the result of one
 _NO_OUTPUT = (b"", b"")
 
 
@@ -58,7 +56,7 @@ class Runner:
         function: Callable[..., Any],
         sock: _socket.socket,
         tokens: int,
-        memory: memoryview | None,
+        memory: memoryview,
         outputs: tuple[int, int],
     ) -> None:
         self._function = function
@@ -66,7 +64,7 @@ class Runner:
         self.succession: Succession | None = None  # in a lane: there is a process for the next job
         self.inbox = Inbox(sock)
         self._outbox = Outbox(sock, memory)
-        self.interrupts = Interrupts(head_of(memory) if memory else None)
+        self.interrupts = Interrupts(head_of(memory))
         self.talk: Any = None  # a `jobnames.Talk`, once a job has told something
         self._borrowed: list[Any] = []  # what only the present job has, to be undone
         self._in_step = True  # whether the next byte to be read is that of a block or part
@@ -277,39 +275,6 @@ def _leave_copy() -> NoReturn:
     os._exit(0)
 
 
-def rehearse(times: int = REHEARSALS) -> None:
-    """Run jobs that do nothing, in the process that job processes are forked from.
-
-    The interpreter adapts code that has run a few times, by writing into it. Done before the
-    fork, that spares each job process the copying of these pages. Done once after it, that takes
-    0.5 ms, about as much as the first job takes less.
-    """
-    ours, theirs = _socket.socketpair()
-    output = os.open(os.devnull, os.O_RDWR)
-    body = pack_object([], pickle.dumps(((), {}), 5))
-    job = JOB.pack(len(body), 0) + body
-    tokens, writable = os.pipe()
-    process = Runner(bool, theirs, tokens, None, (output, output))
-    process.succession = _Nobody()
-    for _ in range(times):
-        ours.sendall(BLOCK.pack(len(job), 1, 1) + job)
-        os.write(writable, TOKEN.pack(1))
-        process.run_next()
-        ours.recv(REHEARSED_BYTES)
-    for fd in (ours.detach(), theirs.detach(), output, tokens, writable):
-        os.close(fd)
-
-
-class _Nobody:
-    """Comes next in a rehearsal."""
-
-    def job_ended(self, seconds: float, goes_on: bool) -> None:
-        pass
-
-    def wait_to_send(self) -> None:
-        pass
-
-
 _present: Runner | None = None  # that of this process
 
 
@@ -329,7 +294,7 @@ def run(function: Callable[..., Any], descriptors: list[int], max_tasks: int) ->
         process.serve(max_tasks)
     except (NodeGone, OSError):
         end_unreachable()
-    leave()
+    os._exit(0)
 
 
 def connect(descriptor: int) -> _socket.socket:
@@ -355,15 +320,4 @@ def end_unreachable() -> NoReturn:
     """End the process, since it can't reach the node any more."""
     with suppress(OSError):  # the job has closed it, too
         os.write(2, b"dispy: the connection to the node is closed\n")
-    leave(EXIT_UNREACHABLE)
-
-
-def leave(code: int = 0) -> NoReturn:
-    """End the process, which makes way for others: what is left is for the kernel to do."""
-    make_way()
-    os._exit(code)
-
-
-def make_way() -> None:
-    """Let others go first from now on."""
-    os.setpriority(os.PRIO_PROCESS, 0, 19)
+    os._exit(EXIT_UNREACHABLE)

@@ -153,6 +153,7 @@ UNPICKLING_MODULES = {"cloudpickle", "dill", "marshal", "pickle", "shelve"}
 # cloudpickle for them, once. Processes of one node that run no user code exchange marshal.
 MAY_UNPICKLE = {
     "node/mailboxes.py": {"marshal"},
+    "node/rehearsal.py": {"pickle"},  # of the zygote, and of job processes
     "node/runner.py": {"pickle"},
     "node/template.py": {"pickle"},
     "node/values.py": {"cloudpickle", "pickle"},

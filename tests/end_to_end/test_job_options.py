@@ -203,14 +203,17 @@ def test_jobs_of_higher_priority_go_first_and_equals_in_order(
     assert order == [0, *sorted([*priorities, 1], reverse=True)]
 
 
+def take_a_millisecond() -> None:
+    time.sleep(0.001)
+
+
 @embedded_only("a shared broker takes jobs at once, so the urgent one gets to it behind the others")
 def test_priority_also_holds_for_a_long_line_of_jobs(
-    node: NodeProcess, new_cluster: NewCluster, tmp_path: Path
+    node: NodeProcess, new_cluster: NewCluster
 ) -> None:
-    cluster = new_cluster(note, node, max_tasks_per_child=None)
-    noted = tmp_path / "noted"
-    jobs = [cluster.submit(str(noted), 0) for _ in range(20_000)]
-    urgent = cluster.submit(str(noted), 1, dispy_job_priority=1)
+    cluster = new_cluster(take_a_millisecond, node, max_tasks_per_child=None)
+    jobs = [cluster.submit() for _ in range(20_000)]
+    urgent = cluster.submit(dispy_job_priority=1)
     finished(urgent)
     waiting = sum(job.status == DispyJob.Created for job in jobs)
     assert waiting > len(jobs) // 2

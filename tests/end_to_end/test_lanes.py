@@ -38,6 +38,18 @@ def test_some_jobs_that_tell_something_among_many_that_do_not(
     assert [finished(job).result for job in jobs] == list(range(300))
 
 
+def importance() -> tuple[int, int]:
+    time.sleep(0.006)  # long enough for the next process to warm up
+    return os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def test_only_who_has_ended_makes_way(node: NodeProcess, new_cluster: NewCluster) -> None:
+    here = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
+    cluster = new_cluster(importance, node)
+    jobs = all_ended([cluster.submit() for _ in range(60)])
+    assert {job.result for job in jobs} == {here}
+
+
 def end_some_time(number: int) -> int:
     after = random.Random(number).uniform(0.0, 0.004)
     threading.Timer(after, os._exit, (0,)).start()
