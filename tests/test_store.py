@@ -66,7 +66,7 @@ def test_a_blob_has_its_name_only_when_it_is_whole_and_verified(store: Store) ->
 
 
 def test_a_wrong_content_is_removed(store: Store) -> None:
-    store.write(NAME, 0, [CONTENT[:-1] + b"!"])
+    store.write(NAME, 0, [CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])])
     with pytest.raises(SpoiledBlob):
         store.commit(NAME)
     assert files(store) == []

@@ -105,7 +105,8 @@ def features(text: str) -> None:
     assert cluster.cancel(job) == 0
     end(job, dispy.DispyJob.Terminated)
     if "only" in json.loads(text):
-        assert [node.name for node in cluster.status().nodes] == json.loads(text)["only"]
+        names = [node.name for node in cluster.status().nodes]
+        assert names == json.loads(text)["only"], names
     cluster.close(terminate=True)
 
 

@@ -73,7 +73,7 @@ def test_nodes_behind_relays_can_do_all_that_others_can(
     ended_well(running.features(row.client, **cluster))
 
 
-@pytest.mark.parametrize("pattern", ["10.2.0.*", "*1"])
+@pytest.mark.parametrize("pattern", ["10.2.0.*", "no*1"])  # "*1": also some IPv6 addresses
 def test_a_pattern_takes_some_of_the_nodes_behind_relays(
     running: Running, row: Row, pattern: str
 ) -> None:
