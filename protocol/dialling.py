@@ -15,14 +15,13 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from . import curve
 from .arrivals import Down, Route, Up
 from .keys import Keys
 from .listening import joined
 from .lookup import Found, Lookups, hosts_of
-from .sockets import FAREWELL_MS, Sockets, endpoint_of
+from .sockets import FAREWELL_MS, Sockets, endpoint_of, read_monitor
 
 LOOKUP_S = 5.0  # how long a name may take to be looked up
 PROBE_S = 3.0  # how long a TCP connection may take
@@ -371,10 +370,9 @@ class Dialler:
     def _on_monitor(self, connection: Connection) -> None:
         while connection.monitor is not None and not connection.monitor.closed:
             try:
-                message = connection.monitor.recv_multipart(zmq.NOBLOCK)
+                event, _ = read_monitor(connection.monitor)
             except zmq.Again:
                 return
-            event = parse_monitor_message(message)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._is_up(connection)
                 continue

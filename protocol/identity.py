@@ -55,13 +55,28 @@ def describe(
         name=name or host,
         software=software,
         python="{}.{}.{}".format(*sys.version_info[:3]),
-        platform=platform.platform(),
+        platform=_platform(),
         cpus=cpus,
         place=f"{host}/{_boot()}/{_network()}{door}" if door else "",
         address=addresses[0] if addresses else "",
         addresses=list(addresses),
         user=f"{_login()}@{host}" if role == "client" else "",
     )
+
+
+def _platform() -> str:
+    """Return what `platform.platform` says.
+
+    It would start a process that it needs on other systems only: ``uname -p``.
+    """
+    told = vars(platform.uname())
+    if sys.platform != "linux" or "processor" in told:
+        return platform.platform()
+    told["processor"] = ""
+    try:
+        return platform.platform()
+    finally:
+        del told["processor"]  # the program may want to know it
 
 
 def _login() -> str:

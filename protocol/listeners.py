@@ -15,12 +15,19 @@ from contextlib import suppress
 from types import EllipsisType
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from . import curve
 from .keys import Keys
 from .logs import Seldom
-from .sockets import FAREWELL_MS, TRY_S, Sockets, endpoint_of, limit_of_files, open_socket
+from .sockets import (
+    FAREWELL_MS,
+    TRY_S,
+    Sockets,
+    endpoint_of,
+    limit_of_files,
+    open_socket,
+    read_monitor,
+)
 
 ACCEPT_PAUSE_S = 1.0  # when there are no descriptors left, nobody is let in for so long
 MAPPED = "::ffff:"  # before IPv4 addresses, where both kinds are listened at
@@ -171,16 +178,15 @@ class Listeners:
     def _on_hangup(self, listener: Listener) -> None:
         with suppress(zmq.Again):
             while True:
-                message = parse_monitor_message(listener.monitor.recv_multipart(zmq.NOBLOCK))
-                event = message["event"]
+                event, value = read_monitor(listener.monitor)
                 if event == zmq.EVENT_ACCEPTED:
-                    self._on_accepted(listener, int(message["value"]))
+                    self._on_accepted(listener, value)
                 elif event == zmq.EVENT_ACCEPT_FAILED:
                     self._close_doors()
                 elif event == zmq.EVENT_DISCONNECTED:
-                    self._on_disconnected(listener, int(message["value"]))
+                    self._on_disconnected(listener, value)
                 elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-                    listener.failure = int(message["value"])
+                    listener.failure = value
 
     def _on_accepted(self, listener: Listener, fd: int) -> None:
         if len(listener.peers) < ACCEPTED_MAX:

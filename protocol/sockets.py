@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import selectors
 import socket
+import struct
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -33,12 +34,23 @@ BACKLOG = 1024
 TRY_S = 0.1  # how often what has no signal of its own is looked at
 SOCKETS_MAX = 65_000  # of one process; two for each address that is dialled
 DESCRIPTORS_MAX = 100_000  # asked of the system, if it allows that
+MONITORED = struct.Struct("=Hi")  # an event (`zmq.Event`) and its value
 MIN_LIBZMQ = (4, 3, 3)  # older ones have holes that need no authentication
 
 
 def libraries() -> dict[str, str]:
     """Return the versions of what carries our messages."""
     return {"pyzmq": str(zmq.__version__), "libzmq": zmq.zmq_version()}
+
+
+def read_monitor(monitor: zmq.Socket[bytes]) -> tuple[int, int]:
+    """Return the next event that the monitor of a socket tells, and its value.
+
+    The format is that of zmq_socket_monitor(3); `zmq.utils.monitor` knows it, too, but imports
+    asyncio, a tenth of what starting a node takes. Raises `zmq.Again` when there is none.
+    """
+    event, value = MONITORED.unpack(monitor.recv_multipart(zmq.NOBLOCK)[0])
+    return event, value
 
 
 def room_for_payloads() -> int:
