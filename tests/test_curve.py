@@ -573,6 +573,8 @@ def test_a_program_ends_whatever_it_has_left_open(end: str) -> None:
 
 
 ALL_ADDRESSES = """
+import faulthandler
+faulthandler.dump_traceback_later(20)
 import subprocess
 from dispy.protocol.keys import Keys
 from dispy.protocol.transport import Bus
@@ -602,7 +604,10 @@ def test_all_addresses_are_those_of_both_kinds() -> None:
         or subprocess.run([*command[:2], "true"], check=False).returncode
     ):
         pytest.skip("no network namespaces here")
-    done = subprocess.run(command, timeout=30, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, timeout=30, capture_output=True, text=True, check=False)
+    except subprocess.TimeoutExpired as late:
+        pytest.fail(f"it hangs: {late.stderr!r}")
     assert done.returncode == 0, done.stderr
     assert "can't listen at [::]:" in done.stdout and "Address already in use" in done.stdout
 

@@ -27,7 +27,7 @@ from .waiting import all_ended, ended, finished, until
 
 SCALE = float(os.environ.get("DISPY_TEST_SCALE", "1"))
 RESULTS = min(int(20_000 * SCALE), 1_000_000)
-FILES = min(int(5_000 * SCALE), 100_000)
+FILES = min(int(3_000 * SCALE), 100_000)
 MIB = 1 << 20
 GROWTH_BYTES = 64 * MIB
 LOOK_S = 0.05

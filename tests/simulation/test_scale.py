@@ -32,7 +32,7 @@ from .processes import ClientProcess, NodeProcess
 from .scenarios import settle
 from .world import Machine, World
 
-SCALE = float(os.environ.get("DISPY_SCALE", "0.25"))
+SCALE = float(os.environ.get("DISPY_SCALE", "0.2"))
 NODES = int(200 * SCALE)
 JOBS = int(20_000 * SCALE)
 JOBS_KEPT = JOBS // 2  # of a broker with a journal
