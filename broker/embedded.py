@@ -112,9 +112,13 @@ class Broker:
         """Listen at ``port``, or at another one if that is taken. Raises `OSError`."""
         self.keys = site.protection.keys
         self._bus = BusWithInside(self.keys)
-        self.doors = self._listen(site.hosts, port)
-        self.port = int(self.doors[0].rpartition(":")[2])  # where nodes may dial in
-        self.private, private_keys = self._open_private_door(site)
+        try:
+            self.doors = self._listen(site.hosts, port)
+            self.port = int(self.doors[0].rpartition(":")[2])  # where nodes may dial in
+            self.private, private_keys = self._open_private_door(site)
+        except BaseException:
+            self._bus.close()
+            raise
         addresses = listening.addresses_of_doors(self.doors, site.ext_hosts)
         doors = guard.doors((self.keys, guard.ROLES), (private_keys, guard.NODES))
         self._daemon = BrokerDaemon(

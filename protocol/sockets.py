@@ -37,6 +37,10 @@ DESCRIPTORS_MAX = 100_000  # asked of the system, if it allows that
 MONITORED = struct.Struct("=Hi")  # an event (`zmq.Event`) and its value
 MIN_LIBZMQ = (4, 3, 3)  # older ones have holes that need no authentication
 
+# Contexts of buses that were isolated and aren't closed. Were they collected before their sockets,
+# with which they are garbage when somebody has forgotten to close a bus, that would never end.
+_unclosed: set[zmq.Context[zmq.Socket[bytes]]] = set()
+
 
 def libraries() -> dict[str, str]:
     """Return the versions of what carries our messages."""
@@ -134,6 +138,7 @@ class Sockets:
             limit = self.context.get(zmq.MAX_SOCKETS)
             self._own = self.context = zmq.Context()
             self._own.set(zmq.MAX_SOCKETS, limit)
+            _unclosed.add(self._own)
 
     def open(self, kind: int) -> zmq.Socket[bytes]:
         """Make a socket that reads only so many messages ahead."""
@@ -148,6 +153,7 @@ class Sockets:
         self._button.close()
         if self._own is not None:
             self._own.term()  # all its sockets are closed: it waits for `FAREWELL_MS` at most
+            _unclosed.discard(self._own)
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Call ``callback`` from `poll` whenever the descriptor is readable."""

@@ -565,7 +565,12 @@ dialler.send(1, [b"never read"])
 """
 
 
-@pytest.mark.parametrize("end", ["", "sys.exit(3)", "raise OSError", "bus.close()", "del bus"])
+FORGOTTEN = "bus = dialler = None; import gc; gc.collect()"
+
+
+@pytest.mark.parametrize(
+    "end", ["", "sys.exit(3)", "raise OSError", "bus.close()", "del bus", FORGOTTEN]
+)
 def test_a_program_ends_whatever_it_has_left_open(end: str) -> None:
     command = [sys.executable, "-c", PROGRAM.format(end)]
     done = subprocess.run(command, timeout=30, capture_output=True, check=False)
@@ -589,6 +594,7 @@ for host in ("127.0.0.1", "127.0.0.7", "[::1]"):
     while not (found := dialler.poll(0.01)):
         bus.poll(0.01)
     assert type(found[0]).__name__ == "Up", found
+    dialler.close()
 try:
     Bus(Keys(b"s")).listen(address)
 except OSError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -235,6 +237,24 @@ def test_a_wrong_secret_is_said_at_both_sides_within_a_second(
     until(lambda: "secret" in node.log().partition("CPUs at ")[2].lower(), "a complaint there")
     assert time.monotonic() - begin < REFUSED_S + SLACK_S
     assert job.status == DispyJob.Created and "secret" in cluster.explain(job)
+
+
+NO_ADDRESS_OF_THIS_MACHINE = """
+import gc
+import dispy
+for _ in range(3):
+    try:
+        dispy.JobCluster(print, secret="a text of some length", host="203.0.113.1")
+    except OSError as error:
+        print(error)
+    gc.collect()
+"""
+
+
+def test_a_program_whose_cluster_can_not_listen_goes_on() -> None:
+    command = [sys.executable, "-c", NO_ADDRESS_OF_THIS_MACHINE]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert run.stdout.count("can't listen at 203.0.113.1") == 3
 
 
 def test_what_needs_a_secret_says_both_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
