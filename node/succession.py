@@ -48,12 +48,13 @@ class Line(NamedTuple):
             os.write(self.turns[number % 2][1], TOKEN.pack(number))
 
     def make_way(self) -> None:
-        """Let all others go first from now on: what is left is for the kernel to do."""
+        """Let all others go first from now on: what is left is for the kernel to do.
+
+        Where there are no such policies nothing is done: in a rehearsal it could not be undone.
+        """
         if sys.platform == "linux":
             with suppress(OSError):  # where that is forbidden, it only takes longer
                 os.sched_setscheduler(0, self.policy, os.sched_param(0))
-        else:
-            os.setpriority(os.PRIO_PROCESS, 0, 19)
 
 
 class Successor:
