@@ -30,8 +30,7 @@ class Interrupts:
         if number:
             self.number = self._words[BEGUN] = number
 
-    @property
-    def meant(self) -> bool:
+    def is_meant(self) -> bool:
         """Whether the present job is to be interrupted, or was."""
         return self._words[INTERRUPTED] == self.number
 
@@ -43,11 +42,11 @@ class Interrupts:
     def let_go(self) -> None:
         """Undo `hold`. Raises KeyboardInterrupt when one has come meanwhile."""
         self.held, self.running = False, True
-        if self.running and self.meant:
+        if self.running and self.is_meant():
             self.running = False
             raise KeyboardInterrupt
 
     def _on_signal(self, signum: int, frame: object) -> None:
-        if self.running and self.meant:
+        if self.running and self.is_meant():
             self.running = False  # once per job: nothing may be raised outside of it
             raise KeyboardInterrupt

@@ -193,7 +193,7 @@ class Talk:
         while not done():
             if not self.open:
                 raise NotTold("its job has ended")
-            if self._interrupts.held and self._interrupts.meant:
+            if self._interrupts.held and self._interrupts.is_meant():
                 raise NotTold("the job was cancelled")  # replaced when interrupts are let go
             if self._inbox.heard != heard:
                 heard, since = self._inbox.heard, time.monotonic()

@@ -52,6 +52,7 @@ RESULT = struct.Struct("<QBddQH")  # number, kind, start, end, length of the bod
 FAILED, RETURNED, PROVISIONAL, FILE = range(4)  # kinds
 SIZE = struct.Struct("<Q")
 TOKEN = struct.Struct("<Q")
+BLOCK_BYTES, JOB_BYTES, TOKEN_BYTES = BLOCK.size, JOB.size, TOKEN.size
 
 OUTBOX_BYTES = 1 << 17
 OUTBOX_HEAD = 104  # bytes: thirteen words, written whole, so that nobody ever sees half of one

@@ -24,18 +24,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from . import forkhooks, runner
+from . import runner
 from .jobwire import AHEAD, DONE, INTERRUPTED, LONG, OUTBOX_BYTES, PEAK, RUNNING, TURN, head_of
 from .memoryfile import open_memory
-from .processes import LINUX, Children, adopt_orphans, die_with_parent, signal_all, signal_group
-from .rehearsal import rehearse
+from .processes import LINUX, Children, signal_all, signal_group
+from .rehearsal import Rehearsal, rehearse_alone
 from .runner import Runner
-from .succession import EXIT_PASSED, YOUNG_S, Line, Successor
+from .succession import AWAITED, EXIT_PASSED, YOUNG_S, Line, Successor
 
+_sigtimedwait = getattr(_signal, "sigtimedwait", None)  # not everywhere is there such a wait
 LEFTOVERS_S = 1.0  # how long to wait for the end of what a job has left
 _RETRY_S = 0.0005
-_IDLE = os.SCHED_IDLE if sys.platform == "linux" else 0
-_AWAITED = (_signal.SIGCHLD, _signal.SIGINT, _signal.SIGTERM, _signal.SIGURG)
+_IDLE = (os.SCHED_IDLE, os.sched_param(0)) if sys.platform == "linux" else None
 
 
 class Lane:
@@ -44,16 +44,15 @@ class Lane:
     def __init__(self, function: Callable[..., Any], descriptors: list[int]) -> None:
         """Take over a connection to the node, stdout, stderr, tokens and outbox."""
         connection, output, error, tokens, outbox = descriptors
-        self._log = os.dup(2)  # what isn't of the job that runs goes there
         memory = memoryview(mmap.mmap(outbox, OUTBOX_BYTES))
         os.close(outbox)
         self._words = head_of(memory)
         turns = os.pipe(), os.pipe()
         left = open_memory("left", 0)
-        self._line = Line(self._words, tokens, (output, error), turns, left, _IDLE)
-        process = Runner(function, runner.connect(connection), tokens, memory, (output, error))
-        self._successor = Successor(self._line, process)
-        self._pid = os.getpid()
+        outputs, log = (output, error), os.dup(2)
+        self._line = Line(os.getpid(), self._words, tokens, outputs, turns, left, log, _IDLE)
+        process = Runner(function, runner.connect(connection), tokens, memory, outputs)
+        self._successor = Successor(self._line, process, os._exit)
         self._children = Children()
         self._numbers: dict[int, int] = {}  # process id to number
         self._killed: dict[int, int] = {}  # by number: the status of those that died in their turn
@@ -64,8 +63,8 @@ class Lane:
         """Fork, and bury, until something ends a process before its job does."""
         if not LINUX:  # elsewhere a signal that would be ignored isn't kept for later, either
             _signal.signal(_signal.SIGCHLD, _ignore)
-        _signal.pthread_sigmask(_signal.SIG_BLOCK, _AWAITED)
-        self._successor.prepare()
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, AWAITED)
+        self._successor.prepare(Rehearsal().play, rehearse_alone)
         gc.enable()
         self._words[TURN] = 1
         self._fork_next()
@@ -84,14 +83,14 @@ class Lane:
     def _next_signal(self) -> int:
         """Wait for the next signal; 0: the next process is to be forked."""
         if not self._due() or (self._numbers and self._has_failed and not LINUX):
-            return int(_signal.sigwait(_AWAITED))
+            return int(_signal.sigwait(AWAITED))
         if not self._has_failed and (self._words[LONG] or not LINUX):
             return 0
-        if sys.platform == "linux":
-            found = _signal.sigtimedwait(_AWAITED, YOUNG_S)
-            return found.si_signo if found else 0
-        time.sleep(YOUNG_S)  # there is no such wait
-        return 0
+        if _sigtimedwait is None:
+            time.sleep(YOUNG_S)
+            return 0
+        found = _sigtimedwait(AWAITED, YOUNG_S)
+        return found[0] if found else 0
 
     def _due(self) -> int:
         """Return the number of the process to be forked next; 0: none is to be.
@@ -121,31 +120,11 @@ class Lane:
             self._words[AHEAD] = number
 
     def _fork(self, number: int, is_ahead: bool) -> None:
+        live = self._successor.live  # a fork pays for what is looked up after it
         pid = os.fork()
         if pid == 0:
-            self._be_successor(number, is_ahead)
+            live(number, is_ahead)
         self._numbers[pid] = number
-
-    def _be_successor(self, number: int, is_ahead: bool) -> NoReturn:
-        """Turn a forked copy of the lane into the process of one job."""
-        try:
-            if LINUX:  # elsewhere it wouldn't die with the lane, but it does with its group
-                os.setpgid(0, 0)
-            else:
-                _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
-            die_with_parent(self._pid, _signal.SIGKILL)
-            adopt_orphans()
-            _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _AWAITED)
-            self._children.close()
-            runner.print_to(*self._line.outputs)
-            if forkhooks.deferred:
-                forkhooks.register_deferred_hooks()
-            self._successor.run(number, is_ahead, rehearse)
-        except BaseException as problem:
-            text = f"dispy: a job process has failed: {problem!r}\n"
-            log = 2 if self._successor.has_turn else self._log
-            os.write(log, text.encode("utf-8", "backslashreplace"))
-        os._exit(1)
 
     def _bury_next(self) -> bool:
         """Reap a process that has ended; have another one go on, unless it died in its turn.
@@ -207,7 +186,7 @@ class Lane:
             with suppress(OSError, ValueError):
                 _signal.signal(-code, _signal.SIG_DFL)
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (-code,))
-            os.kill(self._pid, -code)
+            os.kill(os.getpid(), -code)
         os._exit(max(code, 1) if code else 0)
 
     # -- signals ---------------------------------------------------------------------------

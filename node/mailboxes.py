@@ -16,8 +16,10 @@ from dispy.protocol.payload import INLINE_BYTES
 
 from .jobwire import (
     BLOCK,
+    BLOCK_BYTES,
     EMPTIED,
     JOB,
+    JOB_BYTES,
     OUTBOX_BYTES,
     OUTBOX_HEAD,
     SIZE,
@@ -26,6 +28,7 @@ from .jobwire import (
     head_of,
 )
 
+_unpack_block, _unpack_job = BLOCK.unpack, JOB.unpack_from  # looked up once: see `runner`
 FLUSH_S = 0.001  # a result waits at most so long for company, while jobs follow each other
 _WAIT = int(_socket.MSG_WAITALL)
 SKIP_BYTES = 1 << 20  # parts of dropped jobs are read away in such pieces
@@ -75,7 +78,6 @@ class Inbox:
             for constant, size in zip(readonly, sizes, strict=True)
         ]
 
-    @property
     def has_more(self) -> bool:
         """Whether something was read for later jobs."""
         return bool(self._jobs or self._early or self.given)
@@ -109,19 +111,19 @@ class Inbox:
         self._read_block()
 
     def _read_block(self) -> None:
-        length, first, count = BLOCK.unpack(self._read(BLOCK.size))
+        length, first, count = _unpack_block(self._read(BLOCK_BYTES))
         view = memoryview(self._read(length))
         if not count:
             self._read_note(first, view)
             return
         if count == 1:
-            body, parts = JOB.unpack_from(view)
+            body, parts = _unpack_job(view)
             if not parts:
-                self._jobs.append((first, view[JOB.size :], []))
+                self._jobs.append((first, view[JOB_BYTES:], []))
                 return
-        heads = list(JOB.iter_unpack(view[: count * JOB.size]))
-        position = count * JOB.size + heads[-1][1] * SIZE.size
-        sizes = [size for (size,) in SIZE.iter_unpack(view[count * JOB.size : position])]
+        heads = list(JOB.iter_unpack(view[: count * JOB_BYTES]))
+        position = count * JOB_BYTES + heads[-1][1] * SIZE.size
+        sizes = [size for (size,) in SIZE.iter_unpack(view[count * JOB_BYTES : position])]
         for number, (body, parts) in enumerate(heads, first):
             self._jobs.append((number, view[position : position + body], sizes if parts else []))
             position += body

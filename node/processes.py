@@ -7,8 +7,8 @@ of it (prctl, /proc); elsewhere only the children that we know of are ended.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # in the place of `signal`: see `runner`
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -41,6 +41,20 @@ def adopt_orphans() -> None:
     """Become the parent of any descendant whose own parent dies."""
     if LINUX:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def begin_below(parent: int) -> None:
+    """Be a job process from now on: lead a group, die with the parent, adopt what others leave.
+
+    A group for signals, no session: the scheduler would take each for a user of its own, and let
+    them preempt the node.
+    """
+    try:  # noqa: SIM105 - `suppress` is dear in a fresh process
+        os.setpgid(0, 0)
+    except PermissionError:  # the leader of a session, which leads a group, too
+        pass
+    die_with_parent(parent, _signal.SIGKILL)
+    adopt_orphans()
 
 
 class Children:
@@ -131,9 +145,9 @@ def end_descendants(children: Children, groups: Iterable[int], timeout_s: float)
     """
     deadline = time.monotonic() + timeout_s
     for leader in groups:
-        signal_group(leader, signal.SIGKILL)
+        signal_group(leader, _signal.SIGKILL)
     while reap() and time.monotonic() < deadline:
-        signal_all(children.pids(), signal.SIGKILL)
+        signal_all(children.pids(), _signal.SIGKILL)
         time.sleep(_RETRY_S)
 
 

@@ -16,39 +16,98 @@ from dispy.protocol.payload import pack_object
 
 from .jobwire import AHEAD, BLOCK, DONE, GIVEN, JOB, OUTBOX_HEAD, TOKEN, head_of
 from .runner import Runner
-from .succession import Line, Successor
+from .succession import EXIT_FAILED, Line, Priority, Successor
 
-REHEARSALS = 60  # all code that gets adapted has been after so many
+REHEARSALS = 40  # all code that gets adapted has been after so many
 RESULT_BYTES = 1024  # more than the result of one
 
 
-def rehearse(times: int = 1) -> None:
-    """Go through all that a process of a lane does for a job, except to end."""
-    ours, theirs = _socket.socketpair()
-    output = os.open(os.devnull, os.O_RDWR)
-    tokens, turns = os.pipe(), os.pipe()
-    memory = memoryview(bytearray(OUTBOX_HEAD))
-    words = head_of(memory)
-    line = Line(words, tokens[0], (output, output), (turns, turns), -1, _own_policy())
-    body = pack_object([], pickle.dumps(((), {}), 5))
-    job = JOB.pack(len(body), 0) + body
-    words[AHEAD] = 1
-    line.give_turn(1)
-    for number in range(1, times + 1):
-        words[GIVEN] = words[AHEAD] = number + 1
-        ours.sendall(BLOCK.pack(len(job), number, 1) + job)
-        os.write(tokens[1], TOKEN.pack(number))
-        process = Runner(bool, theirs, tokens[0], memory, (output, output))
-        successor = Successor(line, process)
-        successor.number = number
-        successor.take_turn()
-        successor.run_job()
-        ours.recv(RESULT_BYTES)
-    assert words[DONE] == times
-    for fd in (ours.detach(), theirs.detach(), output, *tokens, *turns):
-        os.close(fd)
+class Rehearsal:
+    """All that a process needs for such jobs. What is made before a fork is cheap after it."""
+
+    def __init__(self) -> None:
+        self._ours, self._theirs = _socket.socketpair()
+        self._output = os.open(os.devnull, os.O_RDWR)
+        self._tokens, self._turns = os.pipe(), os.pipe()
+        outputs, turns = (self._output, self._output), (self._turns, self._turns)
+        memory = memoryview(bytearray(OUTBOX_HEAD))
+        self._words = head_of(memory)
+        parent, tokens, policy = os.getppid(), self._tokens[0], _own_priority()
+        self._line = Line(parent, self._words, tokens, outputs, turns, -1, 2, policy)
+        self._runner = Runner(bool, self._theirs, tokens, memory, outputs)
+        self._successor = Successor(self._line, self._runner, _stay)
+        body = pack_object([], pickle.dumps(((), {}), 5))
+        self._job = JOB.pack(len(body), 0) + body
+
+    def play(self) -> None:
+        """Go through all that the next process does, except to begin and to end.
+
+        Two must not do so at a time.
+        """
+        self._runner.pid = os.getpid()
+        number = self._words[DONE] + 1
+        self._successor.number = number
+        self._give_job(number)
+        self._successor.take_turn()
+        self._successor.run_job()
+        self._ours.recv(RESULT_BYTES)
+
+    def play_all(self, is_ahead: bool) -> None:
+        """Be the next process from its beginning to its end, and what else there may be."""
+        number = self._words[DONE] + 1
+        self._give_job(number)
+        self._successor.live(number, is_ahead)
+        self._ours.recv(RESULT_BYTES)
+        self._give_token(number)
+        self._runner.wait_for_token()
+
+    def _give_job(self, number: int) -> None:
+        self._words[AHEAD] = self._words[GIVEN] = number + 1
+        self._ours.sendall(BLOCK.pack(len(self._job), number, 1) + self._job)
+        self._give_token(number)
+        self._line.give_turn(number)
+
+    def _give_token(self, number: int) -> None:
+        os.write(self._tokens[1], TOKEN.pack(number))
+
+    def close(self) -> None:
+        """Leave nothing open."""
+        for fd in (self._ours.detach(), self._theirs.detach(), self._output):
+            os.close(fd)
+        for fd in (*self._tokens, *self._turns):
+            os.close(fd)
 
 
-def _own_policy() -> int:
-    """Return the scheduling policy of this process, which it keeps."""
-    return os.sched_getscheduler(0) if sys.platform == "linux" else 0
+def rehearse_alone() -> None:
+    """Play it once, whoever else does meanwhile."""
+    rehearsal = Rehearsal()
+    rehearsal.play()
+    rehearsal.close()
+
+
+def adapt_code() -> None:
+    """Have the interpreter adapt all that is run in new processes."""
+    rehearsal = Rehearsal()
+    streams = os.dup(1), os.dup(2)
+    try:
+        for number in range(REHEARSALS):
+            rehearsal.play()
+            rehearsal.play_all(is_ahead=bool(number % 2))
+    finally:
+        for fd, stream in enumerate(streams, 1):
+            os.dup2(stream, fd)
+            os.close(stream)
+    rehearsal.close()
+
+
+def _own_priority() -> Priority:
+    """Return that of this process, which it keeps."""
+    if sys.platform != "linux":
+        return None
+    return os.sched_getscheduler(0), os.sched_getparam(0)
+
+
+def _stay(code: int) -> None:
+    """Do not end. Raises `RuntimeError` where a process would have told that it has failed."""
+    if code == EXIT_FAILED:
+        raise RuntimeError("a rehearsal has failed, and so would the processes of jobs")

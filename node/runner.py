@@ -27,12 +27,13 @@ from dispy.protocol.payload import pack_result, unpack_object
 
 from . import environment
 from .interrupts import Interrupts
-from .jobwire import EXIT_UNREACHABLE, OUTBOX_BYTES, RESULT, SIZE, TOKEN, head_of
+from .jobwire import EXIT_UNREACHABLE, OUTBOX_BYTES, RESULT, SIZE, TOKEN_BYTES, head_of
 from .mailboxes import Inbox, NodeGone, Outbox
 from .output import flush_streams, read_output, set_buffering
 from .values import Packed, failure, pack_value
 
 _NO_OUTPUT = (b"", b"")
+_pack_head = RESULT.pack  # looked up once: see above
 
 
 class Succession(Protocol):
@@ -61,6 +62,8 @@ class Runner:
     ) -> None:
         self._function = function
         self._tokens = tokens  # the pipe to take them from
+        self._token_poll = select.poll()
+        self._token_poll.register(tokens, select.POLLIN)
         self.succession: Succession | None = None  # in a lane: there is a process for the next job
         self.inbox = Inbox(sock)
         self._outbox = Outbox(sock, memory)
@@ -92,9 +95,9 @@ class Runner:
         In few steps: to a process that is new each costs ten times what it does later.
         """
         try:
-            token = os.read(self._tokens, TOKEN.size)
+            token = os.read(self._tokens, TOKEN_BYTES)
         except BlockingIOError:
-            token = self._wait_for_token()
+            token = self.wait_for_token()
         if not token:
             return False
         number, body, sizes = self.inbox.take(int.from_bytes(token, "little"))
@@ -116,7 +119,7 @@ class Runner:
         if self.succession is not None:
             self.succession.job_ended(end - start, self._in_step)
         content = pack_result(value, output, errors, text)
-        head = RESULT.pack(number, not text, start, end, len(content), len(buffers))
+        head = _pack_head(number, not text, start, end, len(content), len(buffers))
         if buffers:
             head += b"".join([SIZE.pack(len(buffer)) for buffer in buffers])
         if self.talk is None and self.succession is not None:
@@ -125,16 +128,17 @@ class Runner:
             self._send(head, content, buffers)
         return self._in_step
 
-    def _wait_for_token(self) -> bytes:
+    def wait_for_token(self) -> bytes:
+        """Send what is there, wait until a job may begin, and return its token."""
         self._outbox.flush()
-        poll = select.poll()
-        poll.register(self._tokens, select.POLLIN)
         while True:
-            poll.poll()
-            with suppress(BlockingIOError):
-                token = os.read(self._tokens, TOKEN.size)
-                self._outbox.restart_clock()
-                return token
+            self._token_poll.poll()
+            try:
+                token = os.read(self._tokens, TOKEN_BYTES)
+            except BlockingIOError:  # the node has taken it back
+                continue
+            self._outbox.restart_clock()
+            return token
 
     def send_record(self, kind: int, content: bytes, buffers: list[memoryview]) -> None:
         """Send a record of the present job."""
@@ -182,7 +186,7 @@ class Runner:
         try:
             try:
                 interrupts.running = True
-                if interrupts.meant:
+                if interrupts.is_meant():
                     raise KeyboardInterrupt
                 value = self._function(*args, **kwargs)
             finally:
@@ -196,7 +200,7 @@ class Runner:
         if isinstance(error, SystemExit):
             code = "" if error.code is None else repr(error.code)
             return b"", [], f"the job called sys.exit({code})"
-        if isinstance(error, KeyboardInterrupt) and self.interrupts.meant:
+        if isinstance(error, KeyboardInterrupt) and self.interrupts.is_meant():
             return b"", [], failure("the job was cancelled", error)[2]
         return failure("", error)
 

@@ -12,34 +12,50 @@ import _signal  # type: ignore[import-not-found]  # in the place of `signal`: se
 import _thread
 import os
 import select
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from typing import NamedTuple, NoReturn
+from typing import TypeAlias
 
-from . import runner
-from .jobwire import AHEAD, BEGUN, DONE, GIVEN, LEFT, LONG, RECORDS, TOKEN, TURN
+from . import forkhooks, runner
+from .jobwire import AHEAD, BEGUN, DONE, GIVEN, LEFT, LONG, RECORDS, TOKEN, TOKEN_BYTES, TURN
 from .mailboxes import NodeGone
-from .processes import LINUX, reap
+from .processes import LINUX, begin_below, reap
 from .runner import Runner
 
+AWAITED = (_signal.SIGCHLD, _signal.SIGINT, _signal.SIGTERM, _signal.SIGURG)  # by the lane
 SENDING_MIN_S, SENDING_MAX_S = 0.0002, 0.005  # how often to look whether a result is sent
 SHORT_S = 0.0005  # after a job that took no longer, nothing is forked ahead of the next at first
 EXIT_PASSED = 70  # the exit code of a process that has given the next one its turn
+EXIT_FAILED = 1  # ... of one that could not run its job at all
 YOUNG_S = 0.004  # jobs that are as short follow each other too fast for rehearsals
 BRIEF_S = 0.05  # after a longer job there may be much memory to free, which is not to wait
 
+# A policy of the scheduler (`sched(7)`) and its parameter; None: there are no such policies.
+Priority: TypeAlias = "tuple[int, os.sched_param] | None"
 
-class Line(NamedTuple):
+
+class Line:
     """What all processes of a lane share."""
 
-    words: memoryview  # the head of the outbox
-    tokens: int
-    outputs: tuple[int, int]
-    turns: tuple[tuple[int, int], tuple[int, int]]  # for even and odd: who is next takes no other
-    left: int  # a file for what was read for later jobs
-    policy: int  # the scheduling policy (`sched(7)`) of those that have given their turn away
+    def __init__(
+        self,
+        lane: int,
+        words: memoryview,
+        tokens: int,
+        outputs: tuple[int, int],
+        turns: tuple[tuple[int, int], tuple[int, int]],
+        left: int,
+        log: int,
+        priority: Priority,
+    ) -> None:
+        self.lane = lane  # its process id
+        self.words = words  # the head of the outbox
+        self.tokens = tokens
+        self.outputs = outputs
+        self.turns = turns  # for even and odd: who is next takes no other
+        self.left = left  # a file for what was read for later jobs
+        self.log = log  # what isn't of the job that runs goes there
+        self._priority = priority  # of those that have given their turn away
 
     def give_turn(self, number: int) -> None:
         """Say whose turn it is, also to one that waits; doing so twice does no harm."""
@@ -52,52 +68,85 @@ class Line(NamedTuple):
 
         Where there are no such policies nothing is done: in a rehearsal it could not be undone.
         """
-        if sys.platform == "linux":
-            with suppress(OSError):  # where that is forbidden, it only takes longer
-                os.sched_setscheduler(0, self.policy, os.sched_param(0))
+        if self._priority is not None:
+            try:  # noqa: SIM105 - `suppress` is dear in a fresh process
+                os.sched_setscheduler(0, *self._priority)
+            except OSError:  # where that is forbidden, it only takes longer
+                pass
 
 
 class Successor:
     """The process of one job. It is made in the lane, and becomes that of a number in a fork."""
 
-    def __init__(self, line: Line, process: Runner) -> None:
+    def __init__(self, line: Line, process: Runner, leave: Callable[[int], object]) -> None:
+        """``leave`` ends a process, with an exit code."""
         self._line = line
         self._words = line.words
         self._process = process
         process.succession = self
+        self._leave = leave
+        self._has_hooks = False  # that each process has to register
+        self._warm_up: Callable[[], None] = warm_up_not
+        self._warm_up_ahead: Callable[[], None] = warm_up_not
         self.number = 0
-        self.has_turn = False
+        self._has_turn = False
         self._passed = False  # the next one has its turn
         self._is_brief = False  # the job was
 
-    def prepare(self) -> None:
-        """Do, in the lane, what holds for all processes."""
+    def prepare(self, warm_up: Callable[[], None], warm_up_ahead: Callable[[], None]) -> None:
+        """Do, in the lane, what holds for all processes.
+
+        With ``warm_up`` they use the time until a job comes, with the other that until their
+        turn, when it may also be in use by the one before.
+        """
+        self._has_hooks = bool(forkhooks.deferred)
+        self._warm_up, self._warm_up_ahead = warm_up, warm_up_ahead
         _signal.signal(_signal.SIGURG, runner.follow)
         runner.prepare(self._process)
 
-    def run(self, number: int, is_ahead: bool, warm_up: Callable[[], None]) -> NoReturn:
-        """Wait for the turn, run a job, let the next one go on, end."""
-        self.number = number
-        self._process.pid = os.getpid()
-        if is_ahead:
-            self._wait_for_turn(warm_up)
-        else:
-            self.has_turn = True
-            if not self._words[GIVEN] > self._words[BEGUN]:  # but there is no job
-                warm_up()
+    def live(self, number: int, is_ahead: bool) -> None:
+        """Be the process of this number, in a fork of the lane, from the beginning to the end."""
+        code = EXIT_FAILED
         try:
-            self.run_job()
-        except (NodeGone, OSError):
-            runner.end_unreachable()
-        os._exit(EXIT_PASSED if self._passed else 0)
+            self._begin(number)
+            if is_ahead:
+                self._wait_for_turn()
+            else:
+                self._has_turn = True
+                if not self._words[GIVEN] > self._words[BEGUN]:  # but there is no job
+                    self._warm_up()
+            try:
+                self.run_job()
+            except (NodeGone, OSError):
+                runner.end_unreachable()
+            code = EXIT_PASSED if self._passed else 0
+        except BaseException as problem:
+            text = f"dispy: a job process has failed: {problem!r}\n"
+            log = 2 if self._has_turn else self._line.log
+            os.write(log, text.encode("utf-8", "backslashreplace"))
+        self._leave(code)
 
-    def _wait_for_turn(self, warm_up: Callable[[], None]) -> None:
+    def _begin(self, number: int) -> None:
+        if LINUX:  # elsewhere it wouldn't die with the lane, but it does with its group
+            begin_below(self._line.lane)
+        else:
+            _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, AWAITED)
+        output, error = self._line.outputs
+        runner.print_to(output, error)
+        if self._has_hooks:
+            forkhooks.register_deferred_hooks()
+        self.number = number
+        self._passed = False
+        self._process.pid = os.getpid()
+
+    def _wait_for_turn(self) -> None:
         """Wait for the turn; use the time, unless CPUs are scarce."""
         turns = self._line.turns[self.number % 2][0]
         poll = select.poll()  # unlike `select`, for any descriptor
         poll.register(turns, select.POLLIN)
         if not poll.poll(YOUNG_S * 1000):
-            warm_up()
+            self._warm_up_ahead()
         if not LINUX:  # where it outlives a lane that is killed
             poll.register(self._line.tokens, 0)  # its end: the node has given the lane up
             if self._line.tokens in [fd for fd, _ in poll.poll()]:
@@ -107,9 +156,9 @@ class Successor:
     def take_turn(self) -> None:
         """Wait until the one before gives its turn away."""
         turns = self._line.turns[self.number % 2][0]
-        while int.from_bytes(os.read(turns, TOKEN.size), "little") != self.number:
+        while int.from_bytes(os.read(turns, TOKEN_BYTES), "little") != self.number:
             pass  # it was the turn of one that has ended
-        self.has_turn = True
+        self._has_turn = True
 
     def run_job(self) -> None:
         """Run the job, send its result, and let the next one go on, be it before or after."""
@@ -121,7 +170,7 @@ class Successor:
             return
         if process.talk is not None:
             words[RECORDS] = process.talk.sent
-        if process.inbox.has_more and not self._passed:
+        if process.inbox.has_more() and not self._passed:
             self._leave_rest()
         words[DONE] = self.number
         if words[AHEAD] > self.number and not self._passed:
@@ -167,7 +216,7 @@ class Successor:
         has_said_all = self._process.talk is None or self._words[DONE] == self.number
         if not has_said_all or _leaves_something():
             return
-        if self._process.inbox.has_more and self._words[DONE] < self.number:
+        if self._process.inbox.has_more() and self._words[DONE] < self.number:
             self._leave_rest()
         if self._is_brief:
             self._line.make_way()
@@ -178,3 +227,7 @@ class Successor:
 def _leaves_something() -> bool:
     """Whether the job has left threads or processes, be they its children's."""
     return bool(_thread._count()) or reap()
+
+
+def warm_up_not() -> None:
+    """Leave the time unused."""

@@ -35,6 +35,7 @@ from .plan import FileEntry, LayerEntry, Plan
 from .processes import (
     Children,
     adopt_orphans,
+    begin_below,
     die_with_parent,
     end_descendants,
     next_ended,
@@ -371,11 +372,7 @@ class Template:
     def _be_worker(self, max_tasks: int, descriptors: list[int]) -> NoReturn:
         """Turn a forked copy of the template into a job process."""
         try:
-            # A group for signals, no session: the scheduler would take each for a user of its
-            # own, and let them preempt the node.
-            os.setpgid(0, 0)
-            die_with_parent(self._pid, _signal.SIGKILL)
-            adopt_orphans()
+            begin_below(self._pid)
             self._shed()
             if max_tasks == 1:
                 Lane(self._function, descriptors).run()

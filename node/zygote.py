@@ -21,7 +21,7 @@ from . import template
 from .channel import TEXT_CHARS, Channel, ChannelClosed
 from .forkhooks import deferred_hooks
 from .processes import Children, adopt_orphans, die_with_parent, end_descendants, signal_all
-from .rehearsal import REHEARSALS, rehearse
+from .rehearsal import adapt_code
 
 CLEANUP_S = 60.0  # how long a cleanup function may run
 DYING_S = 3.0  # how long a node that was killed may take to be gone: it may wait for the disk
@@ -170,7 +170,7 @@ def main(folder: str, connection: int, node: int) -> None:
     """
     os.environ.pop("LD_BIND_NOW", None)  # the node's wish for this process, not for programs
     import_for_jobs()
-    rehearse(REHEARSALS)
+    adapt_code()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for stream in (sys.stdout, sys.stderr):

@@ -40,6 +40,7 @@ MAX_BUFFERS = 255  # out-of-band buffers of one object: their number is one byte
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
 _RESULT = struct.Struct("<4Q")  # lengths of value, stdout, stderr, exception text
+_pack_lengths = _RESULT.pack  # looked up once, since job processes are new: see `node.runner`
 _FILE = struct.Struct("<BQQdIH")  # last, offset, size of the file, mtime, mode, length of the path
 _OUTPUT = struct.Struct("<BQ")  # stream, offset
 
@@ -99,7 +100,7 @@ def unpack_object(data: Buffer) -> tuple[list[bool], memoryview]:
 def pack_result(value: Buffer, stdout: Buffer, stderr: Buffer, exception: str) -> bytes:
     """Join the four things that a job leaves."""
     text = exception.encode("utf-8", "backslashreplace") if exception else b""
-    head = _RESULT.pack(len(value), len(stdout), len(stderr), len(text))
+    head = _pack_lengths(len(value), len(stdout), len(stderr), len(text))
     return b"".join((head, value, stdout, stderr, text))
 
 
