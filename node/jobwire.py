@@ -21,7 +21,7 @@ again, from the last to be run: tokens are only ever read as a whole, so a job b
 has read its token, and to nobody else. Numbers are never used twice. The process that reads
 token i drops all jobs before i that it holds: their tokens were taken by the node.
 
-Results wait in the *outbox*, memory shared with the node, until a millisecond has passed, or
+Results wait in the *outbox*, memory shared with the node, until two milliseconds have passed, or
 nothing is left to do. Its head holds how many bytes are in it and how many times it has been
 emptied. Bytes are written before they are counted, and never change until it is emptied; the
 node takes what it finds there when the process has died (or has been quiet for a while), and

@@ -29,7 +29,7 @@ from .jobwire import (
 )
 
 _unpack_block, _unpack_job = BLOCK.unpack, JOB.unpack_from  # looked up once: see `runner`
-FLUSH_S = 0.001  # a result waits at most so long for company, while jobs follow each other
+FLUSH_S = 0.002  # a result waits at most so long for company, while jobs follow each other
 _WAIT = int(_socket.MSG_WAITALL)
 SKIP_BYTES = 1 << 20  # parts of dropped jobs are read away in such pieces
 
