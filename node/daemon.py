@@ -59,6 +59,7 @@ from .service import Hours
 from .vitals import Gauge
 
 log = logging.getLogger("dispy.node")
+SETTLE_S = 0.1  # how long results of jobs that have ended may take, when the node is stopped
 CLOSE_S = 4.0  # to end all processes when the node is stopped
 PROCESS_TICK_S = 0.1  # how often the output of running jobs is looked at
 REFUSALS_MAX = 20  # a broker that is away for months doesn't fill the log
@@ -239,8 +240,16 @@ class NodeDaemon:
         """The node stops: what has not begun is to run elsewhere, what has ended counts."""
         for worker in self.agent.ahead():
             self.agent.revoked(worker, self.workers.revoke(worker), now)
-        self.launcher.receive()
-        self._report_processes(now)
+        until = now + SETTLE_S
+        while True:
+            self.launcher.receive()
+            self.workers.tick()
+            self._report_processes(now)
+            now = time.monotonic()
+            if not self.agent.ahead() or now >= until:
+                return
+            for arrival in self.bus.poll(until - now):
+                self._handle(self.exchange.receive(arrival, time.monotonic()))
 
     # -- what comes from peers ------------------------------------------------------------
 

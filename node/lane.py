@@ -50,7 +50,8 @@ class Lane:
         turns = os.pipe(), os.pipe()
         left = open_memory("left", 0)
         outputs, log = (output, error), os.dup(2)
-        self._line = Line(os.getpid(), self._words, tokens, outputs, turns, left, log, _IDLE)
+        lane, death = os.getpid(), _signal.SIGKILL
+        self._line = Line(lane, death, self._words, tokens, outputs, turns, left, log, _IDLE)
         process = Runner(function, runner.connect(connection), tokens, memory, outputs)
         self._successor = Successor(self._line, process, os._exit)
         self._children = Children()

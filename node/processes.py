@@ -43,8 +43,10 @@ def adopt_orphans() -> None:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def begin_below(parent: int) -> None:
+def begin_below(parent: int, signum: int = _signal.SIGKILL) -> None:
     """Be a job process from now on: lead a group, die with the parent, adopt what others leave.
+
+    By ``signum`` it dies; 0: it doesn't.
 
     A group for signals, no session: the scheduler would take each for a user of its own, and let
     them preempt the node.
@@ -53,7 +55,7 @@ def begin_below(parent: int) -> None:
         os.setpgid(0, 0)
     except PermissionError:  # the leader of a session, which leads a group, too
         pass
-    die_with_parent(parent, _signal.SIGKILL)
+    die_with_parent(parent, signum)
     adopt_orphans()
 
 

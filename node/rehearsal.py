@@ -33,7 +33,7 @@ class Rehearsal:
         memory = memoryview(bytearray(OUTBOX_HEAD))
         self._words = head_of(memory)
         parent, tokens, policy = os.getppid(), self._tokens[0], _own_priority()
-        self._line = Line(parent, self._words, tokens, outputs, turns, -1, 2, policy)
+        self._line = Line(parent, 0, self._words, tokens, outputs, turns, -1, 2, policy)
         self._runner = Runner(bool, self._theirs, tokens, memory, outputs)
         self._successor = Successor(self._line, self._runner, _stay)
         body = pack_object([], pickle.dumps(((), {}), 5))

@@ -40,6 +40,7 @@ class Line:
     def __init__(
         self,
         lane: int,
+        death: int,
         words: memoryview,
         tokens: int,
         outputs: tuple[int, int],
@@ -49,6 +50,7 @@ class Line:
         priority: Priority,
     ) -> None:
         self.lane = lane  # its process id
+        self.death = death  # the signal by which they die with it; 0: they don't
         self.words = words  # the head of the outbox
         self.tokens = tokens
         self.outputs = outputs
@@ -128,7 +130,7 @@ class Successor:
 
     def _begin(self, number: int) -> None:
         if LINUX:  # elsewhere it wouldn't die with the lane, but it does with its group
-            begin_below(self._line.lane)
+            begin_below(self._line.lane, self._line.death)
         else:
             _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, AWAITED)
