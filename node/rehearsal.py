@@ -16,7 +16,7 @@ from dispy.protocol.payload import pack_object
 
 from .jobwire import AHEAD, BLOCK, DONE, GIVEN, JOB, OUTBOX_HEAD, TOKEN, head_of
 from .runner import Runner
-from .succession import EXIT_FAILED, Line, Priority, Successor
+from .succession import EXIT_PASSED, Line, Priority, Successor
 
 REHEARSALS = 40  # all code that gets adapted has been after so many
 RESULT_BYTES = 1024  # more than the result of one
@@ -104,10 +104,13 @@ def _own_priority() -> Priority:
     """Return that of this process, which it keeps."""
     if sys.platform != "linux":
         return None
-    return os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        return os.sched_getscheduler(0), os.sched_getparam(0)
+    except OSError:  # not every C library can tell
+        return None
 
 
 def _stay(code: int) -> None:
     """Do not end. Raises `RuntimeError` where a process would have told that it has failed."""
-    if code == EXIT_FAILED:
+    if code not in (0, EXIT_PASSED):
         raise RuntimeError("a rehearsal has failed, and so would the processes of jobs")

@@ -297,7 +297,8 @@ def run(function: Callable[..., Any], descriptors: list[int], max_tasks: int) ->
     try:
         process.serve(max_tasks)
     except (NodeGone, OSError):
-        end_unreachable()
+        say_unreachable()
+        os._exit(EXIT_UNREACHABLE)
     os._exit(0)
 
 
@@ -320,8 +321,7 @@ def prepare(process: Runner) -> None:
     process.interrupts.install()
 
 
-def end_unreachable() -> NoReturn:
-    """End the process, since it can't reach the node any more."""
+def say_unreachable() -> None:
+    """Say why this process ends: it can't reach the node any more."""
     with suppress(OSError):  # the job has closed it, too
         os.write(2, b"dispy: the connection to the node is closed\n")
-    os._exit(EXIT_UNREACHABLE)

@@ -17,9 +17,21 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from . import forkhooks, runner
-from .jobwire import AHEAD, BEGUN, DONE, GIVEN, LEFT, LONG, RECORDS, TOKEN, TOKEN_BYTES, TURN
+from .jobwire import (
+    AHEAD,
+    BEGUN,
+    DONE,
+    EXIT_UNREACHABLE,
+    GIVEN,
+    LEFT,
+    LONG,
+    RECORDS,
+    TOKEN,
+    TOKEN_BYTES,
+    TURN,
+)
 from .mailboxes import NodeGone
-from .processes import LINUX, begin_below, reap
+from .processes import LINUX, begin_below, die_with_parent, reap
 from .runner import Runner
 
 AWAITED = (_signal.SIGCHLD, _signal.SIGINT, _signal.SIGTERM, _signal.SIGURG)  # by the lane
@@ -119,13 +131,17 @@ class Successor:
                     self._warm_up()
             try:
                 self.run_job()
+                code = EXIT_PASSED if self._passed else 0
             except (NodeGone, OSError):
-                runner.end_unreachable()
-            code = EXIT_PASSED if self._passed else 0
+                code = EXIT_UNREACHABLE
+                runner.say_unreachable()
         except BaseException as problem:
-            text = f"dispy: a job process has failed: {problem!r}\n"
-            log = 2 if self._has_turn else self._line.log
-            os.write(log, text.encode("utf-8", "backslashreplace"))
+            try:
+                text = f"dispy: a job process has failed: {problem!r}\n"
+                log = 2 if self._has_turn else self._line.log
+                os.write(log, text.encode("utf-8", "backslashreplace"))
+            finally:
+                self._leave(code)
         self._leave(code)
 
     def _begin(self, number: int) -> None:
@@ -133,6 +149,7 @@ class Successor:
             begin_below(self._line.lane, self._line.death)
         else:
             _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+            die_with_parent(self._line.lane, self._line.death)
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, AWAITED)
         output, error = self._line.outputs
         runner.print_to(output, error)

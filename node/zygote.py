@@ -170,13 +170,13 @@ def main(folder: str, connection: int, node: int) -> None:
     """
     os.environ.pop("LD_BIND_NOW", None)  # the node's wish for this process, not for programs
     import_for_jobs()
-    adapt_code()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     os.dup2(2, 1)  # what the code of a computation prints goes to the log
+    adapt_code()
     zygote = Zygote(Channel(socket.socket(fileno=connection), blocking=True))
     signal.signal(signal.SIGTERM, _on_terminate)
     adopt_orphans()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from logging.handlers import WatchedFileHandler
@@ -45,12 +46,22 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+def _open_closed_streams() -> None:
+    """Let nothing else get the numbers of stdin, stdout and stderr, which are written to."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # the next one to be opened gets it
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
 def configure(level: int, format: str = TEXT, file: Path | None = None) -> None:
     """Log from ``level`` up as ``format`` says, to ``file`` or else to standard error.
 
     A file is appended to, and opened anew when it has been moved away, so it can be rotated.
     Raises `OSError` if it can't be opened.
     """
+    _open_closed_streams()
     handler: logging.Handler
     if file is None:
         handler = logging.StreamHandler(sys.stderr)

@@ -368,6 +368,21 @@ def test_a_node_stopped_under_load_loses_no_result_and_runs_nothing_twice(
     assert max(noted(record).values()) == 1
 
 
+def test_results_that_wait_for_company_when_a_node_stops_count(
+    start_node: StartNode, new_cluster: NewCluster, tmp_path: Path
+) -> None:
+    node = start_node(cpus=1)
+    cluster = new_cluster(square, node, max_tasks_per_child=None)
+    record = tmp_path / "record"
+    all_ended([cluster.submit(str(record), 0, 0.0) for _ in range(20)])  # so they are short
+    jobs = [cluster.submit(str(record), number, 60.0 * (number == 5)) for number in range(1, 6)]
+    until(lambda: 5 in noted(record), "the long one to begin")
+    node.stop()
+    all_ended(jobs)
+    assert [job.status for job in jobs[:4]] == [DispyJob.Finished] * 4
+    assert jobs[4].status == DispyJob.Abandoned
+
+
 PROGRAM = """
 import sys, time, dispy
 

@@ -74,6 +74,15 @@ def test_cpus_of_an_entry_limit_what_is_used(start_node: StartNode) -> None:
     assert all(spans[i][1] <= spans[i + 1][0] + 0.001 for i in range(3))
 
 
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-"])
+def test_a_node_whose_streams_are_closed_works(
+    start_node: StartNode, new_cluster: NewCluster, closed: str
+) -> None:
+    node = start_node(through=("sh", "-c", f'exec "$@" {closed}', "sh"))
+    cluster = new_cluster(double, node)
+    assert [job() for job in [cluster.submit(number) for number in range(8)]] == [*range(0, 16, 2)]
+
+
 def test_a_node_that_does_not_answer_is_named_with_the_reason_and_used_once_it_does(
     start_node: StartNode, caplog: pytest.LogCaptureFixture
 ) -> None:
