@@ -37,12 +37,11 @@ from .effects import (
     Wanted,
     Warned,
 )
-from .reasons import unsaid
+from .reasons import BROKER, unsaid
 from .reports import Report
 from .state import Cluster, State
 
 TROUBLES_MAX = 100  # of one cluster that are remembered, so that they are told only once
-BROKER = "broker"  # instead of an address: no node is the reason, but the broker
 KINDS = {PROVISIONAL, FILE, OUTPUT}
 
 

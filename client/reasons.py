@@ -7,6 +7,8 @@ from dispy.protocol.messages import NodeSpec
 from .job import DispyJob
 from .state import Cluster, State
 
+BROKER = "broker"  # instead of an address: no node is the reason, but the broker
+
 
 def why_no_broker(state: State, cluster: Cluster, job: DispyJob) -> str:
     """Say that all of that is up to a broker that can't be reached."""
@@ -50,9 +52,22 @@ def unclosed(cluster: Cluster) -> str:
 
 def _why_no_node(cluster: Cluster) -> str:
     """Say which nodes a cluster waits for, and why."""
-    if cluster.troubles:
-        return "; ".join(f"{address}: {why}" for address, why in cluster.troubles.items())
-    return "no answer from " + ", ".join(_describe(spec) for spec in cluster.opening.nodes)
+    reasons = [f"{address}: {why}" for address, why in cluster.troubles.items()]
+    silent = [spec for spec in cluster.opening.nodes if not _is_explained(cluster, spec)]
+    if silent:
+        reasons.append("no answer from " + ", ".join(map(_describe, silent)))
+    return "; ".join(reasons)
+
+
+def _is_explained(cluster: Cluster, spec: NodeSpec) -> bool:
+    """Whether there is a reason for a node, or for any at all that a pattern may mean."""
+    if "*" in spec.pattern or BROKER in cluster.troubles:
+        return bool(cluster.troubles)
+    at = [address.rpartition(":") for address in cluster.troubles]
+    return any(
+        host.strip("[]") == spec.pattern.strip("[]") and (not spec.port or port == str(spec.port))
+        for host, _, port in at
+    )
 
 
 def _describe(spec: NodeSpec) -> str:

@@ -190,6 +190,21 @@ def test_who_takes_in_nothing_is_not_answered_for_ever(monkeypatch: pytest.Monke
     assert not exchange.links
 
 
+def test_another_version_is_refused_in_words() -> None:
+    wire = Wire()
+    exchange = Exchange(BROKER, wire, lambda: "s")
+    hello = Hello(VERSION_MAJOR + 1, 0, NODE)
+    assert exchange.receive(Arrived(b"1", said(hello)), 1.0) == [] and not exchange.links
+    ((_, answer),) = wire.take()
+    assert isinstance(answer, Refused)
+    for part in (f"version {VERSION_MAJOR} ", f"version {VERSION_MAJOR + 1} ", "the same release"):
+        assert part in answer.reason
+    exchange.receive(Arrived(b"2", said(Hello(VERSION_MAJOR, VERSION_MINOR + 1, NODE))), 1.0)
+    exchange.flush(1.0)
+    ((_, welcome),) = wire.take()
+    assert isinstance(welcome, Welcome) and welcome.minor == VERSION_MINOR
+
+
 def test_there_are_so_many_peers_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handshake, "LINKS_MAX", 2)
     wire = Wire()

@@ -117,6 +117,19 @@ def test_a_silent_listener_is_named_within_seconds(caplog: pytest.LogCaptureFixt
             assert cluster.close(timeout=0, terminate=True)
 
 
+def test_a_silent_one_is_named_beside_one_that_is_not_there(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, caplog.at_level(logging.WARNING):
+        silent, absent = (f"127.0.0.1:{port}" for port in (listener.getsockname()[1], free_port()))
+        cluster = dispy.JobCluster(double, nodes=[silent, absent])
+        try:
+            until(lambda: silent in caplog.text, "a warning", COMPLAINT_S + 0.5)
+            assert f"{absent}: connection refused" in caplog.text
+        finally:
+            assert cluster.close(timeout=0, terminate=True)
+
+
 def test_a_listener_that_speaks_something_else_is_named_within_seconds(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

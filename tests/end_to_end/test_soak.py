@@ -50,6 +50,7 @@ def test_every_job_ends_once_and_nothing_is_left(
         counts = statuses(jobs)
         lost = {DispyJob.Terminated, *([] if reentrant else [DispyJob.Abandoned])}
         assert set(counts) <= {DispyJob.Finished, *lost}
+        assert counts[DispyJob.Terminated]  # those whose processes were killed
         if not reentrant:
             assert max(noted(record).values()) == 1
         print(counts, "nodes killed:", len(nodes.dead))
