@@ -54,7 +54,7 @@ from .reasons import complaint, unclosed, why_no_broker, why_not_sent
 from .sending import send_heard, send_jobs
 from .state import Cluster, State
 
-PATIENCE_S = 3.0  # without any node, before the user is told
+PATIENCE_S = 2.5  # without any node, before the user is told, which is to be within 3 s
 
 
 class Core:
